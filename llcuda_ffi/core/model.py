@@ -1,0 +1,369 @@
+"""A loaded model. It may be shared by several contexts and threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from .. import gguf
+from ..bundle import InstalledBundle
+from ..enums import FType, LoadMode, RopeType
+from ..errors import Cancelled, InvalidRequest, ModelError, ModelNotFound, UnsupportedByBundle
+from ..native.handle import Handle
+from ..native.load import Library, load
+from ..native.log import mark, why
+from ..params import ModelParams, override
+from .vocab import Vocab
+
+
+class Model(Handle):
+    """A model in memory (struct llama_model). Make one with `Model.load`.
+
+    Attributes:
+        path: the file, or the first of its parts.
+        params: what it was loaded with.
+        vocab: its vocabulary.
+        library: the loaded libllama.
+    """
+
+    path: Path
+    params: ModelParams
+    vocab: Vocab
+    library: Library
+
+    def __init__(self) -> None:
+        raise InvalidRequest("a Model is made by Model.load(path)")
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        params: ModelParams | None = None,
+        *,
+        progress: Callable[[float], object] | None = None,
+        bundle: InstalledBundle | None = None,
+        **settings: Any,
+    ) -> Model:
+        """Load a GGUF file (llama_model_load_from_file).
+
+        Args:
+            path: the file; for a model split into parts the first of them, or all of them in order.
+            params: settings; keywords override them.
+            progress: called with the share loaded, 0 to 1; returning False, or raising, stops the load.
+            bundle: the libraries to use when none is loaded yet.
+
+        Raises:
+            ModelNotFound: no such file.
+            InvalidModelFile: it is not a GGUF, or is broken.
+            UnsupportedModel: sound, but libllama could not run it.
+            ModelError: libllama refused it; the message carries its log.
+            Cancelled: `progress` returned False.
+            LoadError, BundleError: the libraries could not be loaded.
+        """
+        params = override(params or ModelParams(), settings)
+        parts = [_file(p) for p in ([path] if isinstance(path, (str, os.PathLike)) else path)]
+        if not parts:
+            raise InvalidRequest("a model needs at least one file")
+        for part in parts:
+            gguf.check(part)
+        library = load(bundle)
+        ffi, lib = library.ffi, library.lib
+
+        raised: list[BaseException] = []
+        stopped = False
+
+        # always installed: it is where Ctrl-C is noticed during a long load
+        def report(share: float, _user_data: object) -> bool:
+            nonlocal stopped
+            try:
+                stopped = progress is not None and progress(share) is False
+            except BaseException as error:
+                raised.append(error)
+            return not (stopped or raised)
+
+        callback = ffi.callback("bool(float, void *)", report, error=False)
+        native, keep = _native_params(library, params)
+        native.progress_callback = callback
+        point = mark()
+        if len(parts) == 1:
+            pointer = lib.llama_model_load_from_file(os.fsencode(parts[0]), native[0])
+        else:
+            names = [ffi.new("char[]", os.fsencode(p)) for p in parts]
+            pointer = lib.llama_model_load_from_splits(ffi.new("const char *[]", names), len(names), native[0])
+        del keep
+        if raised:
+            if pointer:
+                lib.llama_model_free(pointer)
+            raise raised[0]
+        if not pointer:
+            if stopped:
+                raise Cancelled(f"loading {parts[0]} was stopped by the progress callback")
+            raise ModelError(f"libllama could not load {parts[0]}{why(point)}")
+
+        model = cls.__new__(cls)
+        model._own(pointer, lib.llama_model_free)
+        model.path, model.params, model.library = parts[0], params, library
+        model._ffi, model._lib = ffi, lib
+        model._metadata = None
+        model.vocab = Vocab(model)
+        return model
+
+    _ffi: Any
+    _lib: Any
+    _metadata: Mapping[str, str] | None
+
+    def __repr__(self) -> str:
+        return f"<Model {self.path.name}{' closed' if self.closed else ''}>"
+
+    def _read(self, call: Callable[..., int], *arguments: object) -> str | None:
+        """The text that a llama.h getter writes into a buffer."""
+        size = 256
+        while True:
+            buffer = self._ffi.new("char[]", size)
+            n = call(*arguments, buffer, size)
+            if n < 0:
+                return None
+            if n < size:
+                return bytes(self._ffi.buffer(buffer, n)).decode("utf-8", "replace")
+            size = n + 1
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The file's metadata as text, after overrides (llama_model_meta_*). For typed values see GGUFReader."""
+        if self._metadata is None:
+            pointer, lib = self._ptr, self._lib
+            found: dict[str, str] = {}
+            for i in range(lib.llama_model_meta_count(pointer)):
+                key = self._read(lib.llama_model_meta_key_by_index, pointer, i)
+                value = self._read(lib.llama_model_meta_val_str_by_index, pointer, i)
+                if key is not None and value is not None:
+                    found[key] = value
+            self._metadata = MappingProxyType(found)
+        return self._metadata
+
+    @property
+    def architecture(self) -> str:
+        """The architecture's name, e.g. "llama"."""
+        return self.metadata.get("general.architecture", "")
+
+    @property
+    def description(self) -> str:
+        """A line about the model: size and type (llama_model_desc)."""
+        return self._read(self._lib.llama_model_desc, self._ptr) or ""
+
+    def chat_template(self, name: str | None = None) -> str | None:
+        """The Jinja chat template in the file, or None (llama_model_chat_template)."""
+        ffi = self._ffi
+        text = self._lib.llama_model_chat_template(self._ptr, ffi.NULL if name is None else name.encode())
+        return None if text == ffi.NULL else str(ffi.string(text).decode("utf-8", "replace"))
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Longest context that the model was trained on, in tokens."""
+        return int(self._lib.llama_model_n_ctx_train(self._ptr))
+
+    @property
+    def n_embd(self) -> int:
+        """Width of the hidden state."""
+        return int(self._lib.llama_model_n_embd(self._ptr))
+
+    @property
+    def n_embd_out(self) -> int:
+        """Width of an output embedding."""
+        if self.library.profile.has("llama_model_n_embd_out"):
+            return int(self._lib.llama_model_n_embd_out(self._ptr))
+        return self.n_embd
+
+    @property
+    def n_layer(self) -> int:
+        """Number of layers."""
+        return int(self._lib.llama_model_n_layer(self._ptr))
+
+    @property
+    def n_head(self) -> int:
+        """Number of attention heads."""
+        return int(self._lib.llama_model_n_head(self._ptr))
+
+    @property
+    def n_head_kv(self) -> int:
+        """Number of key/value heads."""
+        return int(self._lib.llama_model_n_head_kv(self._ptr))
+
+    @property
+    def n_swa(self) -> int:
+        """Tokens of the sliding attention window, 0 where there is none."""
+        return int(self._lib.llama_model_n_swa(self._ptr))
+
+    @property
+    def n_cls_out(self) -> int:
+        """Outputs of the classification head (rank pooling)."""
+        return int(self._lib.llama_model_n_cls_out(self._ptr))
+
+    def cls_label(self, i: int) -> str | None:
+        """The label of classifier output `i`, or None."""
+        if not 0 <= i < self.n_cls_out:
+            raise InvalidRequest(f"this model has {self.n_cls_out} classifier outputs: there is no number {i}")
+        label = self._lib.llama_model_cls_label(self._ptr, i)
+        return None if label == self._ffi.NULL else str(self._ffi.string(label).decode("utf-8", "replace"))
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights."""
+        return int(self._lib.llama_model_n_params(self._ptr))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return int(self._lib.llama_model_size(self._ptr))
+
+    @property
+    def ftype(self) -> FType:
+        """The file type (UnsupportedByBundle on bundles without llama_model_ftype)."""
+        self.library.profile.require("llama_model_ftype")
+        return FType(self._lib.llama_model_ftype(self._ptr))
+
+    @property
+    def rope_type(self) -> RopeType:
+        """How positions are encoded."""
+        return RopeType(self._lib.llama_model_rope_type(self._ptr))
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether `Context.encode` applies."""
+        return bool(self._lib.llama_model_has_encoder(self._ptr))
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether `Context.decode` applies."""
+        return bool(self._lib.llama_model_has_decoder(self._ptr))
+
+    @property
+    def decoder_start_token(self) -> int | None:
+        """The token that starts the decoder of an encoder-decoder model."""
+        token = int(self._lib.llama_model_decoder_start_token(self._ptr))
+        return token if token >= 0 else None
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the model keeps a recurrent state, which cannot be rolled back (Mamba, RWKV)."""
+        return bool(self._lib.llama_model_is_recurrent(self._ptr))
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether it mixes attention and recurrent layers."""
+        return bool(self._lib.llama_model_is_hybrid(self._ptr))
+
+    @property
+    def is_diffusion(self) -> bool:
+        """Whether it generates by diffusion rather than token by token."""
+        return bool(self._lib.llama_model_is_diffusion(self._ptr))
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)) or "\0" in os.fspath(path):
+        raise InvalidRequest(f"a model path must be a str or a Path without NUL, not {path!r:.80}")
+    found = Path(path)
+    if found.is_dir():
+        raise ModelNotFound(f"{found} is a folder: name the .gguf file in it")
+    if not found.is_file():
+        raise ModelNotFound(f"there is no model file {found}")
+    return found
+
+
+def _native_params(library: Library, params: ModelParams) -> tuple[Any, list[Any]]:
+    """The C struct for `params`, and what must stay alive until the load is over."""
+    ffi, lib, profile = library.ffi, library.lib, library.profile
+    native = ffi.new("struct llama_model_params *", lib.llama_model_default_params())
+    keep: list[Any] = []
+
+    if params.n_gpu_layers is not None:
+        # older bundles read only a count: all layers is any number above theirs
+        everything = -1 if profile.has("model_params.load_mode") else 999
+        native.n_gpu_layers = everything if params.n_gpu_layers < 0 else params.n_gpu_layers
+    _split_mode(library, native, params)
+    native.main_gpu = params.main_gpu
+    _load_mode(library, native, params.load_mode)
+    native.vocab_only = params.vocab_only
+    native.check_tensors = params.check_tensors
+    native.use_extra_bufts = params.use_extra_bufts
+    native.no_host = params.no_host
+
+    if params.tensor_split is not None:
+        n = lib.llama_max_devices()
+        if len(params.tensor_split) > n:
+            raise InvalidRequest(f"tensor_split has {len(params.tensor_split)} shares: this bundle knows at most {n} devices")
+        keep.append(ffi.new("float[]", [*params.tensor_split, *[0.0] * (n - len(params.tensor_split))]))
+        native.tensor_split = keep[-1]
+    if params.devices is not None:
+        devices = []
+        for name in params.devices:
+            device = lib.ggml_backend_dev_by_name(name.encode())
+            if device == ffi.NULL:
+                known = ", ".join(_device_names(library)) or "none"
+                raise InvalidRequest(f"there is no device {name!r}: the loaded bundle has {known}")
+            devices.append(device)
+        keep.append(ffi.new("ggml_backend_dev_t[]", [*devices, ffi.NULL]))
+        native.devices = keep[-1]
+    if params.kv_overrides:
+        native.kv_overrides = _kv_overrides(ffi, params.kv_overrides, keep)
+    if params.tensor_buft_overrides:
+        native.tensor_buft_overrides = _buft_overrides(library, params.tensor_buft_overrides, keep)
+    return native, keep
+
+
+def _split_mode(library: Library, native: Any, params: ModelParams) -> None:
+    if params.split_mode.name == "TENSOR" and not library.profile.has("model_params.load_mode"):
+        raise UnsupportedByBundle(f"split_mode TENSOR needs a newer bundle than {library.bundle.name}: use v0.5.0")
+    native.split_mode = params.split_mode.value
+
+
+def _load_mode(library: Library, native: Any, mode: LoadMode) -> None:
+    if library.profile.has("model_params.load_mode"):
+        native.load_mode = mode.value
+    elif mode != LoadMode.AUTO:  # the older layout has three switches instead
+        native.use_mmap = mode in (LoadMode.MMAP, LoadMode.MMAP_MLOCK)
+        native.use_mlock = mode in (LoadMode.MLOCK, LoadMode.MMAP_MLOCK)
+        native.use_direct_io = mode == LoadMode.DIRECT_IO
+
+
+def _device_names(library: Library) -> list[str]:
+    ffi, lib = library.ffi, library.lib
+    return [
+        ffi.string(lib.ggml_backend_dev_name(lib.ggml_backend_dev_get(i))).decode()
+        for i in range(lib.ggml_backend_dev_count())
+    ]
+
+
+def _kv_overrides(ffi: Any, overrides: Mapping[str, int | float | bool | str], keep: list[Any]) -> Any:
+    array = ffi.new("struct llama_model_kv_override[]", len(overrides) + 1)  # the last one, all zero, ends it
+    for item, (key, value) in zip(array, overrides.items(), strict=False):
+        item.key = key.encode()
+        if isinstance(value, bool):
+            item.tag, item.val_bool = 2, value
+        elif isinstance(value, int):
+            item.tag, item.val_i64 = 0, value
+        elif isinstance(value, float):
+            item.tag, item.val_f64 = 1, value
+        else:
+            item.tag, item.val_str = 3, value.encode()
+    keep.append(array)
+    return array
+
+
+def _buft_overrides(library: Library, overrides: Mapping[str, str], keep: list[Any]) -> Any:
+    ffi, lib = library.ffi, library.lib
+    types = {}
+    for i in range(lib.ggml_backend_dev_count()):
+        buft = lib.ggml_backend_dev_buffer_type(lib.ggml_backend_dev_get(i))
+        types[ffi.string(lib.ggml_backend_buft_name(buft)).decode()] = buft
+    array = ffi.new("struct llama_model_tensor_buft_override[]", len(overrides) + 1)
+    for item, (pattern, name) in zip(array, overrides.items(), strict=False):
+        if name not in types:
+            raise InvalidRequest(f"there is no buffer type {name!r}: this bundle has {', '.join(types)}")
+        keep.append(ffi.new("char[]", pattern.encode()))
+        item.pattern, item.buft = keep[-1], types[name]
+    keep.append(array)
+    return array
