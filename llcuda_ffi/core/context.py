@@ -1,0 +1,334 @@
+"""A context: the memory and the buffers in which a model computes. One thread at a time."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..enums import AttentionType, PoolingType
+from ..errors import InvalidRequest, ModelError, UnsupportedByBundle, UnsupportedModel
+from ..hardware.cpu import usable_cores
+from ..native.handle import Handle
+from ..native.load import Library
+from ..native.log import mark, why
+from ..native.status import check_decode
+from ..params import ContextParams, integer, override
+from .batch import Batch
+from .memory import Memory
+from .model import Model
+
+Floats = npt.NDArray[np.float32]
+
+# the abort callback is the C library's strlen: see Context.__init__
+_STRLEN = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
+
+
+@dataclass(frozen=True)
+class ContextPerf:
+    """Timings counted by libllama (llama_perf_context), zero unless the context was made with no_perf=False.
+
+    Attributes:
+        load_ms: time of the load.
+        prompt_ms, prompt_tokens: batches of several tokens.
+        decode_ms, decode_tokens: single tokens.
+        graphs_reused: how often a compute graph was used again.
+    """
+
+    load_ms: float
+    prompt_ms: float
+    decode_ms: float
+    prompt_tokens: int
+    decode_tokens: int
+    graphs_reused: int
+
+
+class Context(Handle):
+    """A computation over a model (struct llama_context).
+
+    Attributes:
+        model: what it computes with.
+        params: what it was made with.
+        n_ctx, n_batch, n_ubatch, n_seq_max: what libllama granted (it may round n_ctx up).
+        n_ctx_seq: most tokens of one sequence.
+        memory: the KV cache, or None for models without one (BERT).
+    """
+
+    def __init__(self, model: Model, params: ContextParams | None = None, **settings: Any) -> None:
+        """Make a context (llama_init_from_model).
+
+        Raises:
+            InvalidRequest: a setting is unknown or out of range.
+            UnsupportedModel: the model was loaded with vocab_only.
+            UnsupportedByBundle: a setting that the loaded bundle lacks.
+            ModelError: libllama refused, mostly for lack of memory; the message carries its log.
+        """
+        params = override(params or ContextParams(), settings)
+        if not isinstance(model, Model):
+            raise InvalidRequest(f"a Context is made from a Model, not from {type(model).__name__}")
+        if model.params.vocab_only:
+            raise UnsupportedModel("this model was loaded with vocab_only=True: load it again without it")
+        library = model.library
+        ffi, lib = library.ffi, library.lib
+        if params.n_seq_max > lib.llama_max_parallel_sequences():
+            raise InvalidRequest(
+                f"n_seq_max must be at most {lib.llama_max_parallel_sequences()} with this bundle, not {params.n_seq_max}"
+            )
+        # Cancelling costs no Python call: libllama asks strlen(flag) between graph nodes, and a flag of one
+        # character instead of none answers "stop".
+        self._abort_flag = ffi.new("char[2]")
+        point = mark()
+        native = _native_params(library, params, self._abort_flag)
+        pointer = lib.llama_init_from_model(model._ptr, native[0])
+        if not pointer:
+            raise ModelError(
+                f"libllama could not make a context of {params.n_ctx} tokens for {model.path.name}: "
+                f"try a smaller n_ctx, n_ubatch or another KV type{why(point)}"
+            )
+        self._own(pointer, lib.llama_free, model)
+        self.model, self.params = model, params
+        self._ffi, self._lib = ffi, lib
+        self.n_ctx: int = lib.llama_n_ctx(pointer)
+        self.n_batch: int = lib.llama_n_batch(pointer)
+        self.n_ubatch: int = lib.llama_n_ubatch(pointer)
+        self.n_seq_max: int = lib.llama_n_seq_max(pointer)
+        self.n_ctx_seq: int = lib.llama_n_ctx_seq(pointer)
+        self.kv_unified = params.kv_unified
+        self.n_vocab = model.vocab.n_tokens
+        self.pooling_type = PoolingType(lib.llama_pooling_type(pointer))
+        memory = lib.llama_get_memory(pointer)
+        self.memory: Memory | None = Memory(self, memory) if memory else None
+        causal = model.metadata.get(f"{model.architecture}.attention.causal", "true") != "false"
+        self._causal = causal if params.attention_type == AttentionType.UNSPECIFIED else (
+            params.attention_type == AttentionType.CAUSAL
+        )
+        self._embeddings = params.embeddings
+        self._two_part = model.has_encoder and model.has_decoder
+        self._encoded = False
+        self._n_outputs = 0
+
+    def __repr__(self) -> str:
+        state = " closed" if self.closed else ""
+        return f"<Context n_ctx={self.n_ctx} n_seq_max={self.n_seq_max} {self.model.path.name}{state}>"
+
+    # --- computing ---
+
+    def decode(self, batch: Batch) -> None:
+        """Compute a batch; its outputs are then read with `logits` or `embeddings` (llama_decode).
+
+        Raises:
+            InvalidRequest: the batch is empty, too large, or holds a value out of range, or its positions do not
+                continue their sequences.
+            NoKvSlot: the KV cache has no room. Nothing was computed.
+            Cancelled: `abort` was called.
+            BackendFailure: the backend failed.
+        """
+        with self._exclusive():
+            pointer = self._ptr
+            if self.memory is None:
+                self._check(batch, self.n_ubatch, "n_ubatch")
+            else:
+                if self._two_part and not self._encoded:
+                    raise InvalidRequest("this model has an encoder: call encode() before decode()")
+                if self._causal:
+                    self._check(batch, self.n_batch, "n_batch")
+                else:
+                    self._check(batch, min(self.n_batch, self.n_ubatch), "n_ubatch, for attention that is not causal")
+            self._count_outputs(batch)
+            self._compute(self._lib.llama_decode, pointer, batch)
+
+    def encode(self, batch: Batch) -> None:
+        """Run the encoder over a batch (llama_encode).
+
+        Raises:
+            UnsupportedModel: the model has no encoder.
+            InvalidRequest: as for `decode`; the batch must fit n_ubatch.
+        """
+        with self._exclusive():
+            pointer = self._ptr
+            if self.memory is not None and not self.model.has_encoder:
+                raise UnsupportedModel(f"{self.model.path.name} has no encoder: use decode()")
+            self._check(batch, min(self.n_batch, self.n_ubatch), "n_ubatch")
+            self._compute(self._lib.llama_encode, pointer, batch)
+            self._encoded = True
+
+    def _check(self, batch: Batch, most: int, limit: str) -> None:
+        if batch.n_tokens > most:
+            raise InvalidRequest(f"the batch holds {batch.n_tokens} tokens, more than {most} ({limit}): send it in parts")
+        batch.check(self.n_vocab, self.n_seq_max)
+
+    def _count_outputs(self, batch: Batch) -> None:
+        most = self.params.n_outputs_max
+        if most:
+            outputs = batch.n_tokens if self._embeddings else int(np.count_nonzero(batch.output[: batch.n_tokens]))
+            if outputs > most:
+                raise InvalidRequest(f"the batch asks for {outputs} outputs, more than n_outputs_max ({most})")
+
+    def _compute(self, call: Any, pointer: Any, batch: Batch) -> None:
+        """The C call itself, for a batch already checked."""
+        point = mark()
+        code = call(pointer, batch._take())
+        self._n_outputs = batch.n_tokens
+        if code:
+            if code == 2:
+                self._abort_flag[0] = b"\0"
+            check_decode(code, point)
+
+    def abort(self) -> None:
+        """Stop the computation that is running in another thread: it raises Cancelled. CPU backend only."""
+        self._abort_flag[0] = b"!"
+
+    def synchronize(self) -> None:
+        """Wait until the backend has computed everything (llama_synchronize); reading results does so too."""
+        with self._exclusive():
+            self._lib.llama_synchronize(self._ptr)
+
+    # --- results ---
+
+    def logits(self, row: int = -1) -> Floats:
+        """A copy of the logits of batch row `row`, float32 of shape (n_vocab,); -1 is the last output.
+
+        Raises:
+            IndexError: that row has no output.
+        """
+        return self.logits_view(row).copy()
+
+    def logits_view(self, row: int = -1) -> Floats:
+        """The same, without a copy: libllama's own memory, valid only until the next call that computes."""
+        with self._exclusive():
+            return self._logits(row)
+
+    def _logits(self, row: int) -> Floats:
+        found = self._lib.llama_get_logits_ith(self._ptr, self._row(row))
+        if not found:
+            raise IndexError(f"row {row} of the last batch has no logits: set its output flag before decode()")
+        return np.frombuffer(self._ffi.buffer(found, 4 * self.n_vocab), np.float32)
+
+    def _row(self, row: int) -> int:
+        if not -self._n_outputs <= row < self._n_outputs:
+            raise IndexError(f"there is no row {row}: the last batch had {self._n_outputs} tokens")
+        return row
+
+    def embeddings(self, row: int = -1) -> Floats:
+        """A copy of the embedding of batch row `row`, float32 of shape (n_embd_out,); pooling NONE, or any LLM.
+
+        Raises:
+            IndexError: that row has no embedding.
+            InvalidRequest: the context was made without embeddings=True.
+        """
+        with self._exclusive():
+            pointer = self._ptr
+            self._need_embeddings()
+            found = self._lib.llama_get_embeddings_ith(pointer, self._row(row))
+            if not found:
+                raise IndexError(f"row {row} of the last batch has no embedding")
+            return self._floats(found, self.model.n_embd_out)
+
+    def sequence_embedding(self, seq_id: int) -> Floats:
+        """A copy of the pooled embedding of a sequence, float32; with rank pooling the scores of shape (n_cls_out,).
+
+        Raises:
+            IndexError: the last batch did not hold that sequence.
+            InvalidRequest: the context has no pooling, or was made without embeddings=True.
+        """
+        with self._exclusive():
+            pointer = self._ptr
+            self._need_embeddings()
+            if self.pooling_type == PoolingType.NONE:
+                raise InvalidRequest("this context does not pool: make it with pooling_type=MEAN, CLS or LAST")
+            found = self._lib.llama_get_embeddings_seq(
+                pointer, integer("a sequence id", seq_id, 0, self.n_seq_max - 1)
+            )
+            if not found:
+                raise IndexError(f"the last batch held no sequence {seq_id}")
+            rank = self.pooling_type == PoolingType.RANK
+            return self._floats(found, self.model.n_cls_out if rank else self.model.n_embd_out)
+
+    def _need_embeddings(self) -> None:
+        if not self._embeddings:
+            raise InvalidRequest("this context gives no embeddings: make it with embeddings=True")
+
+    def _floats(self, pointer: Any, n: int) -> Floats:
+        return np.frombuffer(self._ffi.buffer(pointer, 4 * n), np.float32).copy()
+
+    # --- settings that may change ---
+
+    @property
+    def n_threads(self) -> int:
+        """Threads for single tokens."""
+        with self._exclusive():
+            return int(self._lib.llama_n_threads(self._ptr))
+
+    @property
+    def n_threads_batch(self) -> int:
+        """Threads for prompts."""
+        with self._exclusive():
+            return int(self._lib.llama_n_threads_batch(self._ptr))
+
+    def set_threads(self, n_threads: int, n_threads_batch: int | None = None) -> None:
+        """Change the CPU threads (llama_set_n_threads)."""
+        with self._exclusive():
+            one = integer("n_threads", n_threads, 1, 512)
+            many = one if n_threads_batch is None else integer("n_threads_batch", n_threads_batch, 1, 512)
+            self._lib.llama_set_n_threads(self._ptr, one, many)
+
+    def set_causal(self, causal: bool) -> None:
+        """Switch between causal attention and attention in both directions (llama_set_causal_attn)."""
+        with self._exclusive():
+            self._lib.llama_set_causal_attn(self._ptr, bool(causal))
+            self._causal = bool(causal)
+
+    def set_embeddings(self, embeddings: bool) -> None:
+        """Switch the output of embeddings on or off (llama_set_embeddings)."""
+        with self._exclusive():
+            self._lib.llama_set_embeddings(self._ptr, bool(embeddings))
+            self._embeddings = bool(embeddings)
+
+    def perf(self) -> ContextPerf:
+        """Timings since the start or `reset_perf` (llama_perf_context)."""
+        with self._exclusive():
+            data = self._lib.llama_perf_context(self._ptr)
+        return ContextPerf(
+            data.t_load_ms, data.t_p_eval_ms, data.t_eval_ms, data.n_p_eval, data.n_eval, data.n_reused
+        )
+
+    def reset_perf(self) -> None:
+        """Set the counters of `perf` to zero."""
+        with self._exclusive():
+            self._lib.llama_perf_context_reset(self._ptr)
+
+
+def _native_params(library: Library, params: ContextParams, abort_flag: Any) -> Any:
+    ffi, lib, profile = library.ffi, library.lib, library.profile
+    native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
+    cores = usable_cores()
+    native.n_threads = params.n_threads or cores
+    native.n_threads_batch = params.n_threads_batch or params.n_threads or cores
+    for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max"):
+        setattr(native, name, getattr(params, name))
+    for name in ("embeddings", "offload_kqv", "op_offload", "no_perf", "swa_full", "kv_unified"):
+        setattr(native, name, getattr(params, name))
+    for name in ("pooling_type", "attention_type", "flash_attn_type", "type_k", "type_v", "rope_scaling_type"):
+        setattr(native, name, getattr(params, name).value)
+    for name in (
+        "rope_freq_base",
+        "rope_freq_scale",
+        "yarn_ext_factor",
+        "yarn_attn_factor",
+        "yarn_beta_fast",
+        "yarn_beta_slow",
+        "yarn_orig_ctx",
+    ):
+        if getattr(params, name) is not None:
+            setattr(native, name, getattr(params, name))
+    for name in ("n_outputs_max", "n_rs_seq"):
+        if profile.has(f"context_params.{name}"):
+            setattr(native, name, getattr(params, name))
+        elif name == "n_rs_seq" and params.n_rs_seq:
+            raise UnsupportedByBundle(f"n_rs_seq is not in {library.bundle.name}: use the v0.5.0 bundle")
+    native.abort_callback = ffi.cast("ggml_abort_callback", _STRLEN)
+    native.abort_callback_data = abort_flag
+    return native

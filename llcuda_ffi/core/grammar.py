@@ -1,0 +1,49 @@
+"""What is checked of a GBNF grammar before libllama parses it.
+
+libllama's parser and its matcher recurse: a grammar nested deeply enough ends the process. The limits here are far
+above any grammar of use.
+"""
+
+from __future__ import annotations
+
+from ..errors import InvalidRequest
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 256
+MAX_REPEAT = 2000
+
+
+def check_grammar(grammar: object, root: object = "root") -> None:
+    """Refuse what libllama could not survive.
+
+    Raises:
+        InvalidRequest: not a text, NUL inside, over 1 MiB, brackets nested over 256 deep.
+    """
+    if not isinstance(grammar, str) or not grammar.strip():
+        raise InvalidRequest(f"a grammar must be a text in GBNF, not {grammar!r:.60}")
+    if not isinstance(root, str) or not root or "\0" in root:
+        raise InvalidRequest(f"the grammar's root must be a rule's name, not {root!r:.60}")
+    if "\0" in grammar:
+        raise InvalidRequest("the grammar holds a NUL character")
+    try:
+        size = len(grammar.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest("the grammar holds a lone surrogate, which has no UTF-8") from None
+    if size > MAX_BYTES:
+        raise InvalidRequest(f"the grammar has {size} bytes, more than {MAX_BYTES}")
+    depth = deepest = 0
+    for char in _outside_literals(grammar):
+        if char == "(":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char == ")":
+            depth -= 1
+    if deepest > MAX_DEPTH:
+        raise InvalidRequest(f"the grammar nests brackets {deepest} deep, more than {MAX_DEPTH}")
+
+
+def _outside_literals(grammar: str) -> str:
+    """The grammar without its quoted texts, character classes and comments."""
+    import re
+
+    return re.sub(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', " ", grammar, flags=re.DOTALL)

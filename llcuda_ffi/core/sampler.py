@@ -1,0 +1,352 @@
+"""Sampler chains: from a row of logits to a token, in libllama (struct llama_sampler)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InvalidRequest
+from ..native.handle import Handle
+from ..params import INT32_MAX, UINT32_MAX, check_regex, integer, number
+from .context import Context
+from .grammar import check_grammar
+from .model import Model
+
+# the samplers that choose a token; a chain ends with one
+SELECTING = frozenset({"greedy", "dist", "mirostat", "mirostat_v2", "adaptive_p"})
+
+
+class SamplerChain(Handle):
+    """A chain of samplers, built by calling its methods in order; the last one must select a token.
+
+        chain = SamplerChain(model).top_k(40).top_p(0.95).temperature(0.8).dist(seed=1)
+        token = chain.sample(context)
+
+    Each method appends one sampler and returns the chain. All raise InvalidRequest for a value out of range.
+
+    Attributes:
+        names: the samplers in order, as llama.h calls them.
+    """
+
+    def __init__(self, model: Model) -> None:
+        if not isinstance(model, Model):
+            raise InvalidRequest(f"a SamplerChain is made for a Model, not for {type(model).__name__}")
+        self.model = model
+        self._ffi, self._lib = model._ffi, model._lib
+        params = self._ffi.new("struct llama_sampler_chain_params *", self._lib.llama_sampler_chain_default_params())
+        params.no_perf = True
+        self.names: list[str] = []
+        self._grammars: list[Any] = []
+        self._own(self._lib.llama_sampler_chain_init(params[0]), self._lib.llama_sampler_free, model)
+
+    def __repr__(self) -> str:
+        return f"<SamplerChain {' → '.join(self.names) or 'empty'}{' closed' if self.closed else ''}>"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _append(self, name: str, sampler: Any) -> SamplerChain:
+        if not sampler:
+            raise InvalidRequest(f"libllama could not make the sampler {name}")
+        chain = self._ptr
+        if self.names and self.names[-1] in SELECTING:
+            self._lib.llama_sampler_free(sampler)
+            raise InvalidRequest(f"nothing can follow {self.names[-1]}, which selects the token: add {name} before it")
+        self._lib.llama_sampler_chain_add(chain, sampler)
+        self.names.append(name)
+        return self
+
+    # --- selecting ---
+
+    def greedy(self) -> SamplerChain:
+        """Select the most likely token."""
+        return self._append("greedy", self._lib.llama_sampler_init_greedy())
+
+    def dist(self, seed: int | None = None) -> SamplerChain:
+        """Draw from the distribution; without a seed a random one."""
+        return self._append("dist", self._lib.llama_sampler_init_dist(_seed(seed)))
+
+    def mirostat(self, tau: float = 5.0, eta: float = 0.1, m: int = 100, seed: int | None = None) -> SamplerChain:
+        """Mirostat 1.0: keep the surprise near `tau`."""
+        t, e = number("tau", tau, 0.0), number("eta", eta, 0.0)
+        m = integer("m", m, 2, self.model.vocab.n_tokens)
+        return self._append(
+            "mirostat", self._lib.llama_sampler_init_mirostat(self.model.vocab.n_tokens, _seed(seed), t, e, m)
+        )
+
+    def mirostat_v2(self, tau: float = 5.0, eta: float = 0.1, seed: int | None = None) -> SamplerChain:
+        """Mirostat 2.0."""
+        t, e = number("tau", tau, 0.0), number("eta", eta, 0.0)
+        return self._append("mirostat_v2", self._lib.llama_sampler_init_mirostat_v2(_seed(seed), t, e))
+
+    def adaptive_p(self, target: float, decay: float = 0.9, seed: int | None = None) -> SamplerChain:
+        """Select tokens near a target probability that adapts over time."""
+        self.model.library.profile.require("llama_sampler_init_adaptive_p")
+        t, d = number("target", target, -1.0, 1.0), number("decay", decay, 0.0, 0.99)
+        return self._append("adaptive_p", self._lib.llama_sampler_init_adaptive_p(t, d, _seed(seed)))
+
+    # --- narrowing ---
+
+    def top_k(self, k: int) -> SamplerChain:
+        """Keep the k most likely tokens; 0 keeps all."""
+        return self._append("top_k", self._lib.llama_sampler_init_top_k(integer("top_k", k, 0, INT32_MAX)))
+
+    def top_p(self, p: float, min_keep: int = 1) -> SamplerChain:
+        """Keep the likeliest tokens that together have probability p."""
+        return self._append(
+            "top_p", self._lib.llama_sampler_init_top_p(number("top_p", p, 0.0, 1.0), _keep(min_keep))
+        )
+
+    def min_p(self, p: float, min_keep: int = 1) -> SamplerChain:
+        """Keep tokens at least p times as likely as the likeliest."""
+        return self._append(
+            "min_p", self._lib.llama_sampler_init_min_p(number("min_p", p, 0.0, 1.0), _keep(min_keep))
+        )
+
+    def typical(self, p: float, min_keep: int = 1) -> SamplerChain:
+        """Locally typical sampling."""
+        return self._append(
+            "typical", self._lib.llama_sampler_init_typical(number("typical_p", p, 0.0, 1.0), _keep(min_keep))
+        )
+
+    def top_n_sigma(self, n: float) -> SamplerChain:
+        """Keep logits within n standard deviations of the best."""
+        return self._append("top_n_sigma", self._lib.llama_sampler_init_top_n_sigma(number("top_n_sigma", n)))
+
+    def xtc(
+        self, probability: float, threshold: float = 0.1, min_keep: int = 1, seed: int | None = None
+    ) -> SamplerChain:
+        """Exclude top choices: with this probability, drop all but the last token above the threshold."""
+        p, t = number("xtc_probability", probability, 0.0, 1.0), number("xtc_threshold", threshold, 0.0, 1.0)
+        return self._append("xtc", self._lib.llama_sampler_init_xtc(p, t, _keep(min_keep), _seed(seed)))
+
+    # --- reshaping ---
+
+    def temperature(self, t: float, delta: float = 0.0, exponent: float = 1.0) -> SamplerChain:
+        """Divide logits by t (0 keeps only the best); `delta` makes t vary with the entropy (dynatemp)."""
+        t = number("temperature", t, 0.0)
+        delta, exponent = number("dynatemp_range", delta, 0.0), number("dynatemp_exponent", exponent)
+        if delta:
+            return self._append("temp_ext", self._lib.llama_sampler_init_temp_ext(t, delta, exponent))
+        return self._append("temp", self._lib.llama_sampler_init_temp(t))
+
+    def penalties(
+        self, last_n: int = 64, repeat: float = 1.0, frequency: float = 0.0, presence: float = 0.0
+    ) -> SamplerChain:
+        """Make tokens among the last `last_n` accepted ones less likely; -1 means the training context."""
+        n = self._last_n("penalty_last_n", last_n)
+        r = number("repeat_penalty", repeat, 1e-6)
+        f, p = number("frequency_penalty", frequency), number("presence_penalty", presence)
+        lib = self._lib
+        if self.model.library.profile.has("llama_sampler_init_penalties.n_vocab"):
+            sampler = lib.llama_sampler_init_penalties(self.model.vocab.n_tokens, n, r, f, p)
+        else:
+            sampler = lib.llama_sampler_init_penalties(n, r, f, p)
+        return self._append("penalties", sampler)
+
+    def dry(
+        self,
+        multiplier: float,
+        base: float = 1.75,
+        allowed_length: int = 2,
+        last_n: int = -1,
+        breakers: Sequence[str] = ("\n", ":", '"', "*"),
+    ) -> SamplerChain:
+        """Penalise the continuation of repeated sequences ("don't repeat yourself")."""
+        m, b = number("dry_multiplier", multiplier, 0.0), number("dry_base", base, 0.0)
+        length = integer("dry_allowed_length", allowed_length, 0, INT32_MAX)
+        n = self._last_n("dry_penalty_last_n", last_n)
+        ffi = self._ffi
+        if isinstance(breakers, str) or not all(isinstance(s, str) and "\0" not in s for s in breakers):
+            raise InvalidRequest("dry_breakers must be a list of texts without NUL")
+        texts = [ffi.new("char[]", s.encode("utf-8", "replace")[:1024]) for s in breakers if s]
+        array, vocab = ffi.new("const char *[]", texts), self.model.vocab._ptr
+        if self.model.library.profile.has("llama_sampler_init_dry.n_ctx_train"):
+            sampler = self._lib.llama_sampler_init_dry(
+                vocab, self.model.n_ctx_train, m, b, length, n, array, len(texts)
+            )
+        else:
+            sampler = self._lib.llama_sampler_init_dry(vocab, m, b, length, n, array, len(texts))
+        return self._append("dry", sampler)
+
+    def logit_bias(self, bias: Mapping[int, float]) -> SamplerChain:
+        """Add to the logits of some tokens; float("-inf") bans one."""
+        n_vocab = self.model.vocab.n_tokens
+        items = []
+        for token, value in bias.items():
+            value = value if value == float("-inf") else number(f"logit_bias[{token}]", value)
+            items.append((integer("a logit_bias token", token, 0, n_vocab - 1), value))
+        array = self._ffi.new("llama_logit_bias[]", items)
+        return self._append("logit_bias", self._lib.llama_sampler_init_logit_bias(n_vocab, len(items), array))
+
+    def infill(self) -> SamplerChain:
+        """For fill-in-the-middle: prefer to end, merge tokens with a common prefix."""
+        return self._append("infill", self._lib.llama_sampler_init_infill(self.model.vocab._ptr))
+
+    # --- constraining ---
+
+    def grammar(self, grammar: str, root: str = "root") -> SamplerChain:
+        """Allow only tokens that continue a GBNF grammar.
+
+        Raises:
+            InvalidRequest: the grammar does not parse, is too large, or its root is missing; libllama's log says why.
+        """
+        return self._grammar(grammar, root, None, ())
+
+    def grammar_lazy(
+        self, grammar: str, root: str = "root", *, patterns: Sequence[str] = (), tokens: Iterable[int] = ()
+    ) -> SamplerChain:
+        """The same, from the moment that a trigger occurs: a regular expression matched from the start, or a token."""
+        if isinstance(patterns, str):
+            raise InvalidRequest("patterns must be a list of regular expressions")
+        for pattern in patterns:
+            check_regex(pattern)
+        ids = [integer("a trigger token", t, 0, self.model.vocab.n_tokens - 1) for t in tokens]
+        if not patterns and not ids:
+            raise InvalidRequest("a lazy grammar needs a trigger pattern or a trigger token")
+        return self._grammar(grammar, root, patterns, ids)
+
+    def _grammar(
+        self, grammar: str, root: str, patterns: Sequence[str] | None, tokens: Sequence[int]
+    ) -> SamplerChain:
+        from ..native.log import mark, why
+
+        check_grammar(grammar, root)
+        ffi, lib, vocab = self._ffi, self._lib, self.model.vocab._ptr
+        point = mark()
+        text, name = grammar.encode(), root.encode()
+        if patterns is None:
+            sampler = lib.llama_sampler_init_grammar(vocab, text, name)
+        else:
+            texts = [ffi.new("char[]", p.encode()) for p in patterns]
+            sampler = lib.llama_sampler_init_grammar_lazy_patterns(
+                vocab,
+                text,
+                name,
+                ffi.new("const char *[]", texts),
+                len(texts),
+                ffi.new("llama_token[]", list(tokens)),
+                len(tokens),
+            )
+        if not sampler:
+            raise InvalidRequest(f"libllama refused the grammar{why(point)}")
+        self._append("grammar", sampler)
+        self._grammars.append(sampler)
+        return self
+
+    # --- use ---
+
+    def _selecting(self) -> None:
+        if not self.names or self.names[-1] not in SELECTING:
+            raise InvalidRequest(
+                "the chain selects no token: end it with greedy(), dist(), mirostat(), mirostat_v2() or adaptive_p()"
+            )
+
+    def sample(self, context: Context, row: int = -1) -> int:
+        """Choose a token from the logits of a batch row, and accept it (llama_sampler_sample).
+
+        Raises:
+            IndexError: that row has no logits.
+            InvalidRequest: the chain selects nothing, or belongs to another model.
+        """
+        with self._exclusive(), context._exclusive():
+            self._selecting()
+            if context.model is not self.model:
+                raise InvalidRequest("the chain and the context belong to different models")
+            context._logits(row)
+            return int(self._lib.llama_sampler_sample(self._ptr, context._ptr, row))
+
+    def apply(self, logits: npt.ArrayLike) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], int | None]:
+        """Run the chain over logits of your own, shape (n_vocab,), without accepting (llama_sampler_apply).
+
+        Returns:
+            the token ids left, their logits (both in the chain's order), and the selected token or None.
+        """
+        row = np.ascontiguousarray(logits, np.float32)
+        if row.shape != (self.model.vocab.n_tokens,):
+            raise InvalidRequest(f"logits must have shape ({self.model.vocab.n_tokens},), not {row.shape}")
+        if np.isnan(row).any():
+            raise InvalidRequest("the logits hold NaN")
+        with self._exclusive():
+            return self._apply(row)
+
+    def _apply(self, row: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], int | None]:
+        pointer = self._ptr
+        candidates = np.zeros(len(row), CANDIDATE)
+        candidates["id"] = np.arange(len(row), dtype=np.int32)
+        candidates["logit"] = row
+        array = self._ffi.new("llama_token_data_array *")
+        array.data = self._ffi.from_buffer("llama_token_data[]", candidates)
+        array.size, array.selected, array.sorted = len(row), -1, False
+        self._lib.llama_sampler_apply(pointer, array)
+        left = np.frombuffer(self._ffi.buffer(array.data, array.size * CANDIDATE.itemsize), CANDIDATE)
+        chosen = int(left["id"][array.selected]) if 0 <= array.selected < array.size else None
+        return left["id"].copy(), left["logit"].copy(), chosen
+
+    def accept(self, token: int) -> None:
+        """Tell the chain of a token that it did not choose, a prompt's for example (llama_sampler_accept).
+
+        Raises:
+            InvalidRequest: the id is not in the vocabulary, or the chain's grammar does not allow it.
+        """
+        with self._exclusive():
+            pointer = self._ptr
+            token = self.model.vocab._token(token)
+            for grammar in self._grammars:
+                if not allows(self._ffi, self._lib, grammar, token):
+                    raise InvalidRequest(f"the grammar does not allow token {token} here")
+            self._lib.llama_sampler_accept(pointer, token)
+
+    def reset(self) -> None:
+        """Forget what was accepted; random states start again from their seeds."""
+        with self._exclusive():
+            self._lib.llama_sampler_reset(self._ptr)
+
+    def clone(self) -> SamplerChain:
+        """A copy with the same state (llama_sampler_clone)."""
+        with self._exclusive():
+            other = SamplerChain.__new__(SamplerChain)
+            other.model, other._ffi, other._lib = self.model, self._ffi, self._lib
+            other.names = list(self.names)
+            pointer = self._lib.llama_sampler_clone(self._ptr)
+            other._own(pointer, self._lib.llama_sampler_free, self.model)
+            other._grammars = [
+                self._lib.llama_sampler_chain_get(pointer, i) for i, n in enumerate(self.names) if n == "grammar"
+            ]
+            return other
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the chain's last random sampler, or None (llama_sampler_get_seed)."""
+        with self._exclusive():
+            seed = int(self._lib.llama_sampler_get_seed(self._ptr))
+            return None if seed == UINT32_MAX else seed
+
+    def _last_n(self, name: str, value: int) -> int:
+        n = integer(name, value, -1, INT32_MAX)
+        return self.model.n_ctx_train if n < 0 else n
+
+
+# struct llama_token_data
+CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+def allows(ffi: Any, lib: Any, grammar: Any, token: int) -> bool:
+    """Whether a grammar sampler would allow `token` next."""
+    one = ffi.new("llama_token_data *", (token, 0.0, 0.0))
+    array = ffi.new("llama_token_data_array *", (one, 1, -1, False))
+    lib.llama_sampler_apply(grammar, array)
+    return bool(one.logit != float("-inf"))
+
+
+def _seed(seed: int | None) -> int:
+    # 0xFFFFFFFF asks libllama for a seed of its own, which it does not tell
+    return random.randrange(UINT32_MAX) if seed is None else integer("seed", seed, 0, UINT32_MAX - 1)
+
+
+def _keep(min_keep: int) -> int:
+    return integer("min_keep", min_keep, 0, INT32_MAX)
