@@ -1,0 +1,34 @@
+"""The llama.cpp libraries: which ones are known, where they come from, and their verified copies in the cache."""
+
+from __future__ import annotations
+
+import os
+
+from . import own, pins, store
+from .installed import InstalledBundle
+
+__all__ = ["InstalledBundle", "ensure", "installed"]
+
+
+def ensure(name: str | None = None, *, progress: bool | None = None) -> InstalledBundle:
+    """The bundle to load, installed when it is missing.
+
+    Args:
+        name: A pin's name, or the path of a folder or archive of an own build. Default: LLCUDA_FFI_BUNDLE, else the
+            default pin.
+        progress: False for silence; otherwise a bar on a terminal and plain lines elsewhere.
+
+    Raises:
+        BundleNotFound: There is no such pin, folder or archive.
+        DownloadError: It could not be fetched.
+        ChecksumError: What arrived is not what was pinned.
+    """
+    chosen = name or os.environ.get("LLCUDA_FFI_BUNDLE", "").strip() or pins.default_name()
+    if own.is_path(chosen):
+        return own.open_build(chosen, progress=progress)
+    return store.install(pins.get(chosen), progress=progress)
+
+
+def installed() -> list[InstalledBundle]:
+    """The bundles in the cache."""
+    return store.all_installed()

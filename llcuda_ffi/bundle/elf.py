@@ -1,0 +1,80 @@
+"""The names that an ELF shared library carries: its own (SONAME) and those it needs."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BundleError
+
+PT_LOAD, PT_DYNAMIC = 1, 2
+DT_NULL, DT_NEEDED, DT_STRTAB, DT_SONAME = 0, 1, 5, 14
+
+
+@dataclass(frozen=True)
+class ElfNames:
+    """SONAME (None where the library has none) and the SONAMEs of the libraries it needs."""
+
+    soname: str | None
+    needed: tuple[str, ...]
+
+
+def read_names(path: Path) -> ElfNames:
+    """Read the dynamic section of a 64-bit ELF file.
+
+    Raises:
+        BundleError: The file is no shared library for a 64-bit Linux, or is cut short.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read(data)
+    except (ValueError, IndexError, struct.error) as error:
+        raise BundleError(f"{path.name} is no ELF shared library, or a broken one: {error}") from error
+
+
+def _read(data: mmap.mmap) -> ElfNames:
+    if data[:4] != b"\x7fELF" or data[4] != 2 or data[5] not in (1, 2):
+        raise ValueError("not a 64-bit ELF file")
+    order = "<" if data[5] == 1 else ">"
+    (table,) = struct.unpack_from(order + "Q", data, 32)
+    entry_size, entries = struct.unpack_from(order + "HH", data, 54)
+    segments: list[tuple[int, int, int]] = []
+    dynamic: tuple[int, int] | None = None
+    for number in range(entries):
+        kind, _flags, offset, address, _physical, size = struct.unpack_from(
+            order + "IIQQQQ", data, table + number * entry_size
+        )
+        if kind == PT_LOAD:
+            segments.append((address, offset, size))
+        elif kind == PT_DYNAMIC:
+            dynamic = (offset, size)
+    if dynamic is None:
+        raise ValueError("no dynamic section")
+    tags: list[tuple[int, int]] = []
+    for offset in range(dynamic[0], dynamic[0] + dynamic[1], 16):
+        tag, value = struct.unpack_from(order + "QQ", data, offset)
+        if tag == DT_NULL:
+            break
+        tags.append((tag, value))
+    address = next((value for tag, value in tags if tag == DT_STRTAB), None)
+    where = next(
+        (
+            offset + address - start
+            for start, offset, size in segments
+            if address and start <= address < start + size
+        ),
+        None,
+    )
+    if where is None:
+        raise ValueError("no string table")
+
+    def text(at: int) -> str:
+        end = data.find(b"\0", where + at)
+        if not where <= where + at < len(data) or end < 0:
+            raise ValueError("a name lies outside the file")
+        return data[where + at : end].decode("utf-8", "replace")
+
+    soname = next((text(value) for tag, value in tags if tag == DT_SONAME), None)
+    return ElfNames(soname, tuple(text(value) for tag, value in tags if tag == DT_NEEDED))

@@ -1,0 +1,153 @@
+"""Own builds of llama.cpp: a folder or an archive in place of a pinned bundle.
+
+Nobody pinned their hashes, so the ABI profile is measured: a child process loads the libraries and compares what
+they write with every profile. The child is another process because a library of an unknown ABI may crash it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ..errors import AbiMismatch, BundleError, BundleNotFound, DownloadError
+from ..fetch.cache import cache_root, disk_error, folder
+from ..fetch.integrity import file_sha256
+from ..fetch.lock import entry_lock
+from ..fetch.progress import note
+from . import installed, pins, unpack
+from .installed import InstalledBundle
+
+MEASURE_SECONDS = 120
+
+
+def is_path(chosen: str) -> bool:
+    """Whether a bundle's name means a folder or an archive rather than a pin."""
+    if any(pin.name == chosen for pin in pins.all_pins()):
+        return False
+    return "/" in chosen or "\\" in chosen or Path(chosen).exists()
+
+
+def measure(place: Path) -> str:
+    """The ABI profile of the libraries in a folder, measured in a child process.
+
+    Raises:
+        AbiMismatch: No profile fits.
+    """
+    command = [sys.executable, "-m", "llcuda_ffi.native.measure", str(place)]
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=MEASURE_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise AbiMismatch(f"the ABI of the libraries in {place} could not be measured: {error}") from error
+    try:
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
+        profile, differences = answer.get("profile"), answer.get("differences", [])
+    except (IndexError, ValueError, AttributeError):
+        said = done.stderr.strip().splitlines()
+        raise AbiMismatch(
+            f"the ABI of the libraries in {place} could not be measured (exit status {done.returncode}): "
+            f"{said[-1] if said else 'no answer'}"
+        ) from None
+    if not isinstance(profile, str):
+        raise AbiMismatch(
+            f"the libraries in {place} have an ABI that this package does not know: {'; '.join(map(str, differences))}"
+        )
+    return profile
+
+
+def open_build(chosen: str, *, progress: bool | None = None) -> InstalledBundle:
+    """The own build in a folder or an archive; an archive is unpacked into the cache first.
+
+    Raises:
+        BundleNotFound: The path does not exist.
+        AbiMismatch: Its ABI is none that is known.
+    """
+    path = Path(chosen).expanduser().absolute()
+    if not path.exists():
+        raise BundleNotFound(
+            f"there is no bundle at {path}: give a folder, an archive, or the name of a pinned bundle"
+        )
+    if path.is_dir():
+        there = installed.read(path)
+        if there is not None and there.intact():
+            return there
+        libraries = unpack.collect(path)
+        key = hashlib.sha256()
+        for soname, library in sorted(libraries.items()):
+            state = library.stat()
+            key.update(f"{soname}\0{library}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        digest = key.hexdigest()
+    else:
+        digest = file_sha256(path)
+    entry = cache_root() / "bundles" / f"own-{digest[:16]}"
+    there = installed.read(entry)
+    if there is not None and there.intact():
+        return there
+    with entry_lock(entry, f"installing {path.name}", progress):
+        there = installed.read(entry)
+        if there is not None and there.intact():
+            return there
+        return _install(path, entry, progress)
+
+
+def _install(path: Path, entry: Path, progress: bool | None) -> InstalledBundle:
+    try:
+        with tempfile.TemporaryDirectory(dir=folder(entry.parent), prefix=".unpack-") as temporary:
+            place = Path(temporary) / "tree"
+            place.mkdir()
+            if path.is_dir():
+                libraries = copy_libraries(path, place)
+            else:
+                libraries = unpack.extract(path, place, {})
+            fresh = describe(path.name, place, entry, libraries, source=str(path))
+            fresh.write_receipt(place)
+            if entry.exists():
+                shutil.rmtree(entry)
+            place.rename(entry)
+            note(f"measured {path.name}: ABI profile {fresh.profile}, {fresh.backend}", progress)
+            return fresh
+    except DownloadError:
+        raise
+    except OSError as error:
+        raise disk_error(error, entry) from error
+
+
+def copy_libraries(source: Path, place: Path) -> dict[str, str]:
+    """Copy a build's libraries to a folder, one per SONAME; file name → sha256.
+
+    Raises:
+        BundleError: There is no libllama below `source`.
+    """
+    found = unpack.collect(source)
+    if not any(name.startswith("libllama") for name in found):
+        raise BundleError(f"there is no libllama below {source}: build llama.cpp with BUILD_SHARED_LIBS=ON")
+    for soname, library in found.items():
+        shutil.copyfile(library, place / soname)
+    return {soname: file_sha256(place / soname) for soname in found}
+
+
+def describe(
+    name: str, place: Path, path: Path, libraries: dict[str, str], *, source: str
+) -> InstalledBundle:
+    """The bundle that the libraries in `place` make, to be published at `path`."""
+    return InstalledBundle(
+        name=name,
+        path=path,
+        profile=measure(place),
+        backend="cuda" if any(library.startswith("libggml-cuda") for library in libraries) else "cpu",
+        libraries=libraries,
+        sizes={library: (place / library).stat().st_size for library in libraries},
+        verified=False,
+        source=source,
+    )

@@ -1,0 +1,119 @@
+"""The bundles of pins.toml as objects."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from ..errors import BundleNotFound
+from ..fetch.integrity import Expected
+from ..fetch.npm import tarball_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One archive of a bundle: an npm package, or a URL.
+
+    `libraries` maps each file used, under its SONAME, to its sha256; empty takes every library of the archive.
+    """
+
+    size: int
+    sha256: str
+    npm: str | None = None
+    version: str | None = None
+    url: str | None = None
+    integrity: str | None = None
+    libraries: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def file_name(self) -> str:
+        """The archive's name in a mirror and in the cache."""
+        if self.npm is not None:
+            return tarball_name(self.npm, self.version or "")
+        return (self.url or "").rpartition("/")[2]
+
+    @property
+    def expected(self) -> Expected:
+        return Expected(size=self.size, sha256=self.sha256, integrity=self.integrity)
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One bundle that this package knows.
+
+    `sass` and `ptx` are CUDA architectures as two- or three-digit numbers (75 is compute capability 7.5); `ptx_isa`
+    is the version of the PTX language; `cuda` the toolkit's major version.
+    """
+
+    name: str
+    llama_cpp: str
+    profile: str
+    platform: str
+    backend: str
+    archives: tuple[Archive, ...]
+    commit: str | None = None
+    min_glibc: str | None = None
+    cuda: str | None = None
+    ptx_isa: str | None = None
+    sass: tuple[int, ...] = ()
+    ptx: tuple[int, ...] = ()
+
+    @property
+    def libraries(self) -> dict[str, str]:
+        """File name → sha256 of every library that is pinned by itself."""
+        merged: dict[str, str] = {}
+        for archive in self.archives:
+            merged.update(archive.libraries)
+        return merged
+
+    @property
+    def size(self) -> int:
+        """Bytes to download."""
+        return sum(archive.size for archive in self.archives)
+
+
+def _pin(table: Mapping[str, Any]) -> Pin:
+    values = dict(table)
+    archives = tuple(Archive(**archive) for archive in values.pop("archive"))
+    for key in ("sass", "ptx"):
+        values[key] = tuple(values.get(key, ()))
+    return Pin(archives=archives, **values)
+
+
+@lru_cache(maxsize=1)
+def _table() -> tuple[str, dict[str, Pin]]:
+    text = resources.files(__package__).joinpath("pins.toml").read_text(encoding="utf-8")
+    data = tomllib.loads(text)
+    found = [_pin(table) for table in data["bundle"]]
+    return data["default"], {pin.name: pin for pin in found}
+
+
+def default_name() -> str:
+    """The name of the bundle used when none is asked for."""
+    return _table()[0]
+
+
+def all_pins() -> tuple[Pin, ...]:
+    """Every pin, in the order of pins.toml."""
+    return tuple(_table()[1].values())
+
+
+def get(name: str) -> Pin:
+    """A pin by its name.
+
+    Raises:
+        BundleNotFound: There is none of that name.
+    """
+    pins = _table()[1]
+    if name not in pins:
+        raise BundleNotFound(f"there is no bundle {name!r}; the bundles are {', '.join(pins)}")
+    return pins[name]

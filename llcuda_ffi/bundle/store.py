@@ -1,0 +1,162 @@
+"""The cache of bundles: one folder per bundle, published by one rename, used by many processes.
+
+CACHE/bundles/NAME/ holds the libraries and the receipt; NAME.lock stands beside it; `.fetch-…` and `.unpack-…` are
+unfinished. A folder is either a whole verified bundle or it is not there under its name.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from ..errors import BundleError, DownloadError
+from ..fetch.cache import cache_root, disk_error, folder, mirror, sweep
+from ..fetch.http import NotThere, download, shown
+from ..fetch.lock import entry_lock
+from ..fetch.npm import fetch as fetch_npm
+from ..fetch.progress import note
+from . import installed, unpack
+from .installed import InstalledBundle
+from .pins import Archive, Pin
+
+UNPACKING = ".unpack-"
+REMOVED = ".removed-"
+
+
+def bundles_folder() -> Path:
+    """The folder that holds the installed bundles."""
+    return cache_root() / "bundles"
+
+
+def find(pin: Pin) -> InstalledBundle | None:
+    """A pin's bundle, if it is installed, whole, and still what the pin says."""
+    try:
+        found = installed.read(bundles_folder() / pin.name)
+    except BundleError:
+        return None
+    if found is None or not found.intact() or found.profile != pin.profile:
+        return None
+    if pin.libraries and found.libraries != pin.libraries:
+        return None
+    return found
+
+
+def install(pin: Pin, *, progress: bool | None = None) -> InstalledBundle:
+    """Install a pin's bundle, or give the one that is there.
+
+    Raises:
+        DownloadError: It could not be fetched, or the cache could not be written.
+        ChecksumError: What arrived is not what was pinned.
+        UnsafeArchive: The archive holds what a bundle may not.
+    """
+    there = find(pin)
+    if there is not None:
+        return there
+    entry = bundles_folder() / pin.name
+    with entry_lock(entry, f"installing bundle {pin.name}", progress):
+        # Whoever held the lock before may have installed it.
+        there = find(pin)
+        if there is not None:
+            return there
+        return _install(pin, entry, progress)
+
+
+def _install(pin: Pin, entry: Path, progress: bool | None) -> InstalledBundle:
+    for prefix in (UNPACKING, REMOVED):
+        sweep(entry.parent, prefix)
+    try:
+        with tempfile.TemporaryDirectory(dir=entry.parent, prefix=UNPACKING) as temporary:
+            place = Path(temporary) / "tree"
+            place.mkdir()
+            libraries: dict[str, str] = {}
+            sources = []
+            for archive in pin.archives:
+                path = entry.parent / f".fetch-{archive.sha256[:40]}.archive"
+                sources.append(_fetch(archive, path, progress))
+                try:
+                    libraries.update(unpack.extract(path, place, archive.libraries))
+                finally:
+                    path.unlink(missing_ok=True)
+            fresh = InstalledBundle(
+                name=pin.name,
+                path=entry,
+                profile=pin.profile,
+                backend=pin.backend,
+                libraries=libraries,
+                sizes={name: (place / name).stat().st_size for name in libraries},
+                verified=True,
+                source=" + ".join(sources),
+            )
+            fresh.write_receipt(place)
+            return _publish(pin, place, fresh, progress)
+    except DownloadError:
+        raise
+    except OSError as error:
+        raise disk_error(error, entry) from error
+
+
+def _publish(pin: Pin, place: Path, fresh: InstalledBundle, progress: bool | None) -> InstalledBundle:
+    """Rename the finished tree into place; another process that was faster wins."""
+    entry = fresh.path
+    for _ in range(3):
+        try:
+            place.rename(entry)
+        except OSError:
+            winner = find(pin)
+            if winner is not None:
+                return winner
+            if not entry.exists():
+                raise
+            # What is there is damaged or older than the pin. Processes that use it keep their open files.
+            discard(entry)
+            continue
+        note(f"installed bundle {pin.name} in {entry}", progress)
+        return fresh
+    raise BundleError(f"{entry} cannot be replaced: remove it and try again")
+
+
+def _fetch(archive: Archive, target: Path, progress: bool | None) -> str:
+    """Fetch an archive from the mirror or from its own source; say which it was."""
+    base = mirror()
+    if base is not None:
+        url = f"{base.rstrip('/')}/{archive.file_name}"
+        try:
+            download(url, target, archive.expected, label=archive.file_name, progress=progress)
+        except NotThere as error:
+            raise DownloadError(
+                f"{error}: LLCUDA_FFI_MIRROR takes the place of every source, so put {archive.file_name} there"
+            ) from error
+        return shown(url)
+    if archive.npm is not None:
+        return fetch_npm(archive.npm, archive.version or "", target, archive.expected, progress=progress)[1]
+    url = archive.url or ""
+    download(url, target, archive.expected, label=archive.file_name, progress=progress)
+    return shown(url)
+
+
+def discard(entry: Path) -> None:
+    """Take a bundle's folder away at once, then delete it."""
+    away = Path(tempfile.mkdtemp(dir=folder(entry.parent), prefix=REMOVED))
+    try:
+        entry.rename(away / entry.name)
+    except FileNotFoundError:
+        pass
+    shutil.rmtree(away, ignore_errors=True)
+
+
+def all_installed() -> list[InstalledBundle]:
+    """Every whole bundle of the cache, by name."""
+    try:
+        entries = sorted(path for path in bundles_folder().iterdir() if not path.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = []
+    for entry in entries:
+        try:
+            bundle = installed.read(entry)
+        except BundleError:
+            continue  # `bundle prune` removes it
+        if bundle is not None and bundle.intact():
+            found.append(bundle)
+    return found

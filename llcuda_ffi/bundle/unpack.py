@@ -1,0 +1,137 @@
+"""Taking the libraries out of an archive: filtered, bounded, one file per SONAME."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import posixpath
+import re
+import tarfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import BundleError, ChecksumError, UnsafeArchive
+from ..fetch.integrity import BLOCK, file_sha256
+from . import elf
+
+# libllama.so, libllama.v0.5.0.so, libggml-cpu-zen4.so.0.9.5, …; libllama-common belongs to the tools, not to the API
+LIBRARY = re.compile(r"lib(llama|ggml|mtmd)[\w.+-]*\.so(\.\d+)*")
+NOT_OURS = re.compile(r"libllama-common|libmtmd")
+
+# The largest library known is 375 MB, the largest archive unpacks to 900 MB.
+MEMBER_LIMIT = 2 << 30
+TOTAL_LIMIT = 8 << 30
+MEMBERS_LIMIT = 20_000
+
+
+def is_library(name: str) -> bool:
+    """Whether a file of this name is one of the libraries that a bundle is made of."""
+    return LIBRARY.fullmatch(name) is not None and NOT_OURS.match(name) is None
+
+
+def _checked(member: tarfile.TarInfo, archive: str) -> None:
+    """Refuse a member that would leave its folder or is neither file, folder nor link."""
+    name = member.name
+    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
+        raise UnsafeArchive(f"{archive} has the member {name!r}, which would be written outside its folder")
+    if member.issym() or member.islnk():
+        base = posixpath.dirname(name) if member.issym() else ""
+        reached = posixpath.normpath(posixpath.join(base, member.linkname))
+        if member.linkname.startswith("/") or reached == ".." or reached.startswith("../"):
+            raise UnsafeArchive(f"{archive} has the link {name!r} to {member.linkname!r}, outside its folder")
+    elif not (member.isfile() or member.isdir()):
+        raise UnsafeArchive(f"{archive} has the member {name!r}, which is a device or pipe")
+    if member.size > MEMBER_LIMIT:
+        raise UnsafeArchive(
+            f"{archive} has the member {name!r} of {member.size:,} bytes: larger than any library"
+        )
+
+
+def extract(archive: Path, place: Path, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Take an archive's libraries into a folder, each under its SONAME.
+
+    Args:
+        archive: A tar file, compressed or not. It may hold the libraries in any folder and several times over.
+        place: An existing folder for them.
+        wanted: File name → sha256 of those to take; empty takes all.
+
+    Returns:
+        File name → sha256 of what was taken.
+
+    Raises:
+        UnsafeArchive: A member is not what a bundle may hold.
+        ChecksumError: A library is missing or is not the pinned one.
+        BundleError: It is no archive, or a broken one.
+    """
+    try:
+        taken = _extract(archive, place, wanted)
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise BundleError(
+            f"{archive.name} is no archive, or a broken one ({error}): nothing of it was used"
+        ) from error
+    missing = sorted(set(wanted) - set(taken))
+    if missing:
+        raise ChecksumError(
+            f"{archive.name} lacks {', '.join(missing)}: it is not the archive that was pinned"
+        )
+    if not taken:
+        raise BundleError(f"{archive.name} holds no llama.cpp library")
+    return taken
+
+
+def _extract(archive: Path, place: Path, wanted: Mapping[str, str]) -> dict[str, str]:
+    taken: dict[str, str] = {}
+    total = 0
+    with tarfile.open(archive, "r:*") as stream:
+        for count, member in enumerate(stream):
+            _checked(member, archive.name)
+            total += member.size
+            if total > TOTAL_LIMIT or count > MEMBERS_LIMIT:
+                raise UnsafeArchive(f"{archive.name} unpacks to more than a bundle can be: not unpacked")
+            if not member.isfile() or not is_library(posixpath.basename(member.name)):
+                continue
+            source = stream.extractfile(member)
+            if source is None:
+                continue
+            fresh = place / f".{count}.new"
+            with source, fresh.open("xb") as out:
+                while block := source.read(BLOCK):
+                    out.write(block)
+            _keep(fresh, posixpath.basename(member.name), place, wanted, taken, archive.name)
+    return taken
+
+
+def _keep(
+    fresh: Path, name: str, place: Path, wanted: Mapping[str, str], taken: dict[str, str], archive: str
+) -> None:
+    """Give an unpacked library its SONAME, unless it is not wanted or is another copy of one that is there."""
+    soname = elf.read_names(fresh).soname or name
+    if not is_library(soname) or (wanted and soname not in wanted):
+        fresh.unlink()
+        return
+    digest = file_sha256(fresh)
+    if soname in wanted and digest != wanted[soname]:
+        raise ChecksumError(
+            f"{name} in {archive} has sha256 {digest}, expected {wanted[soname]}: nothing of the archive was used"
+        )
+    if soname in taken:
+        if taken[soname] != digest:
+            raise BundleError(f"{archive} holds two different libraries that are both named {soname}")
+        fresh.unlink()
+        return
+    fresh.chmod(0o644)
+    os.replace(fresh, place / soname)
+    taken[soname] = digest
+
+
+def collect(folder: Path) -> dict[str, Path]:
+    """The libraries below a folder (a llama.cpp build, an unpacked bundle), one path per SONAME."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("lib*.so*"), key=lambda path: (len(path.parts), path)):
+        if not is_library(path.name) or not path.is_file():
+            continue
+        soname = elf.read_names(path).soname or path.name
+        if soname not in found:
+            found[soname] = path.resolve()
+    return found

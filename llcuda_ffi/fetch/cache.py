@@ -1,0 +1,74 @@
+"""Where downloads are kept, and the environment switches that say so."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from ..errors import DownloadError
+
+# A temporary file or folder nobody has touched for so long belongs to a process that died.
+STALE_SECONDS = 2 * 24 * 3600
+
+
+def cache_root() -> Path:
+    """The folder of all caches: LLCUDA_FFI_CACHE, or the platform's cache folder of the user."""
+    chosen = os.environ.get("LLCUDA_FFI_CACHE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_cache_path("llcuda-ffi")
+
+
+def offline() -> bool:
+    """Whether LLCUDA_FFI_OFFLINE forbids the network."""
+    return os.environ.get("LLCUDA_FFI_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off")
+
+
+def mirror() -> str | None:
+    """LLCUDA_FFI_MIRROR: a base URL or a folder asked in place of every pinned source."""
+    return os.environ.get("LLCUDA_FFI_MIRROR", "").strip() or None
+
+
+def folder(path: Path) -> Path:
+    """Make a folder of the cache.
+
+    Raises:
+        DownloadError: It cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise DownloadError(
+            f"the cache folder {path} cannot be written ({error.strerror or error}): "
+            "mend its permissions, or set LLCUDA_FFI_CACHE to a folder that can be written"
+        ) from error
+    return path
+
+
+def disk_error(error: OSError, path: Path) -> DownloadError:
+    """The one message for a local disk that refuses a write."""
+    return DownloadError(
+        f"writing {path} failed ({error.strerror or error}): free some space there, "
+        "or set LLCUDA_FFI_CACHE to a folder on another disk; nothing half-written is used"
+    )
+
+
+def sweep(place: Path, prefix: str) -> None:
+    """Remove temporary files and folders below `place` that a dead process left behind long ago."""
+    limit = time.time() - STALE_SECONDS
+    for path in place.glob(f"{prefix}*"):
+        try:
+            old = path.lstat().st_mtime < limit
+            if old and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif old:
+                path.unlink()
+        except OSError:
+            continue  # another process was faster, or it is not ours: it costs only space

