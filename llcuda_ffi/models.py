@@ -1,0 +1,89 @@
+"""The registry of models.toml: short names for model files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from .errors import ModelNotFound
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# Bits per weight of a whole file, measured by llama.cpp's quantize tool on 7B models; enough to recommend by.
+BITS = {"Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q4_1": 5.8}
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """One entry of the registry; `size` and `sha256` are None where they are recorded at the first download."""
+
+    name: str
+    file: str
+    license: str
+    parameters: float
+    sources: tuple[str, ...]
+    size: int | None = None
+    sha256: str | None = None
+    wheels: tuple[tuple[str, str, str], ...] = ()
+    repo: str | None = None
+    revision: str | None = None
+
+    @property
+    def estimated_size(self) -> int:
+        """Bytes of the file: the pinned size, or an estimate from the parameters and the type in its name."""
+        if self.size is not None:
+            return self.size
+        bits = next((bits for kind, bits in BITS.items() if kind in self.file), 5.0)
+        return int(self.parameters * 1e9 * bits / 8)
+
+
+def _model(table: Mapping[str, Any]) -> RegisteredModel:
+    values = dict(table)
+    values["sources"] = tuple(values["sources"])
+    values["wheels"] = tuple((name, version, member) for name, version, member in values.get("wheels", ()))
+    return RegisteredModel(**values)
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[str, RegisteredModel]:
+    text = resources.files(__package__).joinpath("models.toml").read_text(encoding="utf-8")
+    models = [_model(table) for table in tomllib.loads(text)["model"]]
+    return {model.name.lower(): model for model in models}
+
+
+def all_models() -> tuple[RegisteredModel, ...]:
+    """Every model of the registry, in its order."""
+    return tuple(_table().values())
+
+
+def find(name: str) -> RegisteredModel | None:
+    """A model by its name, in any case; None if there is none."""
+    return _table().get(name.lower())
+
+
+def get(name: str) -> RegisteredModel:
+    """A model by its name, in any case.
+
+    Raises:
+        ModelNotFound: There is none of that name.
+    """
+    model = find(name)
+    if model is None:
+        raise ModelNotFound(f"there is no model named {name!r}; `llcuda-ffi model list` shows the names")
+    return model
+
+
+def recommended(memory: int) -> list[RegisteredModel]:
+    """The registry's models that fit into `memory` bytes, largest first.
+
+    A model needs its file, a tenth of it for compute buffers, and half a gigabyte for the KV cache.
+    """
+    fitting = [model for model in all_models() if model.estimated_size * 1.1 + 0.5e9 <= memory]
+    return sorted(fitting, key=lambda model: -model.estimated_size)
