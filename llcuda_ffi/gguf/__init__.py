@@ -1,0 +1,10 @@
+"""GGUF files: a reader, and the preflight that stops files which would take the process down with libllama."""
+
+from __future__ import annotations
+
+from .layout import TensorInfo
+from .preflight import GGUFReport, check
+from .reader import GGUFReader
+from .types import GGMLType, ValueType
+
+__all__ = ["GGMLType", "GGUFReader", "GGUFReport", "TensorInfo", "ValueType", "check"]

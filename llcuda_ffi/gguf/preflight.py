@@ -1,0 +1,76 @@
+"""What every load runs first: a file that would abort libllama becomes an exception here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UnsupportedModel
+from .reader import GGUFReader
+
+
+@dataclass(frozen=True)
+class GGUFReport:
+    """What a checked file is.
+
+    Attributes:
+        path: the file.
+        version: of the format.
+        architecture: general.architecture.
+        name: general.name, or None.
+        n_tensors: tensors in this file.
+        n_params: weights in this file.
+        n_bytes: bytes of all its tensors.
+        n_vocab: tokens of its vocabulary, 0 where there is none.
+        types: number of tensors by type.
+        split: (number, count) of the part.
+    """
+
+    path: Path
+    version: int
+    architecture: str
+    name: str | None
+    n_tensors: int
+    n_params: int
+    n_bytes: int
+    n_vocab: int
+    types: dict[str, int]
+    split: tuple[int, int]
+
+
+def check(path: str | os.PathLike[str]) -> GGUFReport:
+    """Check a model file before libllama sees it.
+
+    Raises:
+        ModelNotFound: no such file.
+        InvalidModelFile: it is broken: not a GGUF, cut short, or parts of it do not fit each other.
+        UnsupportedModel: it is sound, but libllama could not run it.
+    """
+    with GGUFReader(path) as reader:
+        if not reader.layout.native:
+            raise UnsupportedModel(
+                f"{path} is a {reader.byte_order}-endian file: libllama here needs {sys.byteorder}-endian"
+            )
+        return _report(reader)
+
+
+def _report(reader: GGUFReader) -> GGUFReport:
+    types: dict[str, int] = {}
+    for info in reader.tensors.values():
+        types[info.ggml_type.name] = types.get(info.ggml_type.name, 0) + 1
+    tokens = reader.metadata.field("tokenizer.ggml.tokens")
+    name = reader.metadata.get("general.name")
+    return GGUFReport(
+        path=reader.path,
+        version=reader.version,
+        architecture=reader.architecture,
+        name=name if isinstance(name, str) else None,
+        n_tensors=len(reader.tensors),
+        n_params=sum(info.numel for info in reader.tensors.values()),
+        n_bytes=sum(info.nbytes for info in reader.tensors.values()),
+        n_vocab=tokens.count if tokens else 0,
+        types=types,
+        split=reader.split,
+    )
