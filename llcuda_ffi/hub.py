@@ -1,8 +1,8 @@
 """From a model's reference to a verified file on this machine.
 
 A reference is the path of a file, a name of the registry (`smollm2-135m`), `owner/repo:file.gguf`, or
-`hf://owner/repo/file.gguf@revision`. Files are kept in CACHE/models; a file that is there is used without asking
-any server, and its hash is checked when it is downloaded, not at each use.
+`hf://owner/repo/file.gguf@revision`. Files are kept in CACHE/models; a file that is there is used without
+asking any server, and its hash is checked when it is downloaded, not at each use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _HF_URL = re.compile(rf"hf://({_OWNER_REPO})/([^@\\]+)(?:@([^@]+))?")
 
 @dataclass(frozen=True)
 class Reference:
-    """What a reference means: one file in one folder of the cache, from a registered model or from the hub."""
+    """What a reference means: one file in one folder of the cache, of a registered model or of the hub."""
 
     name: str
     folder: Path
@@ -72,7 +72,7 @@ def resolve(reference: str | os.PathLike[str], *, progress: bool | None = None) 
 
 
 def pull(reference: str, *, refresh: bool = False, progress: bool | None = None) -> Path:
-    """Download what a reference means, unless it is in the cache; `refresh` asks the hub for its newest commit."""
+    """Download what a reference means, unless it is cached; `refresh` asks for the newest commit."""
     meant = parse(reference)
     split = _SPLIT.fullmatch(meant.file)
     if split is None:
@@ -101,7 +101,9 @@ def _existing(reference: str | os.PathLike[str]) -> Path | None:
         text.endswith(".gguf") and not _HF_URL.fullmatch(text) and not _REPO_FILE.fullmatch(text)
     )
     if looks_like_path or not isinstance(reference, str):
-        raise ModelNotFound(f"there is no model file {path}: check the path, or name a model of `llcuda-ffi model list`")
+        raise ModelNotFound(
+            f"there is no model file {path}: check the path, or name a model of `llcuda-ffi model list`"
+        )
     return None
 
 
@@ -118,7 +120,8 @@ def parse(reference: str) -> Reference:
     found = _HF_URL.fullmatch(reference) or _REPO_FILE.fullmatch(reference)
     if found is None:
         raise ModelNotFound(
-            f"{reference!r} is no file here and no name of the registry: give the path of a GGUF file, a name of "
+            f"{reference!r} is no file here and no name of the registry: give the path of a GGUF file, a "
+            "name of "
             "`llcuda-ffi model list`, owner/repo:file.gguf, or hf://owner/repo/file.gguf@revision"
         )
     repo, file, revision = found[1], found[2], found[3]

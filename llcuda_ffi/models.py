@@ -22,7 +22,7 @@ BITS = {"Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q4_1": 5.8}
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """One entry of the registry; `size` and `sha256` are None where they are recorded at the first download."""
+    """One entry of the registry; `size` and `sha256` are None if recorded at the first download."""
 
     name: str
     file: str

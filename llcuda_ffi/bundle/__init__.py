@@ -1,4 +1,4 @@
-"""The llama.cpp libraries: which ones are known, where they come from, and their verified copies in the cache."""
+"""The llama.cpp libraries: which are known, where they come from, their verified copies in the cache."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def ensure(name: str | None = None, *, progress: bool | None = None) -> Installe
     """The bundle to load, installed when it is missing.
 
     Args:
-        name: A pin's name, or the path of a folder or archive of an own build. Default: LLCUDA_FFI_BUNDLE, else the
-            default pin.
+        name: A pin's name, or the path of a folder or archive of an own build. Default: LLCUDA_FFI_BUNDLE,
+            else the default pin.
         progress: False for silence; otherwise a bar on a terminal and plain lines elsewhere.
 
     Raises:

@@ -54,7 +54,8 @@ class InstalledBundle:
                 ) from error
             if found != want:
                 raise ChecksumError(
-                    f"{name} of bundle {self.name} has sha256 {found}, expected {want}: it was changed after it was "
+                    f"{name} of bundle {self.name} has sha256 {found}, expected {want}: it was changed after "
+                    "it was "
                     f"installed; `llcuda-ffi bundle prune {self.name}` and install it again"
                 )
 

@@ -1,7 +1,8 @@
 """Own builds of llama.cpp: a folder or an archive in place of a pinned bundle.
 
-Nobody pinned their hashes, so the ABI profile is measured: a child process loads the libraries and compares what
-they write with every profile. The child is another process because a library of an unknown ABI may crash it.
+Nobody pinned their hashes, so the ABI profile is measured: a child process loads the libraries and compares
+what they write with every profile. The child is another process because a library of an unknown ABI may crash
+it.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def measure(place: Path) -> str:
         ) from None
     if not isinstance(profile, str):
         raise AbiMismatch(
-            f"the libraries in {place} have an ABI that this package does not know: {'; '.join(map(str, differences))}"
+            f"the libraries in {place} have an ABI that this package does not know: "
+            f"{'; '.join(map(str, differences))}"
         )
     return profile
 
@@ -106,10 +108,7 @@ def _install(path: Path, entry: Path, progress: bool | None) -> InstalledBundle:
         with tempfile.TemporaryDirectory(dir=folder(entry.parent), prefix=".unpack-") as temporary:
             place = Path(temporary) / "tree"
             place.mkdir()
-            if path.is_dir():
-                libraries = copy_libraries(path, place)
-            else:
-                libraries = unpack.extract(path, place, {})
+            libraries = copy_libraries(path, place) if path.is_dir() else unpack.extract(path, place, {})
             fresh = describe(path.name, place, entry, libraries, source=str(path))
             fresh.write_receipt(place)
             if entry.exists():

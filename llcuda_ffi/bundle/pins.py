@@ -23,7 +23,7 @@ else:
 class Archive:
     """One archive of a bundle: an npm package, or a URL.
 
-    `libraries` maps each file used, under its SONAME, to its sha256; empty takes every library of the archive.
+    `libraries` maps each file used, under its SONAME, to its sha256; empty takes every library there is.
     """
 
     size: int
@@ -50,8 +50,8 @@ class Archive:
 class Pin:
     """One bundle that this package knows.
 
-    `sass` and `ptx` are CUDA architectures as two- or three-digit numbers (75 is compute capability 7.5); `ptx_isa`
-    is the version of the PTX language; `cuda` the toolkit's major version.
+    `sass` and `ptx` are CUDA architectures as numbers (75 is compute capability 7.5), `ptx_isa` the version
+    of the PTX language, `cuda` the toolkit's major version.
     """
 
     name: str

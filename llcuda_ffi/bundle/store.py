@@ -1,7 +1,7 @@
 """The cache of bundles: one folder per bundle, published by one rename, used by many processes.
 
-CACHE/bundles/NAME/ holds the libraries and the receipt; NAME.lock stands beside it; `.fetch-…` and `.unpack-…` are
-unfinished. A folder is either a whole verified bundle or it is not there under its name.
+CACHE/bundles/NAME/ holds the libraries and the receipt; NAME.lock stands beside it; `.fetch-…` and
+`.unpack-…` are unfinished. A folder is either a whole verified bundle or it is not there under its name.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def _fetch(archive: Archive, target: Path, progress: bool | None) -> str:
             download(url, target, archive.expected, label=archive.file_name, progress=progress)
         except NotThere as error:
             raise DownloadError(
-                f"{error}: LLCUDA_FFI_MIRROR takes the place of every source, so put {archive.file_name} there"
+                f"{error}: LLCUDA_FFI_MIRROR takes the place of every source, so put {archive.file_name} "
+                "there"
             ) from error
         return shown(url)
     if archive.npm is not None:

@@ -15,7 +15,8 @@ from ..errors import BundleError, ChecksumError, UnsafeArchive
 from ..fetch.integrity import BLOCK, file_sha256
 from . import elf
 
-# libllama.so, libllama.v0.5.0.so, libggml-cpu-zen4.so.0.9.5, …; libllama-common belongs to the tools, not to the API
+# libllama.so, libllama.v0.5.0.so, libggml-cpu-zen4.so.0.9.5, …; libllama-common belongs to the tools, not to
+# the API
 LIBRARY = re.compile(r"lib(llama|ggml|mtmd)[\w.+-]*\.so(\.\d+)*")
 NOT_OURS = re.compile(r"libllama-common|libmtmd")
 
@@ -52,7 +53,8 @@ def extract(archive: Path, place: Path, wanted: Mapping[str, str]) -> dict[str, 
     """Take an archive's libraries into a folder, each under its SONAME.
 
     Args:
-        archive: A tar file, compressed or not. It may hold the libraries in any folder and several times over.
+        archive: A tar file, compressed or not. It may hold the libraries in any folder and several times
+            over.
         place: An existing folder for them.
         wanted: File name → sha256 of those to take; empty takes all.
 
@@ -105,7 +107,7 @@ def _extract(archive: Path, place: Path, wanted: Mapping[str, str]) -> dict[str,
 def _keep(
     fresh: Path, name: str, place: Path, wanted: Mapping[str, str], taken: dict[str, str], archive: str
 ) -> None:
-    """Give an unpacked library its SONAME, unless it is not wanted or is another copy of one that is there."""
+    """Give an unpacked library its SONAME, unless it is unwanted or another copy of one that is there."""
     soname = elf.read_names(fresh).soname or name
     if not is_library(soname) or (wanted and soname not in wanted):
         fresh.unlink()
@@ -113,7 +115,8 @@ def _keep(
     digest = file_sha256(fresh)
     if soname in wanted and digest != wanted[soname]:
         raise ChecksumError(
-            f"{name} in {archive} has sha256 {digest}, expected {wanted[soname]}: nothing of the archive was used"
+            f"{name} in {archive} has sha256 {digest}, expected {wanted[soname]}: nothing of the archive was "
+            "used"
         )
     if soname in taken:
         if taken[soname] != digest:

@@ -41,7 +41,7 @@ def shown(url: str) -> str:
 
 
 def client(headers: Mapping[str, str] | None = None, timeout: float = READ_SECONDS) -> httpx2.Client:
-    """An HTTP client that follows redirects, honours the environment's proxies and never asks for compression."""
+    """An HTTP client that follows redirects, honours proxies and never asks for compression."""
     import httpx2
 
     return httpx2.Client(
@@ -137,7 +137,8 @@ def _copy(source: Path, file: BinaryIO, digest: Digest, shows: Progress) -> None
 def _bounded(digest: Digest, what: str) -> None:
     if digest.size > digest.expected.limit:
         raise ChecksumError(
-            f"{what} is larger than the {digest.expected.limit:,} bytes expected: broken off, nothing of it was used"
+            f"{what} is larger than the {digest.expected.limit:,} bytes expected: broken off, nothing of it "
+            "was used"
         )
 
 
@@ -177,16 +178,18 @@ class _Transfer:
         import httpx2
 
         self._take_up()
-        barren = 0
+        attempts = barren = 0
         with client(headers, timeout) as session:
-            for attempt in range(ATTEMPTS):
+            for _ in range(ATTEMPTS):
+                attempts += 1
                 before = self.digest.size
                 try:
                     if self._pull(session):
                         try:
                             self.digest.check(shown(self.url))
                         except ChecksumError:
-                            # The part that an earlier run left may be of another file: once more, from the start.
+                            # The part that an earlier run left may be of another file: once more, from the
+                            # start.
                             if not self.resumed:
                                 raise
                             self._start_clean()
@@ -205,8 +208,10 @@ class _Transfer:
                     break
                 time.sleep(min(BACKOFF_SECONDS * 2**barren, BACKOFF_LIMIT) if barren else BACKOFF_SECONDS)
         raise DownloadError(
-            f"fetching {shown(self.url)} failed after {attempt + 1} attempts ({trouble}): check the network and the "
-            "proxy settings, or set LLCUDA_FFI_MIRROR; what has arrived is kept and the next run goes on from it"
+            f"fetching {shown(self.url)} failed after {attempts} attempts ({trouble}): check the network "
+            "and the "
+            "proxy settings, or set LLCUDA_FFI_MIRROR; what has arrived is kept and the next run goes on "
+            "from it"
         )
 
     def _pull(self, session: httpx2.Client) -> bool:
@@ -238,7 +243,8 @@ class _Transfer:
             announced = self.digest.size + int(length) if length and length.isdigit() else None
             if announced is not None and announced > self.expected.limit:
                 raise ChecksumError(
-                    f"{shown(self.url)} has {announced:,} bytes, expected {self.expected.limit:,}: not fetched"
+                    f"{shown(self.url)} has {announced:,} bytes, expected {self.expected.limit:,}: not "
+                    "fetched"
                 )
             self.file.seek(self.digest.size)
             for block in response.iter_raw(BLOCK):

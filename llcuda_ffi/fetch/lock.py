@@ -1,7 +1,7 @@
 """One process at a time per cache entry: a lock file beside the entry, never unlinked.
 
-The lock only saves work. Whoever publishes does it by an atomic rename of a verified tree, so that a broken or
-missing lock costs a second download and nothing else.
+The lock only saves work. Whoever publishes does it by an atomic rename of a verified tree, so that a broken
+or missing lock costs a second download and nothing else.
 """
 
 from __future__ import annotations

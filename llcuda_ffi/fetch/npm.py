@@ -1,4 +1,4 @@
-"""Packages of the npm registry that the user has configured, downloaded and verified without npm unpacking anything."""
+"""Packages of the npm registry that the user has configured, downloaded and verified by us."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Which npm registry the user has configured, and the credentials for it.
 
-No registry is named here: the environment, the `.npmrc` files of the project and of the user, and last the npm
-client itself are asked, in npm's own order of precedence.
+No registry is named here: the environment, the `.npmrc` files of the project and of the user, and last the
+npm client itself are asked, in npm's own order of precedence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ENVIRONMENT = re.compile(r"(?<!\\)\$\{([^${}?]+)(\??)\}")
 
 
 def _expand(text: str) -> str:
-    """Put in `${NAME}` from the environment as npm does: an unset name stays as it is, `${NAME?}` becomes empty."""
+    """Put in `${NAME}` from the environment as npm does: an unset name stays, `${NAME?}` becomes empty."""
     return _ENVIRONMENT.sub(
         lambda found: os.environ.get(found[1], "" if found[2] else found[0]),
         text,
@@ -50,7 +50,7 @@ def _environment() -> dict[str, str]:
 
 
 def _project_file() -> Path | None:
-    """The .npmrc of the project: beside the nearest package.json or node_modules upwards, else of this folder."""
+    """The project's .npmrc: beside the nearest package.json or node_modules upwards, else here."""
     try:
         here = Path.cwd()
     except OSError:

@@ -1,7 +1,7 @@
 """The unfinished file of a download: found again by the next run, never shared by two live processes.
 
-A partial file is named after what it will be, and the process that writes it holds a kernel lock on it. A process
-that died holds none, so the next one takes its file over and goes on where it ended.
+A partial file is named after what it will be, and the process that writes it holds a kernel lock on it. A
+process that died holds none, so the next one takes its file over and goes on where it ended.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What a user sees of a transfer: a bar on a terminal, plain lines elsewhere, nothing when asked for silence."""
+"""What a user sees of a transfer: a bar on a terminal, plain lines elsewhere, silence when asked."""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -38,7 +38,7 @@ class Progress:
         self.total = total
         self.done = 0
         self._show = show is not False and sys.stderr is not None
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
         self._last = time.monotonic()
 
     def __enter__(self) -> Progress:

