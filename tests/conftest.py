@@ -1,0 +1,42 @@
+"""What tests of several subjects share: the real model, the real bundle, a server on the loopback interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loopback import Loopback
+
+from llcuda_ffi import bundle as bundles
+from llcuda_ffi import hub
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real small model, from the user's cache or fetched once."""
+    return hub.resolve("smollm2-135m", progress=False)
+
+
+@pytest.fixture(scope="session")
+def bundle() -> bundles.InstalledBundle:
+    """The bundle that the environment asks for, by default the default one, installed once."""
+    return bundles.ensure(progress=False)
+
+
+@pytest.fixture
+def loopback() -> Iterator[Loopback]:
+    """A server on 127.0.0.1."""
+    server = Loopback()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the test's own; the network switches are off."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("LLCUDA_FFI_CACHE", str(folder))
+    for name in ("LLCUDA_FFI_OFFLINE", "LLCUDA_FFI_MIRROR", "LLCUDA_FFI_BUNDLE", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
