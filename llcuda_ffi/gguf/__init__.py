@@ -1,4 +1,4 @@
-"""GGUF files: a reader, and the preflight that stops files which would take the process down with libllama."""
+"""GGUF files: a reader, and the preflight that stops files which would take the process down."""
 
 from __future__ import annotations
 

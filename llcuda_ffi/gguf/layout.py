@@ -1,4 +1,4 @@
-"""Where everything lies in a GGUF file: header, metadata fields, tensor infos. Every length is checked against the file."""
+"""Where everything lies in a GGUF file: header, metadata, tensor infos. Each length is checked against the file."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class _Cursor:
         at = self.at
         if n > self.end - at:
             raise InvalidModelFile(
-                f"{self.name} is cut short: {what} at byte {at} needs {n} bytes and the file has {self.end - at} left"
+                f"{self.name} is cut short: {what} at byte {at} needs {n} bytes, {self.end - at} are left"
             )
         self.at = at + n
         return at
@@ -171,7 +171,8 @@ def parse(buffer: memoryview, name: str) -> Layout:
     # the smallest entries are 13 and 24 bytes: a count beyond that would only run into the end later
     if n_fields * 13 + n_tensors * 24 > layout.size:
         raise InvalidModelFile(
-            f"{name} says it has {n_fields} metadata entries and {n_tensors} tensors: more than {layout.size} bytes can hold"
+            f"{name} says it has {n_fields} metadata entries and {n_tensors} tensors: "
+            f"more than {layout.size} bytes can hold"
         )
     for i in range(n_fields):
         found = _field(cursor, i)
@@ -252,14 +253,12 @@ def _tensor(cursor: _Cursor, i: int) -> TensorInfo:
     try:
         kind = GGMLType(number)
     except ValueError:
-        raise UnsupportedModel(
-            f"{file}: tensor {name!r} has the type {number}, which is not known here"
-        ) from None
+        raise UnsupportedModel(f"{file}: tensor {name!r} has the unknown type {number}") from None
     weights, size = BLOCKS[kind]
     row = shape[0] if shape else 1
     if row % weights:
         raise InvalidModelFile(
-            f"{file}: tensor {name!r} of type {kind.name} has rows of {row} weights: they must be a multiple of {weights}"
+            f"{file}: tensor {name!r} has rows of {row} weights: {kind.name} needs a multiple of {weights}"
         )
     # zero sizes must not hide an overflow of the others: libllama multiplies one by one
     if prod(n or 1 for n in shape) > LARGEST // size:
@@ -273,12 +272,12 @@ def _check_offsets(layout: Layout, name: str) -> None:
     for info in layout.tensors.values():
         if info.offset != expected:
             raise InvalidModelFile(
-                f"{name}: tensor {info.name!r} is at offset {info.offset} of the data: {expected} was expected, "
+                f"{name}: tensor {info.name!r} is at offset {info.offset} of the data, not {expected}: "
                 "tensors must follow each other without overlap or gap"
             )
         if info.offset + info.nbytes > room:
             raise InvalidModelFile(
-                f"{name} is cut short: tensor {info.name!r} ends at byte {layout.data_offset + info.offset + info.nbytes} "
-                f"and the file has {layout.size}: download it again"
+                f"{name} is cut short: tensor {info.name!r} needs {info.offset + info.nbytes} bytes of data "
+                f"and the file has {max(room, 0)}: download it again"
             )
         expected += -(-info.nbytes // layout.alignment) * layout.alignment

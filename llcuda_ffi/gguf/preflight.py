@@ -51,7 +51,7 @@ def check(path: str | os.PathLike[str]) -> GGUFReport:
     with GGUFReader(path) as reader:
         if not reader.layout.native:
             raise UnsupportedModel(
-                f"{path} is a {reader.byte_order}-endian file: libllama here needs {sys.byteorder}-endian"
+                f"{path} is {reader.byte_order}-endian: this machine needs {sys.byteorder}-endian"
             )
         return _report(reader)
 

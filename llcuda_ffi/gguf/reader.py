@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from .types import BLOCKS, NUMBERS, NUMPY, GGMLType, ValueType
 class Metadata(Mapping[str, Any]):
     """The metadata of a file: values are decoded when they are asked for.
 
-    Numbers come as int, float and bool, strings as str (bytes that are no UTF-8 as surrogates), arrays of numbers
-    as read-only numpy views, arrays of strings as list[str].
+    Numbers come as int, float and bool, strings as str (bytes that are no UTF-8 as surrogates), arrays of
+    numbers as read-only numpy views, arrays of strings as list[str].
     """
 
     def __init__(self, layout: Layout, buffer: memoryview) -> None:
@@ -56,11 +56,8 @@ class Metadata(Mapping[str, Any]):
         # one copy of the region, then cheap slices: a string's text ends where the next one's length begins
         starts = found.strings
         first, last = int(starts[0]), int(starts[-1])
-        end = (
-            last
-            + 8
-            + int.from_bytes(buffer[last : last + 8], "little" if self._layout.order == "<" else "big")
-        )
+        order: Literal["little", "big"] = "little" if self._layout.order == "<" else "big"
+        end = last + 8 + int.from_bytes(buffer[last : last + 8], order)
         region = bytes(buffer[first:end])
         begins = (starts - first + 8).tolist()
         ends = [*(starts[1:] - first).tolist(), end - first]
@@ -71,7 +68,7 @@ class Metadata(Mapping[str, Any]):
             items = [item.decode("utf-8", "surrogateescape") for item in self.raw(found.key)]
             return items if found.item_type is not None else items[0]
         kind = found.type if found.item_type is None else found.item_type
-        dtype = np.dtype(NUMBERS[kind]).newbyteorder(self._layout.order)
+        dtype = np.dtype(self._layout.order + NUMBERS[kind])
         values = np.frombuffer(self._buffer, dtype, found.count, found.offset)
         if kind == ValueType.BOOL:  # any byte but 0 is true: as numbers first
             values = np.frombuffer(self._buffer, np.uint8, found.count, found.offset) != 0
@@ -130,7 +127,7 @@ class GGUFReader:
 
     @property
     def split(self) -> tuple[int, int]:
-        """Which part this file is and of how many: (split.no, split.count); (0, 1) for a model in one file."""
+        """Which part this is and of how many: (split.no, split.count); (0, 1) for a model in one file."""
         return int(self.metadata.get("split.no", 0)), max(1, int(self.metadata.get("split.count", 1)))
 
     def get_metadata_value(self, key: str, default: Any = None) -> Any:
@@ -145,8 +142,8 @@ class GGUFReader:
         """A read-only view of a tensor, without a copy.
 
         Returns:
-            The numbers with numpy's dimension order (ggml's reversed) for types that numpy has; BF16 as uint16;
-            of quantized types the bytes, with the rows' bytes as the last dimension.
+            For types that numpy has the numbers, in numpy's order of dimensions (ggml's reversed); BF16 as
+            uint16; of quantized types the bytes, with a row's bytes as the last dimension.
 
         Raises:
             KeyError: no such tensor.
@@ -159,7 +156,7 @@ class GGUFReader:
         shape = info.shape[::-1]
         code = NUMPY.get(info.ggml_type)
         if code is not None:
-            dtype = np.dtype(code).newbyteorder(self.layout.order)
+            dtype = np.dtype(self.layout.order + code)
             return np.frombuffer(self._map, dtype, info.numel, start).reshape(shape)
         weights, size = BLOCKS[info.ggml_type]
         rows = (*shape[:-1], shape[-1] // weights * size)
@@ -181,7 +178,7 @@ class GGUFReader:
             from gguf.quants import dequantize
         except ImportError:
             raise LlcudaError(
-                f"tensor {name!r} is {info.ggml_type.name}: decoding it needs the package gguf, pip install gguf"
+                f"tensor {name!r} is {info.ggml_type.name}: to decode it, pip install gguf"
             ) from None
         if self.byte_order != "little" and info.ggml_type != GGMLType.BF16:
             raise UnsupportedModel(f"{self.path}: quantized tensors of big-endian files cannot be decoded")
