@@ -16,9 +16,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# Bits per weight of a whole file, measured by llama.cpp's quantize tool on 7B models; enough to recommend by.
-BITS = {"Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q4_1": 5.8}
-
 
 @dataclass(frozen=True)
 class RegisteredModel:
@@ -27,9 +24,9 @@ class RegisteredModel:
     name: str
     file: str
     license: str
-    parameters: float
     sources: tuple[str, ...]
     size: int | None = None
+    about_mb: int = 0
     sha256: str | None = None
     wheels: tuple[tuple[str, str, str], ...] = ()
     repo: str | None = None
@@ -37,11 +34,8 @@ class RegisteredModel:
 
     @property
     def estimated_size(self) -> int:
-        """Bytes of the file: the pinned size, or an estimate from the parameters and the type in its name."""
-        if self.size is not None:
-            return self.size
-        bits = next((bits for kind, bits in BITS.items() if kind in self.file), 5.0)
-        return int(self.parameters * 1e9 * bits / 8)
+        """Bytes of the file: the pinned size, else a rough one."""
+        return self.about_mb * 1_000_000 if self.size is None else self.size
 
 
 def _model(table: Mapping[str, Any]) -> RegisteredModel:

@@ -1,4 +1,4 @@
-"""What tests of several subjects share: the real model, the real bundle, a server on the loopback interface."""
+"""What tests of several subjects share: the real model, the real bundle, a loopback server."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ BLOCK = 64 * 1024
 class Served:
     """One file of the server, and how it is served.
 
-    `cuts`: each entry ends one response after so many bytes. `statuses`: each entry is answered once instead of the
-    file. `pause`: seconds between blocks of `block` bytes. `ranges`: whether Range is honoured.
+    `cuts`: each entry ends one response after so many bytes. `statuses`: each entry is answered once instead
+    of the file. `pause`: seconds between blocks of `block` bytes. `ranges`: whether Range is honoured.
     """
 
     content: bytes

@@ -7,7 +7,7 @@ import os
 from . import own, pins, store
 from .installed import InstalledBundle
 
-__all__ = ["InstalledBundle", "ensure", "installed"]
+__all__ = ["InstalledBundle", "chosen_name", "ensure", "installed"]
 
 
 def ensure(name: str | None = None, *, progress: bool | None = None) -> InstalledBundle:
@@ -23,10 +23,15 @@ def ensure(name: str | None = None, *, progress: bool | None = None) -> Installe
         DownloadError: It could not be fetched.
         ChecksumError: What arrived is not what was pinned.
     """
-    chosen = name or os.environ.get("LLCUDA_FFI_BUNDLE", "").strip() or pins.default_name()
+    chosen = name or chosen_name()
     if own.is_path(chosen):
         return own.open_build(chosen, progress=progress)
     return store.install(pins.get(chosen), progress=progress)
+
+
+def chosen_name() -> str:
+    """What is used when no bundle is named: LLCUDA_FFI_BUNDLE, else the default pin."""
+    return os.environ.get("LLCUDA_FFI_BUNDLE", "").strip() or pins.default_name()
 
 
 def installed() -> list[InstalledBundle]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import BundleError, DownloadError
+from ..errors import BundleError, BundleNotFound, DownloadError
+from ..fetch import partial
 from ..fetch.cache import cache_root, disk_error, folder, mirror, sweep
 from ..fetch.http import NotThere, download, shown
 from ..fetch.lock import entry_lock
@@ -18,10 +20,11 @@ from ..fetch.npm import fetch as fetch_npm
 from ..fetch.progress import note
 from . import installed, unpack
 from .installed import InstalledBundle
-from .pins import Archive, Pin
+from .pins import Archive, Pin, all_pins
 
 UNPACKING = ".unpack-"
 REMOVED = ".removed-"
+LEFTOVERS = (UNPACKING, REMOVED, ".fetch-")
 
 
 def bundles_folder() -> Path:
@@ -144,6 +147,44 @@ def discard(entry: Path) -> None:
     except FileNotFoundError:
         pass
     shutil.rmtree(away, ignore_errors=True)
+
+
+def prune(names: Sequence[str] = (), *, everything: bool = False) -> list[Path]:
+    """Remove bundles by name; without names what is damaged, outdated, unfinished or an own build's copy.
+
+    Lock files stay: a process may be waiting on one.
+
+    Raises:
+        BundleNotFound: A name is not in the cache.
+        BundleError: The cache cannot be written.
+    """
+    place = bundles_folder()
+    kept = set() if everything else {pin.name for pin in all_pins() if find(pin) is not None}
+    there = [path for path in sorted(place.glob("*")) if path.is_dir() and not path.name.startswith(".")]
+    doomed = []
+    for name in names:
+        if not any(path.name == name for path in there):
+            raise BundleNotFound(f"bundle {name!r} is not in {place}")
+    for path in there:
+        if path.name in names or (not names and path.name not in kept):
+            doomed.append(path)
+    if not names:
+        doomed += [path for path in sorted(place.glob(".*")) if path.name.startswith(LEFTOVERS)]
+    removed = []
+    for path in doomed:
+        try:
+            if path.is_dir():
+                discard(path)
+            elif (file := partial.take(path)) is not None or not path.name.endswith(partial.SUFFIX):
+                path.unlink(missing_ok=True)
+                if file is not None:
+                    file.close()
+            else:
+                continue  # a live process is downloading into it
+        except OSError as error:
+            raise disk_error(error, path) from error
+        removed.append(path)
+    return removed
 
 
 def all_installed() -> list[InstalledBundle]:

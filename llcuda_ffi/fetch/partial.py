@@ -23,7 +23,7 @@ except ImportError:  # a platform without flock resumes nothing and is still cor
 SUFFIX = ".partial"
 
 
-def _take(path: Path) -> BinaryIO | None:
+def take(path: Path) -> BinaryIO | None:
     """Open a partial file for going on, if no live process writes it."""
     if fcntl is None:
         return None
@@ -52,7 +52,7 @@ def partial_file(place: Path, key: str) -> Iterator[tuple[BinaryIO, Path]]:
     sweep(place, ".fetch-")
     left = sorted(place.glob(f".fetch-{key}.*{SUFFIX}"), key=lambda path: -path.lstat().st_size)
     for path in left:
-        file = _take(path)
+        file = take(path)
         if file is not None:
             break
     else:

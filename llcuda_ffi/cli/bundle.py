@@ -1,0 +1,114 @@
+"""`llcuda-ffi bundle`: the llama.cpp libraries in the cache."""
+
+from __future__ import annotations
+
+import json
+import click
+
+from ..bundle import ensure, pins, store
+from ..errors import BundleNotFound
+from ..fetch.progress import megabytes
+
+
+@click.group()
+def command() -> None:
+    """Install, list, check and remove bundles of llama.cpp libraries."""
+
+
+@command.command()
+@click.argument("name", required=False)
+@click.option(
+    "--variant", type=click.Choice(["cpu", "cuda12", "cuda13"]), help="The default build's variant."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def install(name: str | None, variant: str | None, quiet: bool) -> None:
+    """Install the bundle NAME, or the default one. NAME may also be a folder or archive of an own build."""
+    if name is not None and variant is not None:
+        raise click.UsageError("give either a NAME or --variant")
+    if variant is not None:
+        name = f"{pins.get(pins.default_name()).llama_cpp}-{variant}"
+    click.echo(ensure(name, progress=False if quiet else None).path)
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def list_bundles(as_json: bool) -> None:
+    """List the known bundles and what is installed."""
+    there = {bundle.name: bundle for bundle in store.all_installed()}
+    rows = []
+    for pin in pins.all_pins():
+        bundle = there.pop(pin.name, None)
+        rows.append(
+            {
+                "name": pin.name,
+                "default": pin.name == pins.default_name(),
+                "llama_cpp": pin.llama_cpp,
+                "profile": pin.profile,
+                "backend": pin.backend,
+                "cuda": pin.cuda,
+                "min_glibc": pin.min_glibc,
+                "download": pin.size,
+                "installed": str(bundle.path) if bundle and store.find(pin) else None,
+            }
+        )
+    for own in there.values():
+        rows.append(
+            {
+                "name": own.name,
+                "default": False,
+                "llama_cpp": None,
+                "profile": own.profile,
+                "backend": own.backend,
+                "cuda": None,
+                "min_glibc": None,
+                "download": None,
+                "installed": str(own.path),
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        mark = "*" if row["default"] else " "
+        backend = f"cuda {row['cuda']}" if row["cuda"] else row["backend"]
+        size = megabytes(int(str(row["download"]))) if row["download"] else ""
+        where = row["installed"] or f"not installed ({size} to fetch)"
+        click.echo(f"{mark} {row['name']:16} ABI {row['profile']:8} {backend!s:8} {where}")
+
+
+@command.command()
+@click.argument("names", nargs=-1)
+def verify(names: tuple[str, ...]) -> None:
+    """Hash every library of the bundles NAMES, or of all that are installed."""
+    there = {bundle.name: bundle for bundle in store.all_installed()}
+    for name in names or there:
+        if name not in there:
+            raise BundleNotFound(f"bundle {name!r} is not installed: `llcuda-ffi bundle install {name}`")
+        there[name].verify()
+        click.echo(f"{name}: {len(there[name].libraries)} libraries as they were installed")
+
+
+@command.command()
+@click.argument("name", required=False)
+def path(name: str | None) -> None:
+    """Print the folder of the bundle NAME, or of the one in use, without installing anything."""
+    if name is None:
+        from .. import bundle
+
+        name = bundle.chosen_name()
+        if bundle.own.is_path(name):
+            click.echo(ensure(name, progress=False).path)
+            return
+    found = store.find(pins.get(name))
+    if found is None:
+        raise BundleNotFound(f"bundle {name!r} is not installed: `llcuda-ffi bundle install {name}`")
+    click.echo(found.path)
+
+
+@command.command()
+@click.argument("names", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Remove every bundle.")
+def prune(names: tuple[str, ...], everything: bool) -> None:
+    """Remove the bundles NAMES, or what is damaged, outdated, unfinished or an own build's copy."""
+    for entry in store.prune(names, everything=everything):
+        click.echo(f"removed {entry}")

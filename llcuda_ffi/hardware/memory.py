@@ -1,0 +1,61 @@
+"""How much memory a model may take on this machine: of its GPU where there is one, else of the system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+
+
+def free_memory() -> tuple[int, str]:
+    """Bytes that are free, and whose: of the roomiest GPU, else of the system within its cgroup."""
+    gpu = _free_on_gpu()
+    if gpu is not None:
+        return gpu
+    return free_system_memory(), "free system memory"
+
+
+def free_system_memory() -> int:
+    """Bytes that this process may still take, by kernel and cgroup; 0 if unknown."""
+    free = 0
+    try:
+        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        return 0
+    for limit, used in _CGROUP:
+        try:
+            free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
+        except (OSError, ValueError):
+            continue  # no such cgroup, or no limit ("max")
+    return free
+
+
+def _free_on_gpu() -> tuple[int, str] | None:
+    import pynvml  # type: ignore[import-untyped]
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        best: tuple[int, str] | None = None
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            free = int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+            if best is None or free > best[0]:
+                name = pynvml.nvmlDeviceGetName(handle)
+                best = (free, f"free on {name.decode() if isinstance(name, bytes) else name}")
+        return best
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
