@@ -1,4 +1,4 @@
-"""Where everything lies in a GGUF file: header, metadata, tensor infos. Each length is checked against the file."""
+"""Where everything lies in a GGUF file. Each length is checked against the file."""
 
 from __future__ import annotations
 
