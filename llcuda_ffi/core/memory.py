@@ -24,6 +24,11 @@ class Memory:
         self._memory = pointer
         self._lib = context._lib
 
+    @property
+    def shares_cells(self) -> bool:
+        """Whether sequences share one buffer (kv_unified), so that a copy costs nothing."""
+        return self._context.kv_unified
+
     def _seq(self, seq_id: int) -> int:
         return integer("a sequence id", seq_id, 0, self._context.n_seq_max - 1)
 

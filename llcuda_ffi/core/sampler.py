@@ -306,6 +306,12 @@ class SamplerChain(Handle):
         with self._exclusive():
             self._lib.llama_sampler_reset(self._ptr)
 
+    def _reseed(self, seed: int) -> None:
+        """Give the last sampler, dist, a new seed."""
+        lib, chain = self._lib, self._ptr
+        lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, len(self.names) - 1))
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(_seed(seed)))
+
     def clone(self) -> SamplerChain:
         """A copy with the same state (llama_sampler_clone)."""
         with self._exclusive():

@@ -52,6 +52,7 @@ class Vocab:
         self._pieces: dict[int, bytes] = {}
         self._special_pieces: dict[int, bytes] = {}
         self._eog: dict[int, bool] = {}
+        self._eog_tokens: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return self.n_tokens
@@ -194,6 +195,14 @@ class Vocab:
         if found is None:
             found = self._eog[token] = bool(self._lib.llama_vocab_is_eog(self._ptr, self._token(token)))
         return found
+
+    @property
+    def eog_tokens(self) -> tuple[int, ...]:
+        """Every token that ends a generation."""
+        if self._eog_tokens is None:
+            is_eog, vocab = self._lib.llama_vocab_is_eog, self._ptr
+            self._eog_tokens = tuple(t for t in range(self.n_tokens) if is_eog(vocab, t))
+        return self._eog_tokens
 
     def is_control(self, token: int) -> bool:
         """Whether the token is a control token (llama_vocab_is_control)."""

@@ -53,9 +53,9 @@ class _Resource:
         return self.lock.locked() or any(child.busy() for child in list(self.children))
 
     def close(self) -> None:
+        if self.pointer is None or self.busy():
+            return  # busy only at interpreter exit, under a daemon thread that still computes: never free under it
         pointer, self.pointer = self.pointer, None
-        if pointer is None:
-            return
         for child in reversed(list(self.children)):
             child.close()
         if self.generation == _generation:  # a forked child never frees what its parent made

@@ -1,0 +1,111 @@
+"""Counters of the scheduler."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from .request import Request
+
+_WINDOW = 1024
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Of the last 1,024 requests; 0.0 when there were none."""
+
+    p50: float
+    p95: float
+    p99: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class MetricsSnapshot:
+    """What `Llama.metrics()` returns.
+
+    Attributes:
+        queued, running: requests waiting and in a slot.
+        requests: finished ones; `cancelled` of them; `failed` ended with an exception.
+        prompt_tokens, cached_tokens, completion_tokens: totals over finished requests.
+        batches, batch_tokens, busy_s: decodes, tokens in them, seconds in them.
+        drafted, accepted: tokens of speculative decoding.
+        ttft_s, itl_s, tokens_per_s: time to first token, time between tokens, decode rate of a request.
+        kv_used, kv_cells: tokens held in the KV cache, and its size.
+        n_threads: CPU threads in use.
+        uptime_s: since the scheduler was made.
+    """
+
+    queued: int
+    running: int
+    requests: int
+    cancelled: int
+    failed: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    batches: int
+    batch_tokens: int
+    busy_s: float
+    drafted: int
+    accepted: int
+    ttft_s: Percentiles
+    itl_s: Percentiles
+    tokens_per_s: Percentiles
+    kv_used: int
+    kv_cells: int
+    n_threads: int
+    uptime_s: float
+
+
+class Metrics:
+    """Counters that the scheduler moves; each update is a few additions."""
+
+    def __init__(self) -> None:
+        self.began = perf_counter()
+        self.requests = self.cancelled = self.failures = 0
+        self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
+        self.batches = self.batch_tokens = self.drafted = self.accepted = 0
+        self.busy_s = 0.0
+        self.ttft: deque[float] = deque(maxlen=_WINDOW)
+        self.itl: deque[float] = deque(maxlen=_WINDOW)
+        self.rate: deque[float] = deque(maxlen=_WINDOW)
+
+    def batch(self, n_tokens: int, seconds: float) -> None:
+        """A batch was computed."""
+        self.batches += 1
+        self.batch_tokens += n_tokens
+        self.busy_s += seconds
+
+    def finished(self, request: Request) -> None:
+        """A request has its completion."""
+        completion = request.completion
+        assert completion is not None
+        self.requests += 1
+        self.cancelled += completion.finish_reason == "cancelled"
+        usage, timings = completion.usage, completion.timings
+        self.prompt_tokens += usage.prompt_tokens
+        self.cached_tokens += usage.cached_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.drafted += timings.drafted
+        self.accepted += timings.accepted
+        if usage.completion_tokens:
+            self.ttft.append(timings.ttft_s)
+        if usage.completion_tokens > 1:
+            self.itl.append(timings.decode_s / (usage.completion_tokens - 1))
+            self.rate.append(timings.tokens_per_s)
+
+    def failed(self) -> None:
+        """A request ended with an exception."""
+        self.failures += 1
+
+
+def percentiles(values: Sequence[float]) -> Percentiles:
+    """The percentiles of some values."""
+    if not values:
+        return Percentiles(0.0, 0.0, 0.0, 0.0)
+    ordered = sorted(values)
+    at = [ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in (0.5, 0.95, 0.99)]
+    return Percentiles(*at, sum(ordered) / len(ordered))

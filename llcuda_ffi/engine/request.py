@@ -1,0 +1,156 @@
+"""A request on its way through the scheduler."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.sampler import SamplerChain
+from ..core.vocab import Vocab
+from ..sampling_params import SamplingParams
+from .constraint import Constraint
+from .results import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
+from .sampling import RowSampler
+from .text import TextStream
+
+Tokens = npt.NDArray[np.int32]
+
+_numbers = itertools.count()
+
+
+class Request:
+    """One prompt and what has been generated for it.
+
+    Attributes:
+        prompt: int32 token ids.
+        params: its settings.
+        limit: most tokens to generate, max_tokens and the context considered.
+        generated: token ids so far.
+        completion: the result, once `done`.
+        error: the exception that ended it, once `done`.
+        done: whether it is over; then exactly one of completion and error is set.
+    """
+
+    __slots__ = (
+        "arrival", "cached", "cancelled", "chain", "completion", "constraint", "deadline", "done", "drafted",
+        "drafts_kept", "error", "generated", "group", "limit", "logprobs", "number", "on_chunk", "params", "pending",
+        "prompt", "row_sampler", "seed", "stream", "t_first", "t_last", "t_slot", "text", "vocab", "wake",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        prompt: Tokens,
+        params: SamplingParams,
+        vocab: Vocab,
+        limit: int,
+        seed: int,
+        *,
+        constraint: Constraint | None = None,
+        on_chunk: Callable[[Chunk], None] | None = None,
+    ) -> None:
+        self.prompt, self.params, self.vocab, self.limit, self.seed = prompt, params, vocab, limit, seed
+        self.constraint, self.on_chunk = constraint, on_chunk
+        self.number = next(_numbers)
+        self.arrival = perf_counter()
+        self.deadline = None if params.timeout is None else self.arrival + params.timeout
+        self.generated: list[int] = []
+        self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
+        # without a stream or stop strings nobody needs the text before the end
+        self.text = TextStream(params.stop) if on_chunk or params.stop else None
+        self.pending: list[int] = []  # tokens not yet sent in a chunk
+        self.chain: SamplerChain | None = None
+        self.row_sampler: RowSampler | None = None
+        self.group: Request | None = None  # the first of n completions of one prompt
+        self.t_slot = self.t_first = self.t_last = 0.0
+        self.cached = self.drafted = self.drafts_kept = 0
+        self.cancelled = self.done = False
+        self.completion: Completion | None = None
+        self.error: BaseException | None = None
+        self.wake: threading.Event | None = None  # set when something happened, for a thread that waits
+
+    def tokens(self) -> Tokens:
+        """Everything that must be in the KV cache before the next token: the prompt, and what was generated."""
+        if not self.generated:
+            return self.prompt
+        return np.concatenate([self.prompt, np.array(self.generated, np.int32)])
+
+    def rewind(self) -> None:
+        """Make the text agree with `generated` again, after a step that was interrupted."""
+        del self.pending[:]
+        if self.logprobs is not None:
+            del self.logprobs[len(self.generated) :]
+        if self.text is not None:
+            self.text.data[:] = b"".join(map(self.vocab.piece, self.generated))
+            self.text.stopped = False
+
+    def emit(self, token: int) -> None:
+        """Send what can be shown."""
+        assert self.text is not None
+        assert self.on_chunk is not None
+        self.pending.append(token)
+        text = self.text.take()
+        if text:
+            tokens, self.pending = self.pending, []
+            logprobs = None if self.logprobs is None else self.logprobs[len(self.generated) - len(tokens) :]
+            self.on_chunk(Chunk(text, tokens, logprobs))
+
+    def finish(self, reason: FinishReason) -> None:
+        """End with a result."""
+        generated = self.generated
+        if self.text is not None:
+            text = self.text.text
+        else:
+            piece = self.vocab.piece
+            # an end token that is a control token writes nothing
+            text = b"".join([piece(t) for t in generated]).decode("utf-8", "replace")
+        decode_s = max(0.0, self.t_last - self.t_first)
+        n = len(generated)
+        completion = Completion(
+            text=text,
+            token_ids=generated,
+            finish_reason=reason,
+            usage=Usage(len(self.prompt), self.cached, n),
+            timings=Timings(
+                queue_s=(self.t_slot or perf_counter()) - self.arrival,
+                prompt_s=max(0.0, self.t_first - self.t_slot),
+                ttft_s=max(0.0, self.t_first - self.arrival),
+                decode_s=decode_s,
+                tokens_per_s=(n - 1) / decode_s if n > 1 and decode_s > 0 else 0.0,
+                drafted=self.drafted,
+                accepted=self.drafts_kept,
+            ),
+            logprobs=self.logprobs,
+            seed=None if self.params.greedy else self.seed,
+            parsed=self.constraint.result(text) if self.constraint is not None and reason != "cancelled" else None,
+        )
+        self.completion = completion
+        self.done = True
+        if self.on_chunk is not None and self.text is not None:
+            tokens, self.pending = self.pending, []
+            logprobs = None if self.logprobs is None else self.logprobs[n - len(tokens) :] if tokens else []
+            self.on_chunk(Chunk(self.text.take(final=True), tokens, logprobs, reason, completion))
+        self.notify()
+
+    def fail(self, error: BaseException) -> None:
+        """End with an exception."""
+        self.error = error
+        self.done = True
+        self.notify()
+
+    def notify(self) -> None:
+        """Wake the thread that waits for this request, if any."""
+        wake = self.wake
+        if wake is not None:
+            wake.set()
+
+    def result(self) -> Completion:
+        """The completion, or the exception that ended the request."""
+        if self.error is not None:
+            raise self.error
+        assert self.completion is not None
+        return self.completion

@@ -1,0 +1,432 @@
+"""The scheduler: every request of a process shares one context and one batch.
+
+`step()` computes one batch: a token for each generating slot (with the tokens drafted for it), then chunks of
+prompts. It is plain and synchronous; who calls it, and from which thread, is the driver's matter.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter
+
+from ..core.batch import Batch
+from ..core.context import Context
+from ..errors import Cancelled, ContextOverflow, DecodeError, LlcudaError, NoKvSlot
+from .drafting import Drafter
+from .metrics import Metrics
+from .prefix import place
+from .request import Request
+from .results import TokenLogprob
+from .sampling import Chains, RowSampler
+from .slot import Slot, State
+from .threads import ThreadControl
+
+Row = tuple[int, Slot]
+
+
+class Scheduler:
+    """Continuous batching over one context.
+
+    Attributes:
+        context: has one sequence for each slot.
+        n_ctx: most tokens of one request.
+        slots: as many as the context has sequences.
+        metrics: counters.
+        prefix_cache: whether finished requests leave their tokens for later ones.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        n_ctx: int | None = None,
+        prefix_cache: bool = True,
+        drafter: Drafter | None = None,
+        threads: ThreadControl | None = None,
+    ) -> None:
+        assert context.memory is not None
+        self.context, self.memory = context, context.memory
+        self.model, self.vocab = context.model, context.model.vocab
+        self.n_ctx = min(n_ctx or context.n_ctx_seq, context.n_ctx_seq)
+        self.prefix_cache = prefix_cache
+        self.metrics = Metrics()
+        self.slots = [Slot(i) for i in range(context.n_seq_max)]
+        self._chunk = context.n_ubatch
+        self._batch = Batch(max(context.n_batch, context.n_seq_max))
+        self._chains = Chains(self.model)
+        self._drafter, self._threads = drafter, threads
+        self._inbox: deque[Request] = deque()
+        self._waiting: list[tuple[int, int, Request]] = []
+        self._copies = not (self.model.is_recurrent or self.model.is_hybrid)
+        self._sample = context._lib.llama_sampler_sample
+        self._attention = False  # a request was cancelled or has a deadline
+        self._unfinished = False  # a step was left in the middle
+        self._steps = 0
+
+    # --- from any thread ---
+
+    def submit(self, request: Request) -> None:
+        """Queue a request."""
+        if request.deadline is not None:
+            self._attention = True
+        self._inbox.append(request)
+
+    def cancel(self, request: Request) -> None:
+        """End a request as "cancelled" in the next step."""
+        request.cancelled = True
+        self._attention = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self._inbox or self._waiting or any(slot.request is not None for slot in self.slots))
+
+    # --- the step ---
+
+    def step(self) -> bool:
+        """Compute one batch. Returns False when there was nothing to do.
+
+        An exception leaves the scheduler usable: requests of a batch that failed end with it; after Ctrl-C the next
+        step computes again what was lost.
+        """
+        if self._unfinished:
+            self._recover()
+        self._unfinished = True
+        while self._inbox:
+            request = self._inbox.popleft()
+            heapq.heappush(self._waiting, (-request.params.priority, request.number, request))
+        if self._attention:
+            self._sweep()
+        if self._waiting:
+            self._admit()
+        rows = self._plan()
+        if rows:
+            self._run(rows)
+        self._unfinished = False
+        return bool(rows)
+
+    def _sweep(self) -> None:
+        """End what was cancelled or is too late."""
+        now, again = perf_counter(), False
+
+        def over(request: Request) -> bool:
+            nonlocal again
+            again = again or request.deadline is not None
+            return request.cancelled or (request.deadline is not None and now >= request.deadline)
+
+        self._attention = False
+        for slot in self.slots:
+            if slot.request is not None and over(slot.request):
+                self._end(slot, "cancelled")
+        if any(over(item[2]) for item in self._waiting):
+            for item in self._waiting:
+                if over(item[2]):
+                    item[2].finish("cancelled")
+                    self.metrics.finished(item[2])
+            self._waiting = [item for item in self._waiting if not item[2].done]
+            heapq.heapify(self._waiting)
+        self._attention = self._attention or again
+
+    def _admit(self) -> None:
+        """Give waiting requests the free slots, by priority, then in order of arrival."""
+        later = []
+        free = sum(slot.request is None for slot in self.slots)
+        while self._waiting and free:
+            item = heapq.heappop(self._waiting)
+            request = item[2]
+            if request.group is not None and self._prompting(request.group):
+                later.append(item)  # its prompt is being computed for the first of the group
+                continue
+            tokens = request.tokens()
+            reuse = self.prefix_cache and request.params.prefix_cache
+            slot, n_past = place(request, tokens, self.slots, self.memory, copies=self._copies, reuse=reuse)
+            if not request.generated:
+                request.cached = n_past
+            slot.request, slot.state, slot.todo, slot.n_past = request, State.PROMPT, tokens, n_past
+            slot.used = self._steps
+            request.t_slot = request.t_slot or perf_counter()
+            if request.chain is None:
+                self._prepare(request)
+            free -= 1
+        for item in later:
+            heapq.heappush(self._waiting, item)
+
+    def _prompting(self, leader: Request) -> bool:
+        return not leader.done and not leader.generated
+
+    def _prepare(self, request: Request) -> None:
+        params = request.params
+        request.chain = chain = self._chains.take(params, request.seed)
+        if request.constraint is not None or params.logprobs is not None:
+            request.row_sampler = RowSampler(self.context, chain, request.constraint, params.logprobs)
+        if "penalties" in chain.names or "dry" in chain.names:
+            accept, pointer = chain._lib.llama_sampler_accept, chain._ptr
+            look_back = max(params.penalty_last_n, params.dry_penalty_last_n)
+            if min(params.penalty_last_n, params.dry_penalty_last_n) < 0:
+                look_back = len(request.prompt)
+            for token in request.prompt[-look_back:].tolist():
+                accept(pointer, token)
+
+    def _plan(self) -> list[Row]:
+        """Fill the batch; returns the rows whose logits are wanted, each with its slot."""
+        batch = self._batch
+        batch.n_tokens = 0
+        generating = [slot for slot in self.slots if slot.state is State.GENERATING]
+        rows: list[Row] = []
+        n = len(generating)
+        if n:
+            if self._drafter is not None:
+                return self._plan_drafts(generating)
+            batch.token[:n] = [slot.last for slot in generating]
+            batch.pos[:n] = [slot.n_past for slot in generating]
+            batch.seq[:n, 0] = [slot.index for slot in generating]
+            batch.output[:n] = 1
+            batch.n_tokens = n
+            rows = list(enumerate(generating))
+        return self._plan_prompts(rows)
+
+    def _plan_drafts(self, generating: list[Slot]) -> list[Row]:
+        batch, rows = self._batch, []
+        assert self._drafter is not None
+        room = min(batch.capacity, self.context.n_batch) - len(generating)
+        self._drafter.propose(generating, min(room, self._chunk))
+        for slot in generating:
+            start, _ = batch.extend([slot.last, *slot.draft], slot.n_past, slot.index, output="all")
+            rows.append((start, slot))
+        return self._plan_prompts(rows)
+
+    def _plan_prompts(self, rows: list[Row]) -> list[Row]:
+        """Add chunks of prompts: at most one micro-batch of them, so that running streams never wait longer."""
+        batch = self._batch
+        room = min(self.context.n_batch - batch.n_tokens, self._chunk)
+        prompting = [slot for slot in self.slots if slot.state is State.PROMPT]
+        prompting.sort(key=_arrival)
+        for slot in prompting:
+            if room <= 0:
+                break
+            chunk = slot.todo[slot.n_past : slot.n_past + room]
+            last = slot.n_past + len(chunk) == len(slot.todo)
+            _, stop = batch.extend(chunk, slot.n_past, slot.index, output="last" if last else "none")
+            rows.append((stop - 1 if last else -len(chunk), slot))
+            room -= len(chunk)
+        return rows
+
+    def _run(self, rows: list[Row]) -> None:
+        began = perf_counter()
+        n_tokens = self._batch.n_tokens
+        try:
+            self._decode()
+        except NoKvSlot as error:
+            self._make_room(error)
+            return
+        except DecodeError as error:
+            for _, slot in rows:
+                self._fail(slot, error)
+            return
+        self._steps += 1
+        now = perf_counter()
+        self.metrics.batch(n_tokens, now - began)
+        if self._threads is not None:
+            self._threads.observe(n_tokens, now - began)
+        for row, slot in rows:
+            if slot.state is State.GENERATING:
+                slot.n_past += 1
+                if slot.draft:
+                    self._verify(row, slot)
+                else:
+                    self._choose(row, slot)
+            elif row < 0:
+                slot.n_past -= row
+            else:
+                slot.n_past = len(slot.todo)
+                slot.kept = slot.todo
+                slot.state = State.GENERATING
+                self._choose(row, slot)
+
+    def _decode(self) -> None:
+        context = self.context
+        with context._exclusive():
+            context._compute(context._lib.llama_decode, context._ptr, self._batch)
+
+    def _choose(self, row: int, slot: Slot) -> bool:
+        """Choose the next token of a slot from batch row `row`; returns whether its request goes on."""
+        request = slot.request
+        assert request is not None
+        logprob: TokenLogprob | None = None
+        if request.row_sampler is None:
+            assert request.chain is not None
+            token = self._sample(request.chain._resource.pointer, self.context._resource.pointer, row)
+        else:
+            try:
+                token, logprob = request.row_sampler.sample(row)
+            except LlcudaError as error:
+                self._fail(slot, error)
+                return False
+        return self._accept(slot, request, token, logprob)
+
+    def _accept(self, slot: Slot, request: Request, token: int, logprob: TokenLogprob | None) -> bool:
+        generated = request.generated
+        request.t_last = perf_counter()
+        if not generated:
+            request.t_first = request.t_last
+        slot.last = token
+        text = request.text
+        vocab = self.vocab
+        piece = b"" if text is None else vocab._pieces.get(token)
+        if piece is None:
+            piece = vocab.piece(token)
+        if logprob is not None:
+            assert request.logprobs is not None
+            request.logprobs.append(logprob)
+        generated.append(token)
+        if vocab._eog.get(token, True) and vocab.is_eog(token) and not request.params.ignore_eos:
+            self._end(slot, "eog")
+            return False
+        if text is not None and text.push(piece):
+            self._end(slot, "stop")
+            return False
+        if len(generated) >= request.limit:
+            if request.on_chunk is not None:
+                request.pending.append(token)
+            self._end(slot, "length")
+            return False
+        if request.on_chunk is not None:
+            request.emit(token)
+            request.notify()
+        if slot.n_past >= self.n_ctx:
+            return self._overflow(slot, request)
+        return True
+
+    def _verify(self, row: int, slot: Slot) -> None:
+        """Accept the drafted tokens that the model would have chosen itself, and the one after them."""
+        draft, slot.draft = slot.draft, []
+        request = slot.request
+        assert request is not None
+        start = slot.n_past
+        request.drafted += len(draft)
+        kept = 0
+        going = self._choose(row, slot)
+        while going and kept < len(draft) and slot.last == draft[kept]:
+            kept += 1
+            slot.n_past += 1
+            request.drafts_kept += 1
+            going = self._choose(row + kept, slot)
+        if going:
+            self.memory.remove(slot.index, slot.n_past)
+        elif slot.request is None:  # ended: what was kept must not run past the cache
+            self.memory.remove(slot.index, min(len(slot.kept), start + kept))
+
+    def _overflow(self, slot: Slot, request: Request) -> bool:
+        """The sequence is full."""
+        if request.params.overflow != "shift":
+            self._end(slot, "length")
+            return False
+        keep = min(request.params.keep, slot.n_past - 2)
+        discard = max(1, (slot.n_past - keep) // 2)
+        self.memory.remove(slot.index, keep, keep + discard)
+        self.memory.shift(slot.index, -discard, keep + discard)
+        slot.n_past -= discard
+        slot.kept = slot.kept[:keep]
+        slot.shared = keep or -1
+        return True
+
+    def clear_cache(self) -> None:
+        """Forget what idle slots keep."""
+        for slot in self.slots:
+            if slot.request is None and len(slot.kept):
+                self.memory.remove(slot.index)
+                slot.forget()
+
+    # --- ends ---
+
+    def _end(self, slot: Slot, reason: str) -> None:
+        request = slot.request
+        assert request is not None
+        if slot.shared:
+            slot.kept = slot.kept[: max(0, slot.shared)]
+        elif slot.state is State.GENERATING:
+            slot.kept = request.tokens()[: slot.n_past]
+        else:
+            slot.kept = slot.todo[: slot.n_past]
+        self._release(slot, request)
+        request.finish(reason)  # type: ignore[arg-type]
+        self.metrics.finished(request)
+
+    def _fail(self, slot: Slot, error: BaseException) -> None:
+        request = slot.request
+        if request is None:
+            return
+        self._release(slot, request)
+        self.memory.remove(slot.index)
+        slot.forget()
+        request.fail(error)
+        self.metrics.failed()
+
+    def _release(self, slot: Slot, request: Request) -> None:
+        chain, request.chain, request.row_sampler = request.chain, None, None
+        if chain is not None:
+            self._chains.give(request.params, chain)
+        slot.reset()
+        slot.used = self._steps
+        if not (self.prefix_cache and request.params.prefix_cache):
+            self.memory.remove(slot.index)
+            slot.forget()
+
+    def _make_room(self, error: NoKvSlot) -> None:
+        """The KV cache is full: forget kept tokens; else let the newest request wait; never lose one."""
+        kept = [slot for slot in self.slots if slot.request is None and len(slot.kept)]
+        if kept:
+            slot = min(kept, key=lambda s: s.used)
+            self.memory.remove(slot.index)
+            slot.forget()
+            return
+        active = [slot for slot in self.slots if slot.request is not None]
+        if len(active) == 1:
+            self._fail(active[0], ContextOverflow(f"the request does not fit the KV cache: {error}"))
+            return
+        self._requeue(max(active, key=_arrival))
+
+    def _requeue(self, slot: Slot) -> None:
+        request = slot.request
+        assert request is not None
+        slot.reset()
+        slot.forget()
+        self.memory.remove(slot.index)
+        heapq.heappush(self._waiting, (-request.params.priority, request.number, request))
+
+    def _recover(self) -> None:
+        """A step was interrupted: what the KV cache holds is not known. Compute it again."""
+        self.memory.clear(data=False)
+        for slot in self.slots:
+            slot.forget()
+            request = slot.request
+            if request is None:
+                slot.reset()
+                continue
+            if request.done:
+                slot.reset()
+                continue
+            request.rewind()
+            self._requeue(slot)
+
+    def fail_all(self, error_of: Callable[[], Exception]) -> None:
+        """End every request with an exception."""
+        while self._inbox:
+            self._inbox.popleft().fail(error_of())
+        while self._waiting:
+            heapq.heappop(self._waiting)[2].fail(error_of())
+        for slot in self.slots:
+            if slot.request is not None:
+                self._fail(slot, error_of())
+
+    def close(self) -> None:
+        """End every request with Cancelled and free the chains."""
+        self.fail_all(lambda: Cancelled("the Llama was closed while the request was running"))
+        self._chains.close()
+
+
+def _arrival(slot: Slot) -> int:
+    assert slot.request is not None
+    return slot.request.number

@@ -1,0 +1,57 @@
+"""A slot: one sequence of the context, and the request that has it."""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+import numpy.typing as npt
+
+from .request import Request
+
+_NOTHING: npt.NDArray[np.int32] = np.empty(0, np.int32)
+
+
+class State(enum.Enum):
+    """What a slot is doing."""
+
+    IDLE = "idle"
+    PROMPT = "prompt"
+    GENERATING = "generating"
+
+
+class Slot:
+    """Sequence `index` of the context.
+
+    Attributes:
+        state: IDLE, PROMPT (its prompt is being computed) or GENERATING.
+        request: whose it is, None when idle.
+        todo: while PROMPT, all tokens to be computed; `n_past` of them are.
+        n_past: tokens in the KV cache.
+        kept: tokens that the KV cache holds and that other requests may reuse.
+        last: the token to be computed next while GENERATING.
+        draft: tokens proposed to follow `last`.
+        used: when it was last used, in steps.
+    """
+
+    __slots__ = ("draft", "index", "kept", "last", "n_past", "request", "shared", "state", "todo", "used")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.used = 0
+        self.kept = _NOTHING
+        self.reset()
+
+    def reset(self) -> None:
+        """Become idle; `kept` stays."""
+        self.state = State.IDLE
+        self.request: Request | None = None
+        self.todo = _NOTHING
+        self.n_past = 0
+        self.last = -1
+        self.draft: list[int] = []
+        self.shared = 0  # after a context shift, how many tokens at the start still match their positions
+
+    def forget(self) -> None:
+        """What was kept is gone."""
+        self.kept = _NOTHING

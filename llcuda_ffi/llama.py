@@ -1,0 +1,479 @@
+"""Llama: text from a model, for any number of prompts at once."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+
+from .bundle import InstalledBundle, ensure
+from .core.context import Context
+from .core.memory import Memory
+from .core.model import Model
+from .core.vocab import Vocab
+from .engine.constraint import Constraint, GrammarConstraint
+from .engine.drafting import Drafter, DraftModel, PromptLookup
+from .engine.driver import Driver
+from .engine.metrics import MetricsSnapshot, percentiles
+from .engine.request import Request, Tokens
+from .engine.results import Chunk, Completion
+from .engine.sampling import pick_seed
+from .engine.scheduler import Scheduler
+from .engine.threads import ThreadControl
+from .enums import FlashAttnType, GGMLType
+from .errors import ContextOverflow, InvalidRequest, UnsupportedModel
+from .hardware.cpu import usable_cores
+from .hub import resolve
+from .params import INT32_MAX, UINT32_MAX, ContextParams, ModelParams, flag, integer, member, override
+from .sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+Prompt = str | bytes | Sequence[int] | Tokens
+
+DEFAULT_N_CTX = 4096
+
+
+class Llama:
+    """A model ready to generate. Any number of threads may use one Llama; their requests share its batches.
+
+        with Llama("smollm2-135m") as llm:
+            print(llm.generate("Once upon a time", max_tokens=64).text)
+
+    Attributes:
+        model: the loaded model; `model.vocab` tokenizes.
+        context: the context that all requests share. Leave its memory to the scheduler.
+        n_ctx: most tokens of one request, prompt and answer together.
+        n_parallel: how many requests run at once.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Model,
+        *,
+        device: str = "auto",
+        n_ctx: int | None = None,
+        n_parallel: int = 8,
+        n_batch: int | None = None,
+        n_ubatch: int | None = None,
+        n_threads: int | Literal["auto"] = "auto",
+        n_gpu_layers: int | Literal["auto"] = "auto",
+        kv_type: str | GGMLType | tuple[str | GGMLType, str | GGMLType] = GGMLType.F16,
+        kv_cells: int | None = None,
+        flash_attn: str | FlashAttnType | bool = FlashAttnType.AUTO,
+        prefix_cache: bool = True,
+        draft: str | os.PathLike[str] | Model | None = None,
+        n_draft: int | None = None,
+        bundle: str | InstalledBundle | None = None,
+        model_params: ModelParams | None = None,
+        context_params: ContextParams | None = None,
+        progress: Callable[[float], object] | None = None,
+    ) -> None:
+        """Load a model and make room for requests.
+
+        Args:
+            model: a path, a registry name ("smollm2-135m"), "repo:file.gguf", "hf://repo/file@revision", or a loaded
+                Model, which then stays open when the Llama is closed.
+            device: "auto", "cpu", "cuda" or "cuda:1".
+            n_ctx: most tokens of one request; default the model's training context, at most 4,096.
+            n_parallel: requests that run together. The KV cache holds n_ctx tokens for each.
+            n_batch, n_ubatch: most tokens of a batch, and computed at once (default 512).
+            n_threads: CPU threads; "auto" starts with the usable cores and gives way on a busy machine.
+            n_gpu_layers: layers on the GPU; "auto" puts as many as fit.
+            kv_type: type of the KV cache ("f16", "q8_0", …), or a pair for K and V.
+            kv_cells: total tokens of the KV cache, shared by all requests, instead of n_ctx × n_parallel.
+            flash_attn: "auto", True/"enabled" or False/"disabled".
+            prefix_cache: reuse what earlier requests computed.
+            draft: speculative decoding: "ngram" looks up the prompt; otherwise a smaller model of the same
+                vocabulary (path, name or Model).
+            n_draft: tokens drafted at a time (default 8 for "ngram", 5 for a model).
+            bundle: the libraries to use, by pin name.
+            model_params, context_params: further settings; the arguments above win.
+            progress: called with the share of the model loaded.
+
+        Raises:
+            ModelError, BundleError, LoadError: the model or the libraries could not be had or loaded.
+            InvalidRequest: a setting is out of range.
+        """
+        n_parallel = integer("n_parallel", n_parallel, 1, 256)
+        if n_threads != "auto":
+            integer("n_threads", n_threads, 1, 512)
+        flag("prefix_cache", prefix_cache)
+        self._owned: list[Any] = []
+        try:
+            self.model = self._load(model, device, n_gpu_layers, bundle, model_params, progress)
+            self.n_ctx = self._n_ctx(n_ctx)
+            self.n_parallel = n_parallel
+            cores = usable_cores()
+            params = self._context_params(context_params or ContextParams(), kv_type, kv_cells, flash_attn)
+            ubatch = n_ubatch or params.n_ubatch
+            params = override(
+                params,
+                {
+                    "n_seq_max": n_parallel,
+                    "n_ubatch": ubatch,
+                    "n_batch": max(n_batch or ubatch, n_parallel, ubatch),
+                    "n_threads": cores if n_threads == "auto" else n_threads,
+                },
+            )
+            self.context = Context(self.model, params)
+            self._owned.append(self.context)
+            if self.context.memory is None or not self.model.has_decoder:
+                raise UnsupportedModel(f"{self.model.path.name} is an embedding model, it generates no text: use Embedder")
+            self._memory: Memory = self.context.memory
+            self._threads = self._thread_control(cores, n_threads)
+            self._driver = Driver(
+                Scheduler(
+                    self.context,
+                    n_ctx=self.n_ctx,
+                    prefix_cache=prefix_cache,
+                    drafter=self._drafter(draft, n_draft),
+                    threads=self._threads,
+                )
+            )
+        except BaseException:
+            for owned in reversed(self._owned):
+                owned.close()
+            raise
+
+    # --- construction ---
+
+    def _load(
+        self,
+        model: str | os.PathLike[str] | Model,
+        device: str,
+        n_gpu_layers: int | Literal["auto"],
+        bundle: str | InstalledBundle | None,
+        params: ModelParams | None,
+        progress: Callable[[float], object] | None,
+    ) -> Model:
+        if isinstance(model, Model):
+            return model
+        params = params or ModelParams()
+        if n_gpu_layers != "auto":
+            params = override(params, {"n_gpu_layers": n_gpu_layers})
+        if device not in ("auto", "cpu") and not device.startswith("cuda"):
+            raise InvalidRequest(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', not {device!r:.60}")
+        path = resolve(model)
+        installed = bundle if isinstance(bundle, InstalledBundle) else ensure(bundle)
+        loaded = Model.load(path, params, progress=progress, bundle=installed)
+        self._owned.append(loaded)
+        return loaded
+
+    def _n_ctx(self, n_ctx: int | None) -> int:
+        trained = self.model.n_ctx_train
+        if n_ctx is None:
+            return min(trained, DEFAULT_N_CTX) if trained > 0 else DEFAULT_N_CTX
+        return integer("n_ctx", n_ctx, 1, INT32_MAX)
+
+    def _context_params(
+        self,
+        params: ContextParams,
+        kv_type: str | GGMLType | tuple[str | GGMLType, str | GGMLType],
+        kv_cells: int | None,
+        flash_attn: str | FlashAttnType | bool,
+    ) -> ContextParams:
+        type_k, type_v = kv_type if isinstance(kv_type, tuple) else (kv_type, kv_type)
+        if isinstance(flash_attn, bool):
+            flash_attn = FlashAttnType.ENABLED if flash_attn else FlashAttnType.DISABLED
+        per_sequence = -(-self.n_ctx // 256) * 256  # libllama rounds up to this
+        cells = per_sequence * self.n_parallel
+        unified = params.kv_unified
+        if kv_cells is not None:
+            cells, unified = integer("kv_cells", kv_cells, self.n_ctx, INT32_MAX), True
+        if cells > INT32_MAX:
+            raise InvalidRequest(f"n_ctx × n_parallel is {cells} tokens, more than 2^31: lower one of them")
+        return override(
+            params,
+            {
+                "n_ctx": cells,
+                "kv_unified": unified,
+                "type_k": member("kv_type", type_k, GGMLType),
+                "type_v": member("kv_type", type_v, GGMLType),
+                "flash_attn_type": member("flash_attn", flash_attn, FlashAttnType),
+            },
+        )
+
+    def _thread_control(self, cores: int, n_threads: int | Literal["auto"]) -> ThreadControl | None:
+        if n_threads != "auto" or cores < 2:
+            return None
+        context = self.context
+        set_threads = context._lib.llama_set_n_threads
+        return ThreadControl(cores, lambda n: set_threads(context._ptr, n, n))
+
+    def _drafter(self, draft: str | os.PathLike[str] | Model | None, n_draft: int | None) -> Drafter | None:
+        if draft is None:
+            return None
+        if self.model.is_recurrent or self.model.is_hybrid:
+            raise UnsupportedModel("speculative decoding needs a model that can be rolled back, not recurrent state")
+        if draft == "ngram":
+            return PromptLookup(self.n_ctx, n_draft=n_draft or 8)
+        if not isinstance(draft, Model):
+            draft = Model.load(resolve(draft))
+            self._owned.append(draft)
+        drafter = DraftModel(draft, self.context, n_draft=n_draft or 5, n_threads=usable_cores())
+        self._owned.append(drafter)
+        return drafter
+
+    # --- requests ---
+
+    @property
+    def vocab(self) -> Vocab:
+        """The model's vocabulary."""
+        return self.model.vocab
+
+    def tokenize_prompt(self, prompt: Prompt) -> Tokens:
+        """A prompt's token ids: the model's BOS is added and control tokens in a text are read as such.
+
+        Raises:
+            InvalidRequest: an empty prompt, or ids outside the vocabulary.
+        """
+        if isinstance(prompt, (str, bytes)):
+            ids = self.vocab.tokenize(prompt, add_special=True, parse_special=True) if prompt else []
+        else:
+            ids = self.vocab.ids(prompt)
+        if not len(ids):
+            raise InvalidRequest("the prompt is empty: give a text, or token ids such as [vocab.bos]")
+        return np.asarray(ids, np.int32)
+
+    def _request(
+        self, tokens: Tokens, params: SamplingParams, seed: int, on_chunk: Callable[[Chunk], None] | None
+    ) -> Request:
+        room = self.n_ctx - len(tokens)
+        if room < 1:
+            raise ContextOverflow(
+                f"the prompt has {len(tokens)} tokens, the context holds {self.n_ctx} with at least one for the answer: "
+                "shorten it, or make the Llama with a larger n_ctx"
+            )
+        wanted = params.max_tokens
+        if wanted is not None and wanted > room and params.overflow == "error":
+            raise ContextOverflow(
+                f"{len(tokens)} prompt tokens and max_tokens={wanted} exceed the context of {self.n_ctx}: lower "
+                "max_tokens, make the Llama with a larger n_ctx, or choose overflow='stop' or 'shift'"
+            )
+        if params.overflow == "shift":
+            if not self._memory.can_shift:
+                raise UnsupportedModel("this model's positions cannot be shifted: choose overflow='stop' or 'error'")
+            if params.keep > self.n_ctx - 8:
+                raise InvalidRequest(f"keep={params.keep} leaves nothing to shift in a context of {self.n_ctx}")
+            limit = INT32_MAX if wanted is None else wanted
+        else:
+            limit = room if wanted is None else min(wanted, room)
+        for token in params.logit_bias:
+            integer("a logit_bias token", token, 0, self.vocab.n_tokens - 1)
+        constraint = self._constraint(params)
+        return Request(tokens, params, self.vocab, limit, seed, constraint=constraint, on_chunk=on_chunk)
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        if params.grammar is not None:
+            return GrammarConstraint(self.model, params.grammar)
+        return None
+
+    def _requests(
+        self, tokens: Tokens, params: SamplingParams, on_chunk: Callable[[Chunk], None] | None = None
+    ) -> list[Request]:
+        """The n requests of one prompt."""
+        seed = pick_seed(params)
+        first = self._request(tokens, params, seed, on_chunk)
+        requests = [first]
+        for i in range(1, params.n):
+            other = self._request(tokens, params, (seed + i) % UINT32_MAX, on_chunk)
+            other.group = first
+            requests.append(other)
+        return requests
+
+    @overload
+    def generate(self, prompt: str | bytes, params: SamplingParams | None = None, **settings: Any) -> Completion: ...
+    @overload
+    def generate(
+        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None, **settings: Any
+    ) -> Any: ...
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Generate text.
+
+        Args:
+            prompt: a text or token ids; or a list of those, computed together.
+            params: settings for all, or a list with one for each prompt.
+            progress: show a progress bar for a list.
+            **settings: fields of SamplingParams, over `params`.
+
+        Returns:
+            a Completion; for a list of prompts a list in the same order. Where n > 1, a list of n Completions in the
+            place of each.
+
+        Raises:
+            InvalidRequest, ContextOverflow: a prompt or a setting is not acceptable; nothing was computed.
+            DecodeError: the backend failed.
+            ClosedError, ConcurrentUseError: the Llama was closed, or made before a fork.
+        """
+        self._driver.check()
+        many = _is_many(prompt)
+        prompts: list[Any] = list(prompt) if many else [prompt]
+        if isinstance(params, Sequence):
+            if not many or len(params) != len(prompts):
+                raise InvalidRequest(f"{len(params)} SamplingParams for {len(prompts)} prompts: give one, or one for each")
+            each = [override(p, settings) for p in params]
+        else:
+            each = [override(params or SamplingParams(), settings)] * len(prompts)
+        groups: list[list[Request]] = []
+        for i, (text, p) in enumerate(zip(prompts, each, strict=True)):
+            try:
+                groups.append(self._requests(self.tokenize_prompt(text), p))
+            except InvalidRequest as error:
+                if many:
+                    raise type(error)(f"prompt {i}: {error}") from None
+                raise
+        self._run([r for group in groups for r in group], progress)
+        results = [
+            [r.result() for r in group] if p.n > 1 else group[0].result() for group, p in zip(groups, each, strict=True)
+        ]
+        return results if many else results[0]
+
+    def _run(self, requests: Sequence[Request], progress: bool = False) -> None:
+        scheduler = self._driver.scheduler
+        for request in requests:
+            scheduler.submit(request)
+        bar = None
+        if progress:
+            from tqdm.auto import tqdm
+
+            bar = tqdm(total=len(requests), unit="prompt")
+        try:
+            for request in requests:
+                if not request.done:
+                    self._driver.run(request, lambda r=request: r.done)  # type: ignore[misc]
+                if bar is not None:
+                    bar.update(1)
+        except BaseException:
+            for request in requests:
+                if not request.done:
+                    scheduler.cancel(request)
+            raise
+        finally:
+            if bar is not None:
+                bar.close()
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **settings: Any) -> Iterator[Chunk]:
+        """Generate text piece by piece. Closing the iterator, or leaving its loop, cancels the request.
+
+        Yields:
+            Chunks of whole characters; the last one has finish_reason and the Completion.
+
+        Raises:
+            as `generate`, at the first step.
+        """
+        self._driver.check()
+        params = override(params or SamplingParams(), settings)
+        if params.n != 1:
+            raise InvalidRequest("a stream has one completion: use n=1, or generate()")
+        chunks: deque[Chunk] = deque()
+        request = self._requests(self.tokenize_prompt(prompt), params, chunks.append)[0]
+        return self._chunks(request, chunks)
+
+    def _chunks(self, request: Request, chunks: deque[Chunk]) -> Iterator[Chunk]:
+        driver = self._driver
+        driver.scheduler.submit(request)
+
+        def ready() -> bool:
+            return bool(chunks) or request.done
+
+        try:
+            while True:
+                if not chunks and not request.done:
+                    driver.run(request, ready)
+                while chunks:
+                    yield chunks.popleft()
+                if request.done and not chunks:
+                    request.result()
+                    return
+        finally:
+            if not request.done:
+                driver.scheduler.cancel(request)
+
+    # --- state ---
+
+    def metrics(self) -> MetricsSnapshot:
+        """Counters since the Llama was made, and percentiles over the last 1,024 requests."""
+        from time import perf_counter
+
+        scheduler = self._driver.scheduler
+        m = scheduler.metrics
+        return MetricsSnapshot(
+            queued=len(scheduler._inbox) + len(scheduler._waiting),
+            running=sum(slot.request is not None for slot in scheduler.slots),
+            requests=m.requests,
+            cancelled=m.cancelled,
+            failed=m.failures,
+            prompt_tokens=m.prompt_tokens,
+            cached_tokens=m.cached_tokens,
+            completion_tokens=m.completion_tokens,
+            batches=m.batches,
+            batch_tokens=m.batch_tokens,
+            busy_s=m.busy_s,
+            drafted=m.drafted,
+            accepted=m.accepted,
+            ttft_s=percentiles(m.ttft),
+            itl_s=percentiles(m.itl),
+            tokens_per_s=percentiles(m.rate),
+            kv_used=sum(max(slot.n_past, len(slot.kept)) for slot in scheduler.slots),
+            kv_cells=self.context.n_ctx,
+            n_threads=self._threads.n_threads if self._threads else self.context.params.n_threads or 0,
+            uptime_s=perf_counter() - m.began,
+        )
+
+    def clear_cache(self) -> None:
+        """Forget every kept prefix of finished requests."""
+        self._driver.check()
+        with self._driver._lead:
+            self._driver.scheduler.clear_cache()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._driver.closed
+
+    def close(self) -> None:
+        """End all requests and free the memory. Does nothing the second time.
+
+        Raises:
+            ConcurrentUseError: another thread is generating.
+        """
+        if self._driver.closed:
+            return
+        self._driver.close()
+        for owned in reversed(self._owned):
+            owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"n_ctx={self.n_ctx} n_parallel={self.n_parallel}"
+        return f"<Llama {self.model.path.name} {state}>"
+
+
+def _is_many(prompt: object) -> bool:
+    """Whether it is a list of prompts rather than one (a list of integers is one prompt: token ids)."""
+    if isinstance(prompt, (str, bytes, np.ndarray)):
+        return False
+    if not isinstance(prompt, Sequence):
+        raise InvalidRequest(f"a prompt must be a text or token ids, or a list of those, not {type(prompt).__name__}")
+    return not prompt or not isinstance(prompt[0], (int, np.integer))

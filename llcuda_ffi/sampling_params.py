@@ -1,0 +1,146 @@
+"""What one request asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import InvalidRequest
+from .params import INT32_MAX, UINT32_MAX, _Checked, flag, integer, number
+
+Overflow = Literal["error", "stop", "shift"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams(_Checked):
+    """How text is generated. The samplers run in the order in which they stand here.
+
+    Attributes:
+        max_tokens: most tokens to generate; None means until the model ends or the context is full.
+        temperature: 0 is greedy: always the likeliest token.
+        logit_bias: token id → value added to its logit; float("-inf") bans it.
+        penalty_last_n: how many of the last tokens (prompt included) the penalties look at; -1 all, 0 none.
+        repeat_penalty: divides logits of repeated tokens; 1 is off.
+        frequency_penalty, presence_penalty: OpenAI's; 0 is off.
+        dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n, dry_breakers: DRY; multiplier 0 is off.
+        top_n_sigma: keep logits within n standard deviations of the best; negative is off.
+        top_k: keep the k likeliest; 0 keeps all.
+        typical_p: 1 is off.
+        top_p: keep the likeliest that together have this probability; 1 is off.
+        min_p: keep those at least this share of the likeliest; 0 is off.
+        xtc_probability, xtc_threshold: XTC; probability 0 is off.
+        dynatemp_range, dynatemp_exponent: temperature that follows the entropy; range 0 is off.
+        mirostat: 1 or 2 uses Mirostat with mirostat_tau and mirostat_eta in place of the samplers above.
+        adaptive_p_target, adaptive_p_decay: adaptive-p in place of the last draw; a negative target is off.
+        seed: the same seed, prompt and settings give the same text; None draws one (Completion.seed tells it).
+        stop: texts that end the completion; they are not part of it.
+        ignore_eos: go on after the model's end token.
+        logprobs: give log probabilities: of the chosen token and of this many likeliest (0 to 1000).
+        n: completions of the same prompt; n > 1 makes generate return that many for it.
+        overflow: when prompt and answer exceed the context: "error" refuses at once, "stop" ends with "length",
+            "shift" forgets half of what follows the first `keep` tokens and goes on.
+        keep: tokens at the start that "shift" never forgets.
+        prefix_cache: whether cached prefixes may be used; False gives results that do not depend on earlier requests.
+        priority: higher ones get a slot first; equal ones in order of arrival.
+        timeout: seconds after which the request ends as "cancelled", with the text so far.
+        json_schema, regex, choices, grammar, lark: structured output; at most one of them.
+        grammar: a GBNF grammar.
+    """
+
+    max_tokens: int | None = 128
+    temperature: float = 0.8
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    penalty_last_n: int = 64
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_breakers: Sequence[str] = ("\n", ":", '"', "*")
+    top_n_sigma: float = -1.0
+    top_k: int = 40
+    typical_p: float = 1.0
+    top_p: float = 0.95
+    min_p: float = 0.05
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    adaptive_p_target: float = -1.0
+    adaptive_p_decay: float = 0.9
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    n: int = 1
+    overflow: Overflow = "error"
+    keep: int = 0
+    prefix_cache: bool = True
+    priority: int = 0
+    timeout: float | None = None
+    json_schema: Any = None
+    regex: str | None = None
+    choices: Sequence[str] | None = None
+    grammar: str | None = None
+    lark: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            integer("max_tokens", self.max_tokens, 1, INT32_MAX)
+        number("temperature", self.temperature, 0.0)
+        for token, bias in self.logit_bias.items():
+            integer("a logit_bias token", token, 0, INT32_MAX)
+            if bias != float("-inf"):
+                number(f"logit_bias[{token}]", bias)
+        integer("penalty_last_n", self.penalty_last_n, -1, INT32_MAX)
+        number("repeat_penalty", self.repeat_penalty, 1e-6)
+        for name in ("frequency_penalty", "presence_penalty", "top_n_sigma", "dynatemp_exponent"):
+            number(name, getattr(self, name))
+        for name in ("dry_multiplier", "dry_base", "dynatemp_range", "mirostat_tau", "mirostat_eta"):
+            number(name, getattr(self, name), 0.0)
+        integer("dry_allowed_length", self.dry_allowed_length, 0, INT32_MAX)
+        integer("dry_penalty_last_n", self.dry_penalty_last_n, -1, INT32_MAX)
+        integer("top_k", self.top_k, 0, INT32_MAX)
+        for name in ("typical_p", "top_p", "min_p", "xtc_probability", "xtc_threshold"):
+            number(name, getattr(self, name), 0.0, 1.0)
+        integer("mirostat", self.mirostat, 0, 2)
+        number("adaptive_p_target", self.adaptive_p_target, -1.0, 1.0)
+        number("adaptive_p_decay", self.adaptive_p_decay, 0.0, 0.99)
+        if self.seed is not None:
+            integer("seed", self.seed, 0, UINT32_MAX - 1)
+        self._set("stop", _texts("stop", self.stop))
+        self._set("dry_breakers", _texts("dry_breakers", self.dry_breakers))
+        for name in ("ignore_eos", "prefix_cache"):
+            flag(name, getattr(self, name))
+        if self.logprobs is not None:
+            integer("logprobs", self.logprobs, 0, 1000)
+        integer("n", self.n, 1, 1024)
+        if self.overflow not in ("error", "stop", "shift"):
+            raise InvalidRequest(f"overflow must be 'error', 'stop' or 'shift', not {self.overflow!r:.60}")
+        integer("keep", self.keep, 0, INT32_MAX)
+        integer("priority", self.priority, -INT32_MAX, INT32_MAX)
+        if self.timeout is not None:
+            number("timeout", self.timeout, 0.0)
+        given = [n for n in ("json_schema", "regex", "choices", "grammar", "lark") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise InvalidRequest(f"only one of {' and '.join(given)} can constrain a completion")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0.0 and not self.mirostat and self.adaptive_p_target < 0
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else None
+    if texts is None or not all(isinstance(t, str) and t for t in texts):
+        raise InvalidRequest(f"{name} must be a text, or a list of texts, none empty; not {value!r:.60}")
+    if len(texts) > 256:
+        raise InvalidRequest(f"{name} holds {len(texts)} texts, more than 256")
+    return texts
