@@ -1,0 +1,151 @@
+"""AsyncLlama: the same requests, awaited. One engine thread steps; the event loop is never blocked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .core.model import Model
+from .engine.driver import EngineThread
+from .engine.metrics import MetricsSnapshot
+from .engine.request import Request
+from .engine.results import Chunk, Completion
+from .errors import ClosedError, InvalidRequest
+from .llama import Llama, Prompt, _is_many
+from .params import override
+from .sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+
+class _Wake:
+    """What a request sets when it has something, from the engine thread: wakes a coroutine of one event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._event.set)
+        except RuntimeError:
+            pass  # the loop was closed: nobody waits any more
+
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event.clear()
+
+
+class AsyncLlama:
+    """Llama for asyncio. Takes what Llama takes; any number of tasks may use it, also of several event loops.
+
+        async with AsyncLlama("smollm2-135m") as llm:
+            print((await llm.generate("Once upon a time")).text)
+            async for chunk in llm.stream("Once upon a time"):
+                print(chunk.text, end="")
+
+    Cancelling the task, or closing the iterator, frees the request's slot within one step.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | Model, **settings: Any) -> None:
+        """Load, blocking; see Llama. (In a running loop: `await asyncio.to_thread(AsyncLlama, …)`.)"""
+        self._llama = Llama(model, **settings)
+        self._engine = EngineThread(self._llama._driver)
+        # at interpreter exit the engine thread must stop before the context that it uses is freed
+        self._finalizer = weakref.finalize(self, self._engine.close)
+
+    @property
+    def llama(self) -> Llama:
+        """The Llama behind it, for its attributes; call no generate on it."""
+        return self._llama
+
+    def _submit(self, request: Request, wake: _Wake) -> None:
+        request.wake = wake  # type: ignore[assignment]
+        self._llama._driver.scheduler.submit(request)
+        self._engine.kick()
+
+    def _cancel(self, requests: Sequence[Request]) -> None:
+        scheduler = self._llama._driver.scheduler
+        for request in requests:
+            if not request.done:
+                scheduler.cancel(request)
+        self._engine.kick()
+
+    def _check(self) -> None:
+        if not self._finalizer.alive:
+            raise ClosedError("this AsyncLlama is closed: make a new one")
+        self._llama._driver.check()
+
+    async def generate(
+        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **settings: Any
+    ) -> Any:
+        """As Llama.generate: a Completion, or a list of them for a list of prompts or n > 1."""
+        self._check()
+        params = override(params or SamplingParams(), settings)
+        many = _is_many(prompt)
+        prompts: list[Any] = list(prompt) if many else [prompt]
+        llama = self._llama
+        groups = [llama._requests(llama.tokenize_prompt(p), params) for p in prompts]
+        requests = [r for group in groups for r in group]
+        wake = _Wake()
+        for request in requests:
+            self._submit(request, wake)
+        try:
+            while not all(r.done for r in requests):
+                await wake.wait()
+        finally:
+            self._cancel(requests)
+        results: list[Any] = []
+        for group in groups:
+            completions: list[Completion] = [r.result() for r in group]
+            results.append(completions if params.n > 1 else completions[0])
+        return results if many else results[0]
+
+    async def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **settings: Any
+    ) -> AsyncIterator[Chunk]:
+        """As Llama.stream, for `async for`."""
+        self._check()
+        params = override(params or SamplingParams(), settings)
+        if params.n != 1:
+            raise InvalidRequest("a stream has one completion: use n=1, or generate()")
+        chunks: deque[Chunk] = deque()
+        llama = self._llama
+        request = llama._requests(llama.tokenize_prompt(prompt), params, chunks.append)[0]
+        wake = _Wake()
+        self._submit(request, wake)
+        try:
+            while True:
+                while chunks:
+                    yield chunks.popleft()
+                if request.done and not chunks:
+                    request.result()
+                    return
+                await wake.wait()
+        finally:
+            self._cancel([request])
+
+    def metrics(self) -> MetricsSnapshot:
+        """As Llama.metrics."""
+        return self._llama.metrics()
+
+    def close(self) -> None:
+        """Stop the engine thread and free everything. Does nothing the second time."""
+        if self._finalizer.alive:
+            self._finalizer()
+            self._llama.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
