@@ -1,1 +1,82 @@
-"""Python binding to llama.cpp."""
+"""llcuda_ffi: llama.cpp in this process, from a verified bundle.
+
+    from llcuda_ffi import Llama
+
+    with Llama("smollm2-135m") as llm:
+        print(llm.generate("Once upon a time", max_tokens=64).text)
+
+Importing this package reads no file, opens no library and touches no network: names load where they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "2.1.0"
+
+__all__ = [
+    "AsyncLlama",
+    "Batch",
+    "Chunk",
+    "Completion",
+    "Context",
+    "ContextParams",
+    "GGUFReader",
+    "Llama",
+    "LlcudaError",
+    "Memory",
+    "Model",
+    "ModelParams",
+    "SamplerChain",
+    "SamplingParams",
+    "Vocab",
+    "__version__",
+]
+
+_WHERE = {
+    "AsyncLlama": "async_llama",
+    "Batch": "core.batch",
+    "Chunk": "engine.results",
+    "Completion": "engine.results",
+    "Context": "core.context",
+    "ContextParams": "params",
+    "GGUFReader": "gguf",
+    "Llama": "llama",
+    "LlcudaError": "errors",
+    "Memory": "core.memory",
+    "Model": "core.model",
+    "ModelParams": "params",
+    "SamplerChain": "core.sampler",
+    "SamplingParams": "sampling_params",
+    "Vocab": "core.vocab",
+}
+
+if TYPE_CHECKING:
+    from .async_llama import AsyncLlama
+    from .core.batch import Batch
+    from .core.context import Context
+    from .core.memory import Memory
+    from .core.model import Model
+    from .core.sampler import SamplerChain
+    from .core.vocab import Vocab
+    from .engine.results import Chunk, Completion
+    from .errors import LlcudaError
+    from .gguf import GGUFReader
+    from .llama import Llama
+    from .params import ContextParams, ModelParams
+    from .sampling_params import SamplingParams
+
+
+def __getattr__(name: str) -> object:
+    where = _WHERE.get(name)
+    if where is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{where}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

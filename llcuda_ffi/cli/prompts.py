@@ -1,0 +1,106 @@
+"""`generate --file`: any number of prompts through one Llama, with bounded memory, in order, resumable.
+
+Line i of the output is the result of line i of the input. A run that was stopped goes on after the last whole line
+of the output; a line that cannot be computed becomes {"error": …} and the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..engine.request import Request
+from ..errors import InvalidRequest, LlcudaError
+from ..llama import Llama
+from ..params import override
+from ..sampling_params import SamplingParams
+from .generate import to_json
+
+_WINDOW = 4  # requests in flight, for each one that runs
+
+
+def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> None:
+    """Compute every line of `source` that `output` does not have yet."""
+    from tqdm import tqdm
+
+    done = _resume(output)
+    with source.open("rb") as lines:
+        total = sum(1 for line in lines if line.strip())
+    if done > total:
+        raise InvalidRequest(f"{output} has {done} results, {source} has {total} prompts: they do not belong together")
+    if done:
+        click.echo(f"{output} has {done} results already, going on after them", err=True)
+    flight: deque[Request | str] = deque()
+    driver = llm._driver
+    with output.open("ab") as out, tqdm(total=total, initial=done, unit="prompt") as bar:
+
+        def write_first() -> None:
+            entry = flight.popleft()
+            if isinstance(entry, Request):
+                driver.run(entry, lambda: entry.done)
+                result = {"error": str(entry.error)} if entry.error else to_json(entry.completion)
+            else:
+                result = {"error": entry}
+            out.write(json.dumps(result, ensure_ascii=False).encode() + b"\n")
+            out.flush()
+            bar.update(1)
+
+        for line in _lines(source, done):
+            try:
+                prompt, settings = _parse(line)
+                request = llm._requests(llm.tokenize_prompt(prompt), override(params, settings))[0]
+                driver.scheduler.submit(request)
+                flight.append(request)
+            except LlcudaError as error:
+                flight.append(str(error))
+            while len(flight) >= _WINDOW * llm.n_parallel:
+                write_first()
+        while flight:
+            write_first()
+        os.fsync(out.fileno())
+
+
+def _lines(source: Path, skip: int) -> Iterator[bytes]:
+    with source.open("rb") as lines:
+        for line in lines:
+            if not line.strip():
+                continue
+            if skip:
+                skip -= 1
+                continue
+            yield line
+
+
+def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise InvalidRequest(f"the line is no JSON: {error}") from None
+    if isinstance(value, str):
+        return value, {}
+    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+        raise InvalidRequest('the line must be a JSON string, or an object with a "prompt"')
+    prompt = value.pop("prompt")
+    settings = {k: v for k, v in value.items() if k not in ("id", "n")}
+    return prompt, settings
+
+
+def _resume(output: Path) -> int:
+    """Count the whole lines of an earlier run, and cut off a torn last one."""
+    if not output.exists():
+        return 0
+    count = end = 0
+    with output.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            count += 1
+            end += len(line)
+    os.truncate(output, end)
+    return count
