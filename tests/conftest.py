@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loopback import Loopback
 
 from llcuda_ffi import bundle as bundles
 from llcuda_ffi import hub
+
+from .loopback import Loopback
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         if served.needs_authorization not in (None, asked.authorization):
             return self._empty(401)
         if served.statuses:
-            return self._empty(served.statuses.popleft())
+            return self._empty(served.statuses.popleft(), served.headers)
         content, start = served.content, 0
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", asked.range or "") if served.ranges else None
         if found:
@@ -132,7 +132,9 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    def _empty(self, status: int) -> None:
+    def _empty(self, status: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Length", "0")
         self.end_headers()

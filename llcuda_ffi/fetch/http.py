@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -79,9 +80,12 @@ def download(
         DownloadError: The server cannot be reached, refuses, or keeps cutting the transfer off.
         ChecksumError: What arrived is not what was expected.
     """
+    try:
+        local = _local(url)
+    except ValueError as error:
+        raise DownloadError(f"{url} is no address to fetch from ({error})") from error
     key = expected.sha256 or hashlib.sha256(url.encode()).hexdigest()
     name = label or unquote(urlsplit(url).path.rpartition("/")[2]) or url
-    local = _local(url)
     if local is None and offline():
         raise DownloadError(
             f"{name} is not in the cache and LLCUDA_FFI_OFFLINE is set: unset it, or put the file where "
@@ -108,6 +112,8 @@ def download(
             raise
         except OSError as error:
             path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.close()  # it cannot write its buffer either
             raise disk_error(error, target) from error
     return digest.sha256
 
@@ -239,21 +245,23 @@ class _Transfer:
                 self._start_clean()
             elif status == 206 and not response.headers.get("content-range", "").startswith(f"bytes {have}-"):
                 raise _Restart
-            length = response.headers.get("content-length")
-            announced = self.digest.size + int(length) if length and length.isdigit() else None
-            if announced is not None and announced > self.expected.limit:
+            length = response.headers.get("content-length", "")
+            whole = self.digest.size + int(length) if length.isdigit() else None
+            wanted = self.expected.size
+            if whole is not None and (whole > self.expected.limit or wanted not in (None, whole)):
+                if self.resumed:
+                    raise _Restart
                 raise ChecksumError(
-                    f"{shown(self.url)} has {announced:,} bytes, expected {self.expected.limit:,}: not "
-                    "fetched"
+                    f"{shown(self.url)} has {whole:,} bytes, expected {self.expected.limit:,}: it is not the "
+                    "file that was pinned, nothing of it was used"
                 )
             self.file.seek(self.digest.size)
-            for block in response.iter_raw(BLOCK):
+            for block in response.iter_raw():
                 self.digest.update(block)
                 _bounded(self.digest, shown(self.url))
                 self.file.write(block)
                 self.shows.at(self.digest.size)
         self.file.flush()
-        whole = self.expected.size if self.expected.size is not None else announced
         return whole is None or self.digest.size >= whole
 
 
