@@ -21,8 +21,8 @@ class ElfNames:
     needed: tuple[str, ...]
 
 
-def read_names(path: Path) -> ElfNames:
-    """Read the dynamic section of a 64-bit ELF file.
+def read_names(path: Path, what: str | None = None) -> ElfNames:
+    """Read the dynamic section of a 64-bit ELF file; `what` names it in messages.
 
     Raises:
         BundleError: The file is no shared library for a 64-bit Linux, or is cut short.
@@ -30,8 +30,10 @@ def read_names(path: Path) -> ElfNames:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _read(data)
-    except (ValueError, IndexError, struct.error) as error:
-        raise BundleError(f"{path.name} is no ELF shared library, or a broken one: {error}") from error
+    except (ValueError, IndexError, OverflowError, struct.error) as error:
+        raise BundleError(
+            f"{what or path.name} is no ELF shared library, or a broken one: {error}"
+        ) from error
 
 
 def _read(data: mmap.mmap) -> ElfNames:
@@ -53,7 +55,7 @@ def _read(data: mmap.mmap) -> ElfNames:
     if dynamic is None:
         raise ValueError("no dynamic section")
     tags: list[tuple[int, int]] = []
-    for offset in range(dynamic[0], dynamic[0] + dynamic[1], 16):
+    for offset in range(dynamic[0], min(dynamic[0] + dynamic[1], len(data)), 16):
         tag, value = struct.unpack_from(order + "QQ", data, offset)
         if tag == DT_NULL:
             break

@@ -101,6 +101,11 @@ def _extract(archive: Path, place: Path, wanted: Mapping[str, str]) -> dict[str,
                 while block := source.read(BLOCK):
                     out.write(block)
             _keep(fresh, posixpath.basename(member.name), place, wanted, taken, archive.name)
+        # A compressed stream's own checksum is compared when its last byte is read, behind the last member.
+        while stream.fileobj is not None and stream.fileobj.read(BLOCK):
+            total += BLOCK
+            if total > TOTAL_LIMIT:
+                raise UnsafeArchive(f"{archive.name} goes on behind its end: not unpacked")
     return taken
 
 
@@ -108,7 +113,7 @@ def _keep(
     fresh: Path, name: str, place: Path, wanted: Mapping[str, str], taken: dict[str, str], archive: str
 ) -> None:
     """Give an unpacked library its SONAME, unless it is unwanted or another copy of one that is there."""
-    soname = elf.read_names(fresh).soname or name
+    soname = elf.read_names(fresh, f"{name} in {archive}").soname or name
     if not is_library(soname) or (wanted and soname not in wanted):
         fresh.unlink()
         return
