@@ -1,0 +1,147 @@
+"""Loading libllama: one bundle per process, behind the guard."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..bundle import InstalledBundle, ensure
+from ..errors import LoadError, MissingLibrary
+from . import guard, log
+from .profile import Profile, profile
+
+_lock = threading.Lock()
+_library: Library | None = None
+
+
+@dataclass(frozen=True)
+class Library:
+    """The loaded libllama.
+
+    Attributes:
+        ffi: the profile's FFI.
+        lib: its functions (libllama and, through its dependencies, libggml and libggml-base).
+        profile: the ABI.
+        bundle: where it came from.
+        backends: names of the registered backends, e.g. ("CPU",).
+    """
+
+    ffi: Any
+    lib: Any
+    profile: Profile
+    bundle: InstalledBundle
+    backends: tuple[str, ...] = field(default=())
+
+    @property
+    def cpu_variant(self) -> str:
+        """Which build of the CPU backend runs here, e.g. "zen4"; "" where there is only one."""
+        for path in guard.mapped("libggml-cpu"):
+            return path.name.removeprefix("libggml-cpu").removeprefix("-").split(".so")[0]
+        return ""
+
+
+def load(bundle: InstalledBundle | None = None) -> Library:
+    """The process's libllama; the first call loads it.
+
+    Args:
+        bundle: what to load; None means the loaded one, else the default (which is installed when it is missing).
+
+    Raises:
+        LoadError: another bundle is loaded already.
+        ChecksumError, AbiMismatch, MissingLibrary: the guard refused.
+        BundleError: it could not be installed.
+    """
+    global _library
+    with _lock:
+        if _library is None:
+            _library = _load(bundle or ensure())
+        elif bundle is not None and bundle.path.resolve() != _library.bundle.path.resolve():
+            raise LoadError(
+                f"bundle {_library.bundle.name} is loaded in this process, {bundle.name} cannot be added to it: "
+                "use another process"
+            )
+        return _library
+
+
+def loaded() -> Library | None:
+    """The process's libllama, or None when nothing has been loaded yet."""
+    return _library
+
+
+def _load(bundle: InstalledBundle) -> Library:
+    abi = profile(bundle.profile)
+    if bundle.verified:
+        bundle.verify()
+    guard.check_single(bundle.path, loaded=False)
+    # libggml forks and runs a debugger when it aborts, and reads a backend from GGML_BACKEND_PATH
+    os.environ["GGML_NO_BACKTRACE"] = "1"
+    os.environ.pop("GGML_BACKEND_PATH", None)
+    paths = core_libraries(bundle.path, bundle.libraries)
+    handles = [_open(path) for path in paths]
+    guard.check_single(bundle.path, loaded=True)
+    llama = handles[-1]
+    guard.check_versions(llama, abi)
+    guard.check_symbols(llama, abi)
+    guard.check_canary(llama, abi)
+    ffi = abi.ffi
+    lib = ffi.dlopen(os.fspath(paths[-1]))
+    log.install(ffi, lib)
+    backends = _start(bundle, ffi, lib)
+    return Library(ffi, lib, abi, bundle, backends)
+
+
+def core_libraries(folder: Path, names: Mapping[str, str] | list[str]) -> list[Path]:
+    """libggml-base, libggml and libllama of a bundle, in the order of loading.
+
+    Raises:
+        MissingLibrary: one is not among its files.
+    """
+    found = []
+    for stem in ("libggml-base.", "libggml.", "libllama."):
+        matching = [name for name in names if name.startswith(stem)]
+        if len(matching) != 1:
+            what = f"holds {' and '.join(matching)}: one of them must go" if matching else "is not there"
+            raise MissingLibrary(f"{stem}so of the bundle in {folder} {what}: `llcuda-ffi bundle verify` checks it")
+        found.append(folder / matching[0])
+    return found
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(os.fspath(path))
+    except OSError as error:
+        if not path.exists():
+            raise MissingLibrary(f"{path} is gone: `llcuda-ffi bundle install` puts it back") from error
+        raise MissingLibrary(
+            f"{path.name} could not be loaded: {error}. `llcuda-ffi doctor` says what this system lacks"
+        ) from error
+
+
+def _start(bundle: InstalledBundle, ffi: Any, lib: Any) -> tuple[str, ...]:
+    """Register the backends of the bundle's folder, then initialise libllama."""
+    point = log.mark()
+    if bundle.backend == "cuda":
+        from . import cuda
+
+        cuda.prepare(bundle)
+        path = next((bundle.path / name for name in bundle.libraries if name.startswith("libggml-cuda")), None)
+        # load_all is silent about failures; this call logs why
+        if path is None or not lib.ggml_backend_load(os.fsencode(path)):
+            raise MissingLibrary(f"libggml-cuda of bundle {bundle.name} could not be loaded{log.why(point)}")
+    lib.ggml_backend_load_all_from_path(os.fsencode(bundle.path))
+    names = tuple(
+        ffi.string(lib.ggml_backend_reg_name(lib.ggml_backend_reg_get(i))).decode()
+        for i in range(lib.ggml_backend_reg_count())
+    )
+    if "CPU" not in names:
+        raise MissingLibrary(
+            f"no CPU backend of bundle {bundle.name} runs on this processor: `llcuda-ffi doctor` names its features"
+            f"{log.why(point)}"
+        )
+    lib.llama_backend_init()
+    return names
