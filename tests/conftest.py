@@ -25,6 +25,12 @@ def bundle() -> bundles.InstalledBundle:
     return bundles.ensure(progress=False)
 
 
+@pytest.fixture(scope="session")
+def bundle_b7698() -> bundles.InstalledBundle:
+    """The bundle of January 2026, installed once."""
+    return bundles.ensure("b7698-cpu", progress=False)
+
+
 @pytest.fixture
 def loopback() -> Iterator[Loopback]:
     """A server on 127.0.0.1."""

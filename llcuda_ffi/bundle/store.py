@@ -68,19 +68,17 @@ def install(pin: Pin, *, progress: bool | None = None) -> InstalledBundle:
 def _install(pin: Pin, entry: Path, progress: bool | None) -> InstalledBundle:
     for prefix in (UNPACKING, REMOVED):
         sweep(entry.parent, prefix)
+    fetched = [entry.parent / f".fetch-{archive.sha256[:40]}.archive" for archive in pin.archives]
     try:
+        sources = [
+            _fetch(archive, path, progress) for archive, path in zip(pin.archives, fetched, strict=True)
+        ]
         with tempfile.TemporaryDirectory(dir=entry.parent, prefix=UNPACKING) as temporary:
             place = Path(temporary) / "tree"
             place.mkdir()
             libraries: dict[str, str] = {}
-            sources = []
-            for archive in pin.archives:
-                path = entry.parent / f".fetch-{archive.sha256[:40]}.archive"
-                sources.append(_fetch(archive, path, progress))
-                try:
-                    libraries.update(unpack.extract(path, place, archive.libraries))
-                finally:
-                    path.unlink(missing_ok=True)
+            for archive, path in zip(pin.archives, fetched, strict=True):
+                libraries.update(unpack.extract(path, place, archive.libraries))
             fresh = InstalledBundle(
                 name=pin.name,
                 path=entry,
@@ -97,6 +95,9 @@ def _install(pin: Pin, entry: Path, progress: bool | None) -> InstalledBundle:
         raise
     except OSError as error:
         raise disk_error(error, entry) from error
+    finally:
+        for path in fetched:
+            path.unlink(missing_ok=True)
 
 
 def _publish(pin: Pin, place: Path, fresh: InstalledBundle, progress: bool | None) -> InstalledBundle:

@@ -31,6 +31,11 @@ def is_library(name: str) -> bool:
     return LIBRARY.fullmatch(name) is not None and NOT_OURS.match(name) is None
 
 
+def library_name(names: elf.ElfNames, file_name: str) -> str:
+    """The name under which the loader looks for a library: its SONAME; that of a plugin ends with .so."""
+    return names.soname or file_name.partition(".so.")[0].removesuffix(".so") + ".so"
+
+
 def _checked(member: tarfile.TarInfo, archive: str) -> None:
     """Refuse a member that would leave its folder or is neither file, folder nor link."""
     name = member.name
@@ -113,7 +118,7 @@ def _keep(
     fresh: Path, name: str, place: Path, wanted: Mapping[str, str], taken: dict[str, str], archive: str
 ) -> None:
     """Give an unpacked library its SONAME, unless it is unwanted or another copy of one that is there."""
-    soname = elf.read_names(fresh, f"{name} in {archive}").soname or name
+    soname = library_name(elf.read_names(fresh, f"{name} in {archive}"), name)
     if not is_library(soname) or (wanted and soname not in wanted):
         fresh.unlink()
         return
@@ -139,7 +144,7 @@ def collect(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.rglob("lib*.so*"), key=lambda path: (len(path.parts), path)):
         if not is_library(path.name) or not path.is_file():
             continue
-        soname = elf.read_names(path).soname or path.name
+        soname = library_name(elf.read_names(path), path.name)
         if soname not in found:
             found[soname] = path.resolve()
     return found
