@@ -94,9 +94,10 @@ def cached(reference: str) -> Path | None:
 def _existing(reference: str | os.PathLike[str]) -> Path | None:
     """The path itself, where the reference is one."""
     path = Path(reference).expanduser()
-    if path.exists():
-        return path
     text = str(reference)
+    # A folder that happens to have a model's name does not hide the model.
+    if path.is_file() or (text and path.exists() and models.find(text) is None):
+        return path
     looks_like_path = text.startswith(("/", "./", "../", "~")) or (
         text.endswith(".gguf") and not _HF_URL.fullmatch(text) and not _REPO_FILE.fullmatch(text)
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def install(pin: Pin, *, progress: bool | None = None) -> InstalledBundle:
 def _install(pin: Pin, entry: Path, progress: bool | None) -> InstalledBundle:
     for prefix in (UNPACKING, REMOVED):
         sweep(entry.parent, prefix)
-    fetched = [entry.parent / f".fetch-{archive.sha256[:40]}.archive" for archive in pin.archives]
+    # Unique, so that a process that could not lock never takes another one's archive away.
+    fetched = [entry.parent / f".fetch-{uuid.uuid4().hex}.archive" for _ in pin.archives]
     try:
         sources = [
             _fetch(archive, path, progress) for archive, path in zip(pin.archives, fetched, strict=True)
