@@ -1,0 +1,37 @@
+"""The package's own names, and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import llcuda_ffi
+
+
+def test_all_is_exact_and_sorted() -> None:
+    """`__all__` is sorted, every name in it loads, and nothing else is public."""
+    assert llcuda_ffi.__all__ == sorted(llcuda_ffi.__all__, key=lambda n: (n.startswith("_"), n))
+    for name in llcuda_ffi.__all__:
+        assert getattr(llcuda_ffi, name) is not None
+    assert set(llcuda_ffi._WHERE) == set(llcuda_ffi.__all__) - {"__version__"}
+
+
+def test_version_is_the_distribution_s() -> None:
+    """`__version__` is what pip installed."""
+    from importlib.metadata import version
+
+    assert version("llcuda-ffi") == llcuda_ffi.__version__
+
+
+def test_import_does_nothing() -> None:
+    """Importing opens no library and no socket, and imports neither numpy, cffi nor anything that downloads."""
+    code = """
+import sys
+events = []
+sys.addaudithook(lambda e, a: events.append((e, a)) if e.startswith(("socket.", "ctypes.", "subprocess.")) else None)
+import llcuda_ffi
+heavy = [m for m in ("numpy", "cffi", "httpx2", "huggingface_hub", "ctypes", "asyncio") if m in sys.modules]
+assert not heavy, heavy
+assert not events, events
+"""
+    subprocess.run([sys.executable, "-I", "-c", code], check=True)
