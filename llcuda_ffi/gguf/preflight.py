@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UnsupportedModel
+from .hyperparameters import check_hyperparameters
 from .reader import GGUFReader
+from .subject import Subject
+from .types import ValueType
+from .vocabulary import check_vocabulary
+from .weights import check_weights
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,20 @@ def check(path: str | os.PathLike[str]) -> GGUFReport:
             raise UnsupportedModel(
                 f"{path} is {reader.byte_order}-endian: this machine needs {sys.byteorder}-endian"
             )
+        subject = Subject(reader)
+        _check_split(subject)
+        check_vocabulary(subject)
+        if reader.tensors:  # a file with only a vocabulary has nothing that could run
+            check_hyperparameters(subject)
+            check_weights(subject)
         return _report(reader)
+
+
+def _check_split(subject: Subject) -> None:
+    """The number of a later part is read without looking at its type."""
+    found, count = subject.metadata.field("split.no"), subject.metadata.field("split.count")
+    if found is not None and found.type != ValueType.UINT16 and count is not None:
+        subject.invalid(f"split.no must be a uint16, not {found.kind}")
 
 
 def _report(reader: GGUFReader) -> GGUFReport:

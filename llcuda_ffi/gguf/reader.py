@@ -128,7 +128,10 @@ class GGUFReader:
     @property
     def split(self) -> tuple[int, int]:
         """Which part this is and of how many: (split.no, split.count); (0, 1) for a model in one file."""
-        return int(self.metadata.get("split.no", 0)), max(1, int(self.metadata.get("split.count", 1)))
+        number, count = self.metadata.get("split.no", 0), self.metadata.get("split.count", 1)
+        if isinstance(number, int) and isinstance(count, int):
+            return number, max(1, count)
+        return 0, 1
 
     def get_metadata_value(self, key: str, default: Any = None) -> Any:
         """A metadata value, or `default`."""

@@ -1,0 +1,55 @@
+"""Rules about tensors: types that the kernels take, by what the tensor is used for."""
+
+from __future__ import annotations
+
+import re
+
+from .architectures import NEEDS_OUTPUT
+from .layout import TensorInfo
+from .subject import Subject
+from .types import GGMLType
+
+# no kernel multiplies with these: integers, doubles, and the types that activations are packed into
+NOT_WEIGHTS = frozenset(
+    {GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64, GGMLType.F64, GGMLType.Q8_1, GGMLType.Q8_K}
+)
+# added or multiplied element by element, or read by kernels that only take float32
+ELEMENTWISE = re.compile(
+    r"\.bias$|\.scale$|norm(_\d)?\.weight$|^token_types\.weight$|ssm_conv1d|shortconv\.conv|ssm_[ad]$"
+    r"|time_mix_(first|decay|lerp\w*)\.weight$|attn_sinks|rope_(freqs|factors\w*)\.weight$"
+)
+FLAT = ("token_embd.weight", "token_types.weight", "position_embd.weight")
+# tables of numbers
+TABLE = re.compile(r"tid2eid|d2t|t2d")
+
+
+def check_weights(subject: Subject) -> None:
+    """Refuse tensor types that no kernel takes.
+
+    Raises:
+        UnsupportedModel: a tensor of such a type.
+    """
+    if subject.architecture in NEEDS_OUTPUT and "output.weight" not in subject.tensors:
+        subject.unsupported(f"{subject.architecture} needs the tensor 'output.weight'")
+    for info in subject.tensors.values():
+        if info.name in FLAT and len(_sizes(info)) > 2:
+            subject.invalid(f"tensor {info.name!r} has the shape {info.shape}: it should have two dimensions")
+        if TABLE.search(info.name):
+            continue
+        if len(_sizes(info)) <= 1 or ELEMENTWISE.search(info.name):
+            if info.ggml_type != GGMLType.F32:
+                subject.unsupported(
+                    f"tensor {info.name!r} is {info.ggml_type.name}: the kernels need F32 there"
+                )
+        elif info.ggml_type in NOT_WEIGHTS:
+            subject.unsupported(
+                f"tensor {info.name!r} is {info.ggml_type.name}: no kernel multiplies with it"
+            )
+
+
+def _sizes(info: TensorInfo) -> tuple[int, ...]:
+    """The shape without trailing ones."""
+    shape = info.shape
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
