@@ -1,0 +1,161 @@
+"""Conversations in OpenAI's shapes, checked and brought to what chat templates read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import InvalidRequest
+
+Message = Mapping[str, Any]
+
+# names under which a message's reasoning is passed; templates read the first, those of gpt-oss the second
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+_MAX_DEPTH = 64
+
+
+def plain(value: Any, what: str = "the value", depth: int = 0) -> Any:
+    """`value` as plain JSON: templates see no object of ours, only copies without methods.
+
+    Raises:
+        InvalidRequest: something that JSON cannot say, or nested over 64 deep.
+    """
+    if depth > _MAX_DEPTH:
+        raise InvalidRequest(f"{what} is nested more than {_MAX_DEPTH} deep")
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _text(str.__str__(value))
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {_text(str(k)): plain(v, what, depth + 1) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
+        return [plain(v, what, depth + 1) for v in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name), what, depth + 1) for f in dataclasses.fields(value)}
+    dump = getattr(value, "model_dump", None)
+    if callable(dump):
+        return plain(dump(), what, depth + 1)
+    raise InvalidRequest(f"{what} holds a {type(value).__name__}, which JSON has no form for")
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # lone surrogates have no UTF-8
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def normalize(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """A conversation as templates expect it.
+
+    Keys whose value is None are dropped, a message's reasoning is given under each name that templates use.
+
+    Raises:
+        InvalidRequest: no message, one that is no mapping, without a role, or with content of a wrong shape.
+    """
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise InvalidRequest(f"messages must be a list of messages, not {type(messages).__name__}")
+    if not messages:
+        raise InvalidRequest("the conversation is empty: give at least one message")
+    return [_message(message, i) for i, message in enumerate(messages)]
+
+
+def _message(message: Message, i: int) -> dict[str, Any]:
+    what = f"messages[{i}]"
+    out = plain(message, what)
+    if not isinstance(out, dict):
+        raise InvalidRequest(f"{what} must be a mapping with a 'role', not {type(message).__name__}")
+    out = {k: v for k, v in out.items() if v is not None}
+    role = out.get("role")
+    if not isinstance(role, str) or not role:
+        raise InvalidRequest(f"{what} has no 'role': it takes 'system', 'user', 'assistant' or 'tool'")
+    _check_content(out.get("content"), what)
+    _check_calls(out.get("tool_calls"), what)
+    reasoning = next((out[k] for k in _REASONING if k in out), None)
+    if reasoning is not None:
+        out = {"thinking": reasoning, **out, "reasoning_content": reasoning}
+    return out
+
+
+def _check_content(content: Any, what: str) -> None:
+    if content is None or isinstance(content, str):
+        return
+    if not isinstance(content, list):
+        raise InvalidRequest(f"{what}['content'] must be a text or parts, not {type(content).__name__}")
+    for j, part in enumerate(content):
+        if not isinstance(part, dict) or "type" not in part:
+            raise InvalidRequest(f"{what}['content'][{j}] must be a part like {{'type': 'text', 'text': …}}")
+        if part["type"] == "text" and not isinstance(part.get("text"), str):
+            raise InvalidRequest(f"{what}['content'][{j}] is a text part without a 'text'")
+
+
+def _check_calls(calls: Any, what: str) -> None:
+    if calls is None:
+        return
+    if not isinstance(calls, list):
+        raise InvalidRequest(f"{what}['tool_calls'] must be a list")
+    for j, call in enumerate(calls):
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequest(f"{what}['tool_calls'][{j}] has no 'function' with a 'name'")
+
+
+def require_text(messages: Sequence[Message]) -> None:
+    """Refuse parts that a text model cannot read.
+
+    Raises:
+        InvalidRequest: an image, audio or other part.
+    """
+    for i, message in enumerate(messages):
+        content = message.get("content")
+        for j, part in enumerate(content if isinstance(content, list) else ()):
+            if part["type"] != "text":
+                raise InvalidRequest(
+                    f"messages[{i}]['content'][{j}] is of type {part['type']!r:.60}: only text is supported"
+                )
+
+
+def join_parts(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation with text parts joined to one text, for templates that read only texts."""
+    return [
+        {**m, "content": "".join(p["text"] for p in m["content"])}
+        if isinstance(m.get("content"), list)
+        else m
+        for m in messages
+    ]
+
+
+def with_arguments(messages: Sequence[dict[str, Any]], style: str) -> list[dict[str, Any]]:
+    """The conversation with the arguments of tool calls as templates want them.
+
+    Args:
+        style: "object" gives mappings, "text" gives JSON texts; what is not JSON stays as it is.
+    """
+    out = []
+    for message in messages:
+        calls = message.get("tool_calls")
+        out.append({**message, "tool_calls": [_call_with(c, style) for c in calls]} if calls else message)
+    return out
+
+
+def _call_with(call: dict[str, Any], style: str) -> dict[str, Any]:
+    if "function" in call:
+        return {**call, "function": _call_with(call["function"], style)}
+    arguments = call.get("arguments")
+    if style == "object" and isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except ValueError:
+            return call
+        return {**call, "arguments": parsed} if isinstance(parsed, dict) else call
+    if style == "text" and isinstance(arguments, dict):
+        return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    return call
