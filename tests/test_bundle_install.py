@@ -385,6 +385,29 @@ def test_prune(cache: Path, pin: Pin, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names_below(cache / "bundles") == ["test-cpu.lock"]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"platform": "linux-riscv64"}, "built for linux-riscv64"),
+        ({"min_glibc": "9.99"}, r"needs glibc 9\.99"),
+    ],
+)
+def test_bundle_for_other_machines(
+    cache: Path,
+    pin: Pin,
+    loopback: Loopback,
+    change: dict[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A bundle that cannot run here is refused before it is fetched, with the way out."""
+    monkeypatch.setitem(pins._table()[1], "elsewhere", replace(pin, **change))  # type: ignore[arg-type]
+    with pytest.raises(BundleNotFound, match=message + ".*LLCUDA_FFI_BUNDLE"):
+        bundles.ensure("elsewhere", progress=False)
+    assert loopback.requests == []
+    assert pins.get(pins.default_name()).misfit() is None
+
+
 def test_commands(
     cache: Path, content: bytes, loopback: Loopback, bundle: InstalledBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

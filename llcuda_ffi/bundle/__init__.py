@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ..errors import BundleNotFound
 from . import own, pins, store
 from .installed import InstalledBundle
 
@@ -19,14 +20,21 @@ def ensure(name: str | None = None, *, progress: bool | None = None) -> Installe
         progress: False for silence; otherwise a bar on a terminal and plain lines elsewhere.
 
     Raises:
-        BundleNotFound: There is no such pin, folder or archive.
+        BundleNotFound: There is no such pin, folder or archive, or the pin is for other machines.
         DownloadError: It could not be fetched.
         ChecksumError: What arrived is not what was pinned.
     """
     chosen = name or chosen_name()
     if own.is_path(chosen):
         return own.open_build(chosen, progress=progress)
-    return store.install(pins.get(chosen), progress=progress)
+    pin = pins.get(chosen)
+    misfit = pin.misfit()
+    if misfit is not None:
+        raise BundleNotFound(
+            f"bundle {pin.name} cannot run here: {misfit}. Build llama.cpp with shared libraries and set "
+            "LLCUDA_FFI_BUNDLE to the build's folder"
+        )
+    return store.install(pin, progress=progress)
 
 
 def chosen_name() -> str:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..errors import AbiMismatch, BundleError, BundleNotFound, DownloadError
+from ..errors import AbiMismatch, BundleError, BundleNotFound, ChecksumError, DownloadError
 from ..fetch.cache import cache_root, disk_error, folder
 from ..fetch.integrity import file_sha256
 from ..fetch.lock import entry_lock
@@ -92,6 +92,7 @@ def open_build(chosen: str, *, progress: bool | None = None) -> InstalledBundle:
         digest = key.hexdigest()
     else:
         digest = file_sha256(path)
+        _compare(path, digest)
     entry = cache_root() / "bundles" / f"own-{digest[:16]}"
     there = installed.read(entry)
     if there is not None and there.intact():
@@ -101,6 +102,19 @@ def open_build(chosen: str, *, progress: bool | None = None) -> InstalledBundle:
         if there is not None and there.intact():
             return there
         return _install(path, entry, progress)
+
+
+def _compare(path: Path, digest: str) -> None:
+    """Compare an archive with the .sha256 file beside it, where there is one."""
+    beside = path.with_name(path.name + ".sha256")
+    try:
+        words = beside.read_text(encoding="utf-8").split()
+    except OSError:
+        return  # nobody stated a hash
+    if not words or words[0].lower() != digest:
+        raise ChecksumError(
+            f"{path} has sha256 {digest}, {beside.name} says {' '.join(words[:1])}: fetch it again"
+        )
 
 
 def _install(path: Path, entry: Path, progress: bool | None) -> InstalledBundle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,6 +80,24 @@ class Pin:
     def size(self) -> int:
         """Bytes to download."""
         return sum(archive.size for archive in self.archives)
+
+    def misfit(self) -> str | None:
+        """Why this bundle cannot run on this machine: its platform, or a C library too old; None if it can."""
+        here = f"{sys.platform}-{platform.machine().lower().replace('amd64', 'x86_64')}"
+        if here != self.platform:
+            return f"it is built for {self.platform}, this machine is {here}"
+        if self.min_glibc is None or sys.platform != "linux":
+            return None
+        name, version = platform.libc_ver()
+        if name != "glibc":
+            return f"it needs glibc {self.min_glibc} or newer, this system has another C library"
+        if _numbers(version) < _numbers(self.min_glibc):
+            return f"it needs glibc {self.min_glibc} or newer, this system has {version}"
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def _pin(table: Mapping[str, Any]) -> Pin:
