@@ -49,7 +49,8 @@ class Progress:
 
             self._bar = tqdm(total=self.total, desc=self.label, unit="B", unit_scale=True, file=sys.stderr)
         else:
-            note(f"fetching {self.label} ({megabytes(self.total)})")
+            size = "" if self.total is None else f" ({megabytes(self.total)})"
+            note(f"fetching {self.label}{size}")
         return self
 
     def at(self, done: int) -> None:
@@ -58,8 +59,7 @@ class Progress:
             self._bar.update(done - self.done)
         elif self._show and time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
-            share = f"{100 * done / self.total:.0f}% of " if self.total else f"{megabytes(done)} of "
-            note(f"  {share}{megabytes(self.total)}")
+            note(f"  {100 * done / self.total:.0f}%" if self.total else f"  {megabytes(done)}")
         self.done = done
 
     def __exit__(

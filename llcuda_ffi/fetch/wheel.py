@@ -18,46 +18,80 @@ from ..errors import ChecksumError, DownloadError, UnsafeArchive
 from .cache import disk_error, folder, offline
 from .http import NotThere
 from .integrity import BLOCK, Digest, Expected
-from .progress import note
+from .progress import Progress
 
-PIP_SECONDS = 3600
+POLL_SECONDS = 0.2
 
 
 def _pip_download(requirement: str, place: Path, progress: bool | None) -> Path:
     """Have pip download one wheel into a folder."""
     if offline():
         raise DownloadError(f"{requirement} is not in the cache and LLCUDA_FFI_OFFLINE is set: unset it")
-    on_terminal = progress is not False and sys.stderr is not None and sys.stderr.isatty()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--no-input", "--dest", str(place), requirement]
-    if not on_terminal:
-        command += ["--quiet", "--progress-bar", "off"]
-        note(f"fetching {requirement} by pip", progress)
-    try:
-        done = subprocess.run(
-            command,
-            check=False,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno() if on_terminal else subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            timeout=PIP_SECONDS,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise DownloadError(f"pip could not be run to fetch {requirement}: {error}") from error
-    wheels = list(place.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        lines = [line for line in (done.stderr or "").splitlines() if line.strip()]
-        said = next((line for line in reversed(lines) if line.startswith("ERROR")), "") or "".join(lines[-1:])
-        if "No module named pip" in (done.stderr or ""):
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
+    command += ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    with Progress(f"{requirement} by pip", None, progress) as shows:
+        status, said = _run([*command, "--dest", str(place), requirement], place, shows, requirement)
+        wheels = list(place.glob("*.whl"))
+        if status == 0 and len(wheels) == 1:
+            shows.at(wheels[0].stat().st_size)
+            return wheels[0]
+        if "No module named pip" in said:
             said = f"{sys.executable} has no pip (`{sys.executable} -m ensurepip` installs it)"
-        if "No matching distribution" in said:
-            raise NotThere(f"pip found no {requirement} for this machine: {said}")
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        cause = next((line for line in reversed(lines) if line.startswith("ERROR")), "") or "".join(
+            lines[-1:]
+        )
+        if "No matching distribution" in cause:
+            raise NotThere(f"pip found no {requirement} for this machine: {cause}")
         raise DownloadError(
-            f"pip could not fetch {requirement}: {said.strip() or f'exit status {done.returncode}'}. "
+            f"pip could not fetch {requirement}: {cause or f'exit status {status}'}. "
             "Check the network and pip's index settings (`pip config list`)"
         )
-    return wheels[0]
+
+
+def _run(command: list[str], place: Path, shows: Progress, requirement: str) -> tuple[int, str]:
+    """Run pip and show how the file in its temporary folder grows; its status and what it said."""
+    # On the cache's disk, where there has to be room anyway, and where its growth can be seen.
+    temporary = place / "pip"
+    temporary.mkdir()
+    said = temporary / "said"
+    try:
+        with said.open("wb") as errors:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, "TMPDIR": str(temporary)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
+    except OSError as error:
+        raise DownloadError(f"pip could not be run to fetch {requirement}: {error}") from error
+    try:
+        while True:
+            try:
+                status = process.wait(POLL_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                shows.at(max(_largest(temporary), shows.done))
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    text = said.read_text(encoding="utf-8", errors="replace")
+    shutil.rmtree(temporary, ignore_errors=True)
+    return status, text
+
+
+def _largest(place: Path) -> int:
+    """The size of the largest file below a folder in which files come and go."""
+    largest = 0
+    for where, _, names in os.walk(place):
+        for name in names:
+            try:
+                largest = max(largest, os.stat(os.path.join(where, name)).st_size)
+            except OSError:
+                continue  # gone meanwhile
+    return largest
 
 
 def _members(archive: zipfile.ZipFile, pattern: str) -> list[zipfile.ZipInfo]:
