@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from .adapter import check_adapter
 from .layout import TensorInfo
 from .preflight import GGUFReport, check
 from .reader import GGUFReader
 from .types import GGMLType, ValueType
 
-__all__ = ["GGMLType", "GGUFReader", "GGUFReport", "TensorInfo", "ValueType", "check"]
+__all__ = ["GGMLType", "GGUFReader", "GGUFReport", "TensorInfo", "ValueType", "check", "check_adapter"]

@@ -10,6 +10,21 @@ def _names(text: str) -> frozenset[str]:
 # drafts for another model: libllama aborts when they are run without it
 NEEDS_TARGET = frozenset({"dflash", "eagle3", "gemma4-assistant"})
 
+# with a sliding window: every nth layer sees everything, and some versions abort where no layer does
+FULL_EVERY = {
+    "cohere2": 4,
+    "exaone4": 4,
+    "gemma-embedding": 6,
+    "gemma2": 2,
+    "gemma3": 6,
+    "gemma3n": 5,
+    "gpt-oss": 2,
+    "llama4": 4,
+    "olmo2": 4,
+    "plamo3": 8,
+    "smallthinker": 4,
+}
+
 # some versions crash where these have no output matrix of their own
 NEEDS_OUTPUT = frozenset({"dream"})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from .architectures import (
+    FULL_EVERY,
     NEEDS_TARGET,
     NO_ROPE,
     OWN_OUTPUT_WIDTH,
@@ -38,6 +39,12 @@ def check_hyperparameters(subject: Subject) -> None:
         return  # libllama refuses it by itself, and a file with only a vocabulary has none
     if not 0 < layers <= MAX_LAYERS:
         subject.invalid(f"{subject.key('block_count')} is {layers}: 1 to {MAX_LAYERS} is possible")
+    every = FULL_EVERY.get(subject.architecture, 0)
+    if layers < every and subject.u32("attention.sliding_window"):
+        subject.unsupported(
+            f"{subject.key('block_count')} is {layers}: "
+            f"{subject.architecture} with a sliding window needs {every}"
+        )
     extra = subject.u32("nextn_predict_layers")
     if extra is not None and extra > layers:
         subject.invalid(f"{subject.key('nextn_predict_layers')} is {extra}, more than block_count {layers}")
@@ -131,6 +138,8 @@ def _check_heads(subject: Subject, layers: int) -> None:
             f"the heads have no size: {subject.key('embedding_length')} {width}, head_count {heads[0]}, "
             f"key_length {size_k}, value_length {size_v}"
         )
+    if heads_kv is not None and len(set(heads_kv)) > 1 and subject.u32("attention.kv_lora_rank") is None:
+        _check_layers(subject, heads_kv, {size_k, subject.u32("attention.key_length_swa") or size_k})
     architecture = subject.architecture
     if architecture in SAME_KEY_AND_VALUE and size_k != size_v:
         subject.invalid(
@@ -148,3 +157,14 @@ def _check_heads(subject: Subject, layers: int) -> None:
             f"{subject.key('rope.dimension_count')} is {rotated}: "
             f"it must be even and at most the head size {size_k}"
         )
+
+
+def _check_layers(subject: Subject, heads_kv: list[int], sizes: set[int]) -> None:
+    """Where layers differ in heads, so must their tensors: some architectures size all by the first layer."""
+    for i, n in enumerate(heads_kv):
+        info = subject.tensors.get(f"blk.{i}.attn_k.weight")
+        if info is not None and info.ne[1] not in {n * size for size in sizes}:
+            subject.invalid(
+                f"tensor {info.name!r} has the shape {info.shape}: "
+                f"{subject.key('attention.head_count_kv')} of layer {i} is {n}"
+            )

@@ -20,7 +20,9 @@ class Subject:
         self.reader = reader
         self.metadata = reader.metadata
         self.tensors = reader.tensors
-        self.architecture = self.text("general.architecture") or ""
+        name = self.text("general.architecture") or ""
+        # libllama knows no other names, and this one is put into keys and messages
+        self.architecture = name if name.isascii() and name.isprintable() else ""
 
     def text(self, key: str) -> str | None:
         """A string, as C sees it: up to the first NUL."""
