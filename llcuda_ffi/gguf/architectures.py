@@ -25,6 +25,14 @@ FULL_EVERY = {
     "smallthinker": 4,
 }
 
+# tensors of a block, of which one choice must be there whole
+_ATTENTION = (("attn_qkv",), ("attn_q", "attn_k", "attn_v"))
+_FEED_FORWARD = (("ffn_gate", "ffn_up", "ffn_down"), ("ffn_gate_inp", "ffn_up_exps", "ffn_down_exps"))
+NEEDS_ONE_OF = {
+    **dict.fromkeys(("phi3", "phimoe", "pockettts"), _ATTENTION),
+    **dict.fromkeys(("grok", "hy_v3", "mimo2", "step35"), _FEED_FORWARD),
+}
+
 # some versions crash where these have no output matrix of their own
 NEEDS_OUTPUT = frozenset({"dream"})
 

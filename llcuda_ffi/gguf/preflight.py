@@ -13,7 +13,7 @@ from .reader import GGUFReader
 from .subject import Subject
 from .types import ValueType
 from .vocabulary import check_vocabulary
-from .weights import check_weights
+from .weights import check_complete, check_types
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,37 @@ def check(path: str | os.PathLike[str]) -> GGUFReport:
                 f"{path} is {reader.byte_order}-endian: this machine needs {sys.byteorder}-endian"
             )
         subject = Subject(reader)
-        _check_split(subject)
+        _check_part(subject)
         check_vocabulary(subject)
-        if reader.tensors:  # a file with only a vocabulary has nothing that could run
+        parts = _other_parts(reader)
+        if reader.tensors or parts:  # a file with only a vocabulary has nothing that could run
             check_hyperparameters(subject)
-            check_weights(subject)
-        return _report(reader)
+        if not parts:
+            check_complete(subject)
+        report = _report(reader)
+    for part in parts:
+        with GGUFReader(part) as reader:
+            _check_part(Subject(reader))
+    return report
 
 
-def _check_split(subject: Subject) -> None:
-    """The number of a later part is read without looking at its type."""
-    found, count = subject.metadata.field("split.no"), subject.metadata.field("split.count")
-    if found is not None and found.type != ValueType.UINT16 and count is not None:
+def _check_part(subject: Subject) -> None:
+    """What holds for every part of a model that was split."""
+    found = subject.metadata.field("split.no")
+    if found is not None and found.type != ValueType.UINT16:  # libllama reads it without looking
         subject.invalid(f"split.no must be a uint16, not {found.kind}")
+    check_types(subject)
+
+
+def _other_parts(reader: GGUFReader) -> list[Path]:
+    """The parts after the first that libllama will open by their names; missing ones it names by itself."""
+    number, count = reader.split
+    ending = f"-00001-of-{count:05d}.gguf"
+    if number or not 1 < count <= 0xFFFF or not reader.path.name.endswith(ending):
+        return []
+    stem = reader.path.name.removesuffix(ending)
+    names = (f"{stem}-{i:05d}-of-{count:05d}.gguf" for i in range(2, count + 1))
+    return [part for part in map(reader.path.with_name, names) if part.is_file()]
 
 
 def _report(reader: GGUFReader) -> GGUFReport:

@@ -66,8 +66,6 @@ def check_vocabulary(subject: Subject) -> None:
 def _check_arrays(subject: Subject) -> int:
     """The arrays that go with the tokens are of the right type and length. Returns the number of tokens."""
     field = subject.metadata.field(TOKENS)
-    if field is None:
-        return 0  # libllama refuses it by itself
     for key, kinds in ARRAYS.items():
         found = subject.metadata.field(key)
         if found is None:
@@ -75,8 +73,10 @@ def _check_arrays(subject: Subject) -> int:
         if found.item_type not in kinds:
             wanted = " or ".join(value_name(kind) for kind in kinds)
             subject.invalid(f"{key} is {found.kind}: an array of {wanted} is needed")
-        if key in PER_TOKEN and found.count < field.count:
+        if field and key in PER_TOKEN and found.count < field.count:
             subject.invalid(f"{key} has {found.count} items for {field.count} tokens")
+    if field is None:
+        return 0  # libllama refuses it by itself
     if not field.count:
         subject.invalid(f"{TOKENS} is empty: a vocabulary needs tokens")
     return field.count

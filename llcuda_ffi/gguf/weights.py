@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .architectures import NEEDS_OUTPUT
+from .architectures import NEEDS_ONE_OF, NEEDS_OUTPUT
 from .layout import TensorInfo
 from .subject import Subject
 from .types import GGMLType
@@ -23,14 +23,12 @@ FLAT = ("token_embd.weight", "token_types.weight", "position_embd.weight")
 TABLE = re.compile(r"tid2eid|d2t|t2d")
 
 
-def check_weights(subject: Subject) -> None:
+def check_types(subject: Subject) -> None:
     """Refuse tensor types that no kernel takes.
 
     Raises:
         UnsupportedModel: a tensor of such a type.
     """
-    if subject.architecture in NEEDS_OUTPUT and "output.weight" not in subject.tensors:
-        subject.unsupported(f"{subject.architecture} needs the tensor 'output.weight'")
     for info in subject.tensors.values():
         if info.name in FLAT and len(_sizes(info)) > 2:
             subject.invalid(f"tensor {info.name!r} has the shape {info.shape}: it should have two dimensions")
@@ -45,6 +43,26 @@ def check_weights(subject: Subject) -> None:
             subject.unsupported(
                 f"tensor {info.name!r} is {info.ggml_type.name}: no kernel multiplies with it"
             )
+
+
+def check_complete(subject: Subject) -> None:
+    """Refuse a model in one file that lacks tensors which libllama uses without looking for them.
+
+    Raises:
+        InvalidModelFile: such a tensor is missing.
+    """
+    if not subject.tensors:
+        return
+    if subject.architecture in NEEDS_OUTPUT and "output.weight" not in subject.tensors:
+        subject.invalid(f"{subject.architecture} needs the tensor 'output.weight'")
+    choices = NEEDS_ONE_OF.get(subject.architecture)
+    if choices is None:
+        return
+    for i in range(subject.u32("block_count") or 0):
+        prefix = f"blk.{i}."
+        if not any(all(f"{prefix}{name}.weight" in subject.tensors for name in choice) for choice in choices):
+            wanted = " or ".join("+".join(choice) for choice in choices)
+            subject.invalid(f"block {i} lacks tensors: {subject.architecture} needs {wanted}")
 
 
 def _sizes(info: TensorInfo) -> tuple[int, ...]:
