@@ -1,0 +1,319 @@
+"""How models write tool calls as JSON: one generator for each way (see reader.py).
+
+Text that turns out not to be a call is content. A call that was begun stays one, even when max_tokens cut it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from .deltas import Output
+from .reader import Reader, Reading
+
+_NAME_KEYS = ("name", "tool_name", "function")
+_ARGUMENT_KEYS = ("arguments", "parameters")
+_WRAPPERS = ("tool_calls", "tool_call")
+_KEYS = {*_NAME_KEYS, *_ARGUMENT_KEYS, *_WRAPPERS, "id", "tool_call_id", "type"}
+_FENCE = re.compile(r"```[a-z_]*\s*")
+
+
+def plain_text(r: Reader, o: Output) -> Reading[None]:
+    """No calls."""
+    yield from r.until((), o.content)
+
+
+# --- JSON ---
+
+
+def json_call(r: Reader, o: Output) -> Reading[bool]:
+    """A call as a JSON object, begun as soon as its name is known; False where the object is none.
+
+    Takes {"name", "arguments" | "parameters"} with an id and a type, also inside {"function": {…}} and
+    {"tool_calls": […]}.
+    """
+    if not (yield from r.literal("{")):
+        return False
+    name, call_id, early, begun = "", None, "", False
+    while True:
+        yield from r.space()
+        if (yield from r.literal("}")):
+            break
+        key = yield from _key(r)
+        if key is None or key not in _KEYS:
+            return begun
+        yield from r.space()
+        first = yield from r.char()
+        if key in _WRAPPERS or (key == "function" and first == "{"):
+            if begun or not (yield from json_calls(r, o)):
+                return begun
+            begun = True  # what stands inside is complete
+        elif key in _ARGUMENT_KEYS and name and not begun:
+            begun = True
+            r.stop_record()
+            o.call(name, call_id)
+            yield from _arguments(r, o)
+        else:
+            text = yield from r.json_text()
+            value = _loads(text)
+            if key in _NAME_KEYS and isinstance(value, str) and not begun:
+                name = value
+                if not name or (o.names is not None and name not in o.names):
+                    return False
+            elif key in _ARGUMENT_KEYS and not begun:
+                early = text
+            elif key in ("id", "tool_call_id"):
+                call_id = str(value)
+        yield from r.space()
+        if not (yield from r.literal(",")):
+            if (yield from r.literal("}")):
+                break
+            return begun
+    if begun:
+        return True
+    if not name:
+        return False
+    r.stop_record()
+    o.call(name, call_id)
+    o.arguments(_unquoted(early) if early else "{}")
+    return True
+
+
+def _key(r: Reader) -> Reading[str | None]:
+    if (yield from r.char()) != '"':
+        return None
+    key = _loads((yield from r.json_text()))
+    yield from r.space()
+    if not isinstance(key, str) or not (yield from r.literal(":")):
+        return None
+    return key
+
+
+def _arguments(r: Reader, o: Output) -> Reading[None]:
+    yield from r.space()
+    if (yield from r.char()) == '"':  # JSON in a JSON text
+        o.arguments(_unquoted((yield from r.json_text())))
+    else:
+        yield from r.value(o.arguments)
+
+
+def _unquoted(text: str) -> str:
+    value = _loads(text)
+    return value if isinstance(value, str) else text
+
+
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def json_calls(r: Reader, o: Output) -> Reading[bool]:
+    """A call, several of them one after the other, a list of them, or {"tool_calls": [ … ]}; False where it
+    is none.
+    """
+    some = False
+    while True:
+        yield from r.space()
+        first = yield from r.char()
+        if first == "[":
+            yield from r.literal("[")
+            yield from r.space()
+            if (yield from r.literal("]")):
+                return some
+            done = yield from json_calls(r, o)
+            yield from r.space()
+            yield from r.literal("]")
+        elif first == "{":
+            done = yield from json_call(r, o)
+        else:
+            return some
+        if not done:
+            return some
+        some = True
+        yield from r.space()
+        if not (yield from r.literal(",")):
+            yield from r.literal(";")
+
+
+@dataclass(frozen=True)
+class Marked:
+    """JSON calls after a marker: <tool_call>{…}</tool_call>, [TOOL_CALLS][{…}] and the like."""
+
+    open: str
+    close: str = ""
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """What must be shown even where it is a control token."""
+        return (self.open, self.close) if self.close else (self.open,)
+
+    def __call__(self, r: Reader, o: Output) -> Reading[None]:
+        """Read an answer."""
+        while (yield from r.until((self.open,), o.content)):
+            r.start_record()
+            done = yield from json_calls(r, o)
+            read = r.stop_record()
+            if not done:
+                o.content(self.open + read)
+                continue
+            yield from r.space()
+            if self.close:
+                yield from r.literal(self.close)
+            o.part()
+
+
+@dataclass(frozen=True)
+class Bare:
+    """The answer is a call, in JSON, perhaps after a marker or in a code fence; or it is content."""
+
+    marker: str = ""
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """See Marked."""
+        return (self.marker,) if self.marker else ()
+
+    def __call__(self, r: Reader, o: Output) -> Reading[None]:
+        """Read an answer."""
+        r.start_record()
+        yield from r.space()
+        fenced = (yield from r.char()) == "`" and (yield from r.pattern(_FENCE, 32))
+        if not fenced and self.marker:
+            yield from r.literal(self.marker)
+        if (yield from r.char()) in ("{", "["):
+            done = yield from json_calls(r, o)
+        else:
+            done = False
+        read = r.stop_record()
+        if not done:
+            o.content(read)
+        else:
+            yield from r.space()
+            if fenced:
+                yield from r.literal("```")
+        while (yield from r.until(self.markers, o.content)):
+            yield from Marked(self.marker)(r, o)
+
+
+@dataclass(frozen=True)
+class Named:
+    """The name in a tag, the arguments as JSON after it: <function=name>{…}</function>."""
+
+    open: str
+    name_end: str
+    close: str
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """See Marked."""
+        return (self.open, self.close)
+
+    def __call__(self, r: Reader, o: Output) -> Reading[None]:
+        """Read an answer."""
+        while (yield from r.until((self.open,), o.content)):
+            name, found = yield from r.text_until(self.name_end)
+            if not found:
+                o.content(self.open + name)
+                return
+            o.call(name.strip())
+            yield from r.value(o.arguments)
+            yield from r.space()
+            yield from r.literal(self.close)
+            o.part()
+
+
+def mistral(r: Reader, o: Output) -> Reading[None]:
+    """[TOOL_CALLS][{…}, {…}], and the later [TOOL_CALLS]name[CALL_ID]id[ARGS]{…}."""
+    while (yield from r.until(("[TOOL_CALLS]",), o.content)):
+        yield from r.space()
+        if (yield from r.char()) in ("[", "{"):
+            r.start_record()
+            done = yield from json_calls(r, o)
+            read = r.stop_record()
+            if not done:
+                o.content("[TOOL_CALLS]" + read)
+            continue
+        name, marker = yield from r.text_until("[CALL_ID]", "[ARGS]")
+        call_id = None
+        if marker == "[CALL_ID]":
+            call_id, marker = yield from r.text_until("[ARGS]")
+        if not marker:
+            o.content("[TOOL_CALLS]" + name)
+            return
+        o.call(name.strip(), call_id)
+        yield from r.value(o.arguments)
+        o.part()
+
+
+def deepseek(r: Reader, o: Output) -> Reading[None]:
+    """V3 and R1 write function<sep>name and a fenced JSON, V3.1 name<sep>JSON."""
+    begin, sep, end = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+    first, last = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+    while marker := (yield from r.until((first, begin), o.content)):
+        if marker == first:
+            o.part()
+            continue
+        name, found = yield from r.text_until(sep, end)
+        if found != sep:
+            continue
+        if name.strip() == "function":
+            name, found = yield from r.text_until("\n")
+            if not found:
+                return
+            if (yield from r.char()) == "`":
+                yield from r.pattern(_FENCE, 12)
+        o.call(name.strip())
+        yield from r.value(o.arguments)
+        yield from r.text_until(end, last)
+        yield from r.space()
+        yield from r.literal(last)
+        o.part()
+
+
+def kimi(r: Reader, o: Output) -> Reading[None]:
+    """<|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{…}<|tool_call_end|> in a section."""
+    first, begin = "<|tool_calls_section_begin|>", "<|tool_call_begin|>"
+    while marker := (yield from r.until((first, begin), o.content)):
+        if marker == first:
+            o.part()
+            continue
+        call_id, found = yield from r.text_until("<|tool_call_argument_begin|>", "<|tool_call_end|>")
+        if not found:
+            return
+        call_id = call_id.strip()
+        o.call(call_id.rpartition(":")[0].removeprefix("functions.") or call_id, call_id)
+        yield from r.value(o.arguments)
+        yield from r.text_until("<|tool_call_end|>")
+        yield from r.space()
+        yield from r.literal("<|tool_calls_section_end|>")
+        o.part()
+
+
+def harmony(r: Reader, o: Output) -> Reading[None]:
+    """gpt-oss: messages of channels; analysis is reasoning, a recipient functions.x makes a call."""
+    ends = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
+    # the prompt ended with <|start|>assistant; what comes without a header is content
+    if not (yield from r.char()) or not (
+        yield from r.comes(("<|channel|>", " to=", "<|start|>", "<|message|>"))
+    ):
+        yield from r.until(ends, o.content)
+    while True:
+        header, found = yield from r.text_until("<|message|>")
+        if not found:
+            return
+        channel = re.search(r"<\|channel\|>\s*(\w+)", header)
+        recipient = re.search(r"to=functions\.([\w.:-]+)", header)
+        emit = o.content
+        if recipient:
+            o.call(recipient.group(1))
+            emit = o.arguments
+        elif channel and channel.group(1) == "analysis":
+            o.part()
+            emit = o.reasoning
+        if not (yield from r.until(ends, emit)):
+            return
+        o.part()
