@@ -3,7 +3,7 @@
     python build_ffi.py           write
     python build_ffi.py --check   compare only; exit code 1 when a generated file is not current
 
-One out-of-line ABI module for each profile: the headers by topic, then the profile's own file with what drifts.
+One out-of-line ABI module for each profile: the headers by topic, then the profile's file with what drifts.
 The enums are those of the default profile; their values do not change between profiles.
 """
 

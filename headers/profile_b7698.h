@@ -84,6 +84,7 @@ struct llama_sampler_i {
     void (*backend_set_input)(struct llama_sampler * smpl);
 };
 
+void llama_memory_breakdown_print(const struct llama_context *ctx);
 int32_t llama_set_adapter_lora(struct llama_context *ctx, struct llama_adapter_lora *adapter, float scale);
 int32_t llama_rm_adapter_lora(struct llama_context *ctx, struct llama_adapter_lora *adapter);
 void llama_clear_adapter_lora(struct llama_context *ctx);

@@ -104,7 +104,14 @@ struct llama_sampler_i {
     void (*copy_state)(const struct llama_sampler * src, struct llama_sampler * dst);
 };
 
+typedef void (*llama_model_set_tensor_data_t)(struct ggml_tensor *tensor, void *userdata);
+
 const char *llama_version(void);
+struct llama_model *llama_model_init_from_user(struct gguf_context *metadata, llama_model_set_tensor_data_t set_tensor_data, void *set_tensor_data_ud, struct llama_model_params params);
+struct llama_model *llama_model_load_from_file_ptr(FILE *file, struct llama_model_params params);
+struct llama_adapter_lora *llama_adapter_lora_init_from_file_ptr(struct llama_model *model, FILE *file);
+struct gguf_context *gguf_init_from_buffer(const void *data, size_t size, struct gguf_init_params params);
+const int64_t *gguf_get_tensor_ne(const struct gguf_context *ctx, int64_t tensor_id);
 const char *llama_ftype_name(enum llama_ftype ftype);
 const char *llama_load_mode_name(enum llama_load_mode load_mode);
 enum llama_load_mode llama_load_mode_from_str(const char *str);

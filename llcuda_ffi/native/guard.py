@@ -1,11 +1,16 @@
 """The load guard: proof that a library has the ABI of its profile, before any struct goes by value.
 
 ABI mode has no compiler to check declarations, and a wrong layout is memory corruption. The steps, in order:
-1 the hash of every library (InstalledBundle.verify) · 2 one libggml-base in the process, the bundle's own ·
-3 versions · 4 symbols · 5 canary: what the library itself writes for its default parameters · 6 the fields in it.
 
-Steps 3 to 6 call only functions without struct arguments, through ctypes: x86-64 returns a struct of more than 16
-bytes through a hidden first pointer, so `void f(void *)` is what the machine code takes.
+1. the hash of every library (InstalledBundle.verify)
+2. one libggml-base in the process, the bundle's own
+3. versions
+4. symbols
+5. the canary: what the library itself writes for its default parameters
+6. the fields in it
+
+Steps 3 to 6 call only functions without struct arguments, through ctypes: x86-64 returns a struct of more
+than 16 bytes through a hidden first pointer, so `void f(void *)` is what the machine code takes.
 """
 
 from __future__ import annotations
@@ -52,24 +57,12 @@ def check_single(folder: Path, *, loaded: bool) -> None:
     foreign = [path for path in found if path.resolve().parent != here]
     if foreign:
         raise AbiMismatch(
-            f"{foreign[0]} is already loaded in this process, by another package: its functions would be used in place "
-            f"of those in {here}. Use llcuda_ffi in a process of its own, or set LLCUDA_FFI_BUNDLE to that folder"
+            f"{foreign[0]} is loaded in this process, by another package: its functions would be used in "
+            f"place of those in {here}. Use a process of its own, or set LLCUDA_FFI_BUNDLE to that folder"
         )
     if loaded and len({path.resolve() for path in found}) > 1:
         names = ", ".join(path.name for path in found)
-        raise AbiMismatch(f"libggml-base is loaded more than once from {here} ({names}): the folder must hold it once")
-
-
-def check_versions(library: ctypes.CDLL, profile: Profile) -> None:
-    """Step 3.
-
-    Raises:
-        AbiMismatch: the library calls itself another version than the profile.
-    """
-    for function, expected in (("llama_version", profile.llama_version), ("ggml_version", profile.ggml_version)):
-        found = version(library, function)
-        if expected is not None and found != expected:
-            raise AbiMismatch(f"{function}() is {found!r}, profile {profile.name} has {expected!r}")
+        raise AbiMismatch(f"libggml-base is loaded more than once from {here} ({names}): keep one of them")
 
 
 def version(library: ctypes.CDLL, function: str) -> str | None:
@@ -83,22 +76,27 @@ def version(library: ctypes.CDLL, function: str) -> str | None:
     return None if text is None else str(text.decode("utf-8", "replace"))
 
 
-def check_symbols(library: ctypes.CDLL, profile: Profile) -> None:
-    """Step 4.
+def version_problems(library: ctypes.CDLL, profile: Profile) -> list[str]:
+    """Step 3: the library calls itself what the profile says."""
+    return [
+        f"{function}() is {found!r}, expected {expected!r}"
+        for function, expected in (
+            ("llama_version", profile.llama_version),
+            ("ggml_version", profile.ggml_version),
+        )
+        if expected is not None and (found := version(library, function)) != expected
+    ]
 
-    Raises:
-        AbiMismatch: a symbol of the profile is missing, or one is there that it must not have.
-    """
+
+def symbol_problems(library: ctypes.CDLL, profile: Profile) -> list[str]:
+    """Step 4: the symbols that the profile requires are there, those that it forbids are not."""
     missing = [name for name in profile.required if not hasattr(library, name)]
     extra = [name for name in profile.forbidden if hasattr(library, name)]
-    if missing or extra:
-        lacks = f"lacks {', '.join(missing)}" if missing else ""
-        has = f"has {', '.join(extra)}" if extra else ""
-        raise AbiMismatch(f"the library {' and '.join(filter(None, (lacks, has)))}: it is not of profile {profile.name}")
+    return [f"it lacks {name}" for name in missing] + [f"it has {name}" for name in extra]
 
 
-def capture(library: ctypes.CDLL, function: str) -> tuple[bytes, int, tuple[int, ...]]:
-    """What `function` writes: the bytes over 0xAA, the extent, the holes."""
+def capture(library: ctypes.CDLL, function: str) -> tuple[bytes, frozenset[int]]:
+    """What `function` writes: the bytes over 0xAA, and the offsets that it leaves alone."""
     runs = []
     call = getattr(library, function)
     call.restype, call.argtypes = None, [ctypes.c_void_p]
@@ -106,43 +104,75 @@ def capture(library: ctypes.CDLL, function: str) -> tuple[bytes, int, tuple[int,
         buffer = ctypes.create_string_buffer(bytes([fill]) * _SIZE, _SIZE)
         call(ctypes.addressof(buffer))
         runs.append(buffer.raw)
-    first, second = runs
-    untouched = [a == 0xAA and b == 0x55 for a, b in zip(first, second, strict=True)]
-    extent = max((i + 1 for i, same in enumerate(untouched) if not same), default=0)
-    return first, extent, tuple(i for i in range(extent) if untouched[i])
+    untouched = (i for i, (a, b) in enumerate(zip(*runs, strict=True)) if (a, b) == (0xAA, 0x55))
+    return runs[0], frozenset(untouched)
 
 
-def check_canary(library: ctypes.CDLL, profile: Profile) -> None:
-    """Steps 5 and 6.
+def canary_problems(library: ctypes.CDLL, profile: Profile, *, exact: bool) -> list[str]:
+    """Steps 5 and 6: what the library writes has the layout and the values of the profile.
 
-    Raises:
-        AbiMismatch: the library writes another layout than the profile declares; the message names what differs.
+    Args:
+        exact: compare byte for byte with what was measured on the pinned build. Without it another compiler
+            may treat padding as it likes; every field is compared all the same.
     """
     if platform.machine() not in ("x86_64", "AMD64"):
-        return  # aarch64 returns structs through x8: there step 1 stands alone
-    problems = differences(library, profile)
-    if problems:
-        raise AbiMismatch(f"the library is not of profile {profile.name}: {'; '.join(problems)}")
-
-
-def differences(library: ctypes.CDLL, profile: Profile) -> list[str]:
-    """What the canary finds different from the profile; empty when nothing is."""
+        return []  # aarch64 returns structs through x8: there step 1 stands alone
     problems = []
-    ffi = profile.ffi
     for function, canary in profile.canaries.items():
-        raw, extent, holes = capture(library, function)
-        if (extent, holes) != (canary.extent, canary.holes):
-            problems.append(
-                f"{function} writes {extent} bytes with holes {list(holes)}, expected {canary.extent} with "
-                f"{list(canary.holes)}"
-            )
-            continue
-        struct: Any = ffi.cast(f"{_STRUCTS[function]} *", ffi.from_buffer(raw))
-        for name, expected in profile.fields.get(function, {}).items():
-            found = int(getattr(struct, name))
-            if found != expected:
-                problems.append(f"{function}: {name} is {found}, expected {expected}")
-        digest = hashlib.sha256(raw[:extent]).hexdigest()[:16]
-        if canary.digest is not None and digest != canary.digest:
-            problems.append(f"{function} writes other values ({digest}, expected {canary.digest})")
+        raw, untouched = capture(library, function)
+        extent = max(set(range(_SIZE)) - untouched, default=-1) + 1
+        holes = tuple(sorted(i for i in untouched if i < extent))
+        wrong = _field_problems(profile, function, raw, untouched, extent)
+        if exact and not wrong:
+            if (extent, holes) != (canary.extent, canary.holes):
+                wrong.append(f"{extent} bytes but {holes}, expected {canary.extent} but {canary.holes}")
+            elif (digest := hashlib.sha256(raw[:extent]).hexdigest()[:16]) != canary.digest:
+                wrong.append(f"bytes of digest {digest}, expected {canary.digest}")
+        if wrong:
+            problems.append(f"{function} writes {'; '.join(wrong)}")
     return problems
+
+
+def _field_problems(
+    profile: Profile, function: str, raw: bytes, untouched: frozenset[int], extent: int
+) -> list[str]:
+    """The fields of a default struct that the library does not write as the profile declares them."""
+    ffi = profile.ffi
+    name = _STRUCTS[function]
+    size = ffi.sizeof(name)
+    wrong = [] if extent <= size else [f"{extent} bytes, {name} has {size}"]
+    struct: Any = ffi.cast(f"{name} *", ffi.from_buffer(raw))
+    defaults = profile.defaults[function]
+    for field, item in ffi.typeof(name).fields:
+        size_of = ffi.sizeof(item.type)
+        if untouched.intersection(range(item.offset, item.offset + size_of)):
+            wrong.append(f"nothing at {item.offset}, where {field} is expected")
+            continue
+        expected = defaults.get(field, 0)
+        # not through cffi but for floats: it raises for a bool of any other value than 0 and 1
+        found: float = int.from_bytes(raw[item.offset : item.offset + size_of], "little", signed=expected < 0)
+        if item.type.cname == "float":
+            found = getattr(struct, field)
+        if found != expected:
+            wrong.append(f"{found} at {item.offset}, where {field} is expected to be {expected}")
+    return wrong
+
+
+def problems(library: ctypes.CDLL, profile: Profile, *, exact: bool) -> list[str]:
+    """What steps 3 to 6 find different from the profile, each step only if those before it found nothing."""
+    return (
+        version_problems(library, profile)
+        or symbol_problems(library, profile)
+        or canary_problems(library, profile, exact=exact)
+    )
+
+
+def check(library: ctypes.CDLL, profile: Profile, *, exact: bool) -> None:
+    """Steps 3 to 6.
+
+    Raises:
+        AbiMismatch: the library is not of the profile; the message says what was expected and what was found.
+    """
+    found = problems(library, profile, exact=exact)
+    if found:
+        raise AbiMismatch(f"the library is not of ABI profile {profile.name}: {'; '.join(found)}")

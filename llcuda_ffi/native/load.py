@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..bundle import InstalledBundle, ensure
+from ..bundle.elf import read_names
 from ..errors import LoadError, MissingLibrary
 from . import guard, log
 from .profile import Profile, profile
@@ -49,7 +50,7 @@ def load(bundle: InstalledBundle | None = None) -> Library:
     """The process's libllama; the first call loads it.
 
     Args:
-        bundle: what to load; None means the loaded one, else the default (which is installed when it is missing).
+        bundle: what to load; None means the loaded one, else the default (installed when it is missing).
 
     Raises:
         LoadError: another bundle is loaded already.
@@ -62,7 +63,7 @@ def load(bundle: InstalledBundle | None = None) -> Library:
             _library = _load(bundle or ensure())
         elif bundle is not None and bundle.path.resolve() != _library.bundle.path.resolve():
             raise LoadError(
-                f"bundle {_library.bundle.name} is loaded in this process, {bundle.name} cannot be added to it: "
+                f"bundle {_library.bundle.name} is loaded in this process, {bundle.name} cannot be added: "
                 "use another process"
             )
         return _library
@@ -81,21 +82,21 @@ def _load(bundle: InstalledBundle) -> Library:
     # libggml forks and runs a debugger when it aborts, and reads a backend from GGML_BACKEND_PATH
     os.environ["GGML_NO_BACKTRACE"] = "1"
     os.environ.pop("GGML_BACKEND_PATH", None)
-    paths = core_libraries(bundle.path, bundle.libraries)
-    handles = [_open(path) for path in paths]
+    if bundle.backend == "cuda":
+        from . import cuda
+
+        cuda.prepare(bundle)
+    llama, path = open_core(bundle.path, list(bundle.libraries))
     guard.check_single(bundle.path, loaded=True)
-    llama = handles[-1]
-    guard.check_versions(llama, abi)
-    guard.check_symbols(llama, abi)
-    guard.check_canary(llama, abi)
+    guard.check(llama, abi, exact=bundle.verified)
     ffi = abi.ffi
-    lib = ffi.dlopen(os.fspath(paths[-1]))
+    lib = ffi.dlopen(os.fspath(path))
     log.install(ffi, lib)
     backends = _start(bundle, ffi, lib)
     return Library(ffi, lib, abi, bundle, backends)
 
 
-def core_libraries(folder: Path, names: Mapping[str, str] | list[str]) -> list[Path]:
+def core_libraries(folder: Path, names: Iterable[str]) -> list[Path]:
     """libggml-base, libggml and libllama of a bundle, in the order of loading.
 
     Raises:
@@ -105,10 +106,42 @@ def core_libraries(folder: Path, names: Mapping[str, str] | list[str]) -> list[P
     for stem in ("libggml-base.", "libggml.", "libllama."):
         matching = [name for name in names if name.startswith(stem)]
         if len(matching) != 1:
-            what = f"holds {' and '.join(matching)}: one of them must go" if matching else "is not there"
-            raise MissingLibrary(f"{stem}so of the bundle in {folder} {what}: `llcuda-ffi bundle verify` checks it")
+            what = f"is there {len(matching)} times ({', '.join(matching)})" if matching else "is not there"
+            raise MissingLibrary(
+                f"{stem}so {what} in the bundle {folder}: `llcuda-ffi bundle verify` checks it"
+            )
         found.append(folder / matching[0])
     return found
+
+
+def open_core(folder: Path, names: Sequence[str]) -> tuple[ctypes.CDLL, Path]:
+    """Load a bundle's libllama, and by absolute path each library of the folder that it needs; handle, path.
+
+    A build without loadable backends links them: its search paths may point to a folder that is gone, or to
+    another build. What is loaded already under its SONAME is not searched for.
+
+    Raises:
+        MissingLibrary: one is not there or cannot be loaded.
+    """
+    opened: dict[str, ctypes.CDLL | None] = {}
+
+    def open_with_needs(name: str) -> None:
+        if name in opened:
+            return
+        opened[name] = None  # stops at a cycle
+        if (folder / name).exists():
+            for needed in read_names(folder / name).needed:
+                if needed in names:
+                    open_with_needs(needed)
+        opened[name] = _open(folder / name)
+
+    paths = core_libraries(folder, names)
+    for path in paths:
+        open_with_needs(path.name)
+    llama = opened[paths[-1].name]
+    if llama is None:
+        raise MissingLibrary(f"{paths[-1]} could not be loaded")
+    return llama, paths[-1]
 
 
 def _open(path: Path) -> ctypes.CDLL:
@@ -126,13 +159,10 @@ def _start(bundle: InstalledBundle, ffi: Any, lib: Any) -> tuple[str, ...]:
     """Register the backends of the bundle's folder, then initialise libllama."""
     point = log.mark()
     if bundle.backend == "cuda":
-        from . import cuda
-
-        cuda.prepare(bundle)
-        path = next((bundle.path / name for name in bundle.libraries if name.startswith("libggml-cuda")), None)
         # load_all is silent about failures; this call logs why
-        if path is None or not lib.ggml_backend_load(os.fsencode(path)):
-            raise MissingLibrary(f"libggml-cuda of bundle {bundle.name} could not be loaded{log.why(point)}")
+        for name in bundle.libraries:
+            if name.startswith("libggml-cuda") and not lib.ggml_backend_load(os.fsencode(bundle.path / name)):
+                raise MissingLibrary(f"{name} of bundle {bundle.name} could not be loaded{log.why(point)}")
     lib.ggml_backend_load_all_from_path(os.fsencode(bundle.path))
     names = tuple(
         ffi.string(lib.ggml_backend_reg_name(lib.ggml_backend_reg_get(i))).decode()
@@ -140,7 +170,7 @@ def _start(bundle: InstalledBundle, ffi: Any, lib: Any) -> tuple[str, ...]:
     )
     if "CPU" not in names:
         raise MissingLibrary(
-            f"no CPU backend of bundle {bundle.name} runs on this processor: `llcuda-ffi doctor` names its features"
+            f"no CPU backend of bundle {bundle.name} runs on this processor: see `llcuda-ffi doctor`"
             f"{log.why(point)}"
         )
     lib.llama_backend_init()

@@ -1,7 +1,7 @@
-"""ABI profiles: which llama.cpp builds share one set of declarations, and how to tell that a library is one of them.
+"""ABI profiles: which llama.cpp builds share one set of declarations, and how to tell that a library is one.
 
-The canary values were measured on the real libraries: what each `*_default_params` writes into a buffer filled with
-0xAA (extent in bytes, holes that it leaves, first 16 hex digits of the SHA-256 of the bytes up to the extent).
+The canary values were measured on the real libraries: what each `*_default_params` writes into a buffer
+filled with 0xAA.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Canary:
     Attributes:
         extent: bytes from the start to the last one written.
         holes: offsets below the extent that it leaves alone (padding).
-        digest: of those bytes, or None where nobody could measure it yet: extent and fields are checked then.
+        digest: first 16 hex digits of the SHA-256 of the bytes up to the extent.
     """
 
     extent: int
     holes: tuple[int, ...]
-    digest: str | None
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,11 @@ class Profile:
     Attributes:
         name: as in pins.toml.
         module: the generated module of declarations.
-        llama_version, ggml_version: what the library says of itself; None where it says nothing (llama_version) or
-            builds differ (ggml_version).
+        llama_version, ggml_version: what the library says of itself; None where it says nothing.
         required, forbidden: exported symbols.
         canaries: function → what it writes.
-        fields: struct → field → value that the defaults must hold.
-        signatures: names of parameters that drifted, for `has`.
+        defaults: function → field → value that it must hold; every field not named holds 0.
+        signatures: parameters that drifted, for `has`.
     """
 
     name: str
@@ -52,7 +51,7 @@ class Profile:
     required: tuple[str, ...]
     forbidden: tuple[str, ...]
     canaries: Mapping[str, Canary]
-    fields: Mapping[str, Mapping[str, int]]
+    defaults: Mapping[str, Mapping[str, int]]
     signatures: frozenset[str] = field(default_factory=frozenset)
 
     @cached_property
@@ -65,8 +64,8 @@ class Profile:
         return frozenset(dir(self.ffi.dlopen(None)))  # what is declared, whether the process has it or not
 
     def has(self, feature: str) -> bool:
-        """Whether this ABI has a function ("llama_version"), a struct field ("model_params.load_mode",
-        "context_params.n_rs_seq", "quantize_params.dry_run") or a parameter ("llama_sampler_init_dry.n_ctx_train").
+        """Whether this ABI has a function ("llama_version"), a field of a struct ("model_params.load_mode",
+        "quantize_params.dry_run") or a parameter that drifted ("llama_sampler_init_dry.n_ctx_train").
         """
         if feature in self.signatures:
             return True
@@ -84,8 +83,10 @@ class Profile:
         """Raise UnsupportedByBundle, naming the profiles that have `feature`, unless this one does."""
         if not self.has(feature):
             others = [p.name for p in PROFILES.values() if p.has(feature)]
-            known = f"bundles of profile {' and '.join(others)} have it" if others else "no known bundle has it"
-            raise UnsupportedByBundle(f"{feature} is not in the loaded llama.cpp (profile {self.name}): {known}")
+            known = f"profile {' and '.join(others)} has it" if others else "no known bundle has it"
+            raise UnsupportedByBundle(
+                f"{feature} is not in the loaded llama.cpp (profile {self.name}): {known}"
+            )
 
 
 def profile(name: str) -> Profile:
@@ -93,7 +94,7 @@ def profile(name: str) -> Profile:
     try:
         return PROFILES[name]
     except KeyError:
-        raise AbiMismatch(f"there is no ABI profile {name!r}: this package knows {', '.join(PROFILES)}") from None
+        raise AbiMismatch(f"there is no ABI profile {name!r}: known are {', '.join(PROFILES)}") from None
 
 
 _MODEL, _CONTEXT, _QUANTIZE = (
@@ -102,18 +103,34 @@ _MODEL, _CONTEXT, _QUANTIZE = (
     "llama_model_quantize_default_params",
 )
 
-_OLD_FIELDS = {
-    _CONTEXT: {"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_threads": 4, "type_k": 1},
+_CONTEXT_DEFAULTS = {
+    "n_ctx": 512,
+    "n_batch": 2048,
+    "n_ubatch": 512,
+    "n_seq_max": 1,
+    **dict.fromkeys(("n_threads", "n_threads_batch"), 4),
+    **dict.fromkeys(("rope_scaling_type", "pooling_type", "attention_type", "flash_attn_type"), -1),
+    **dict.fromkeys(("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow"), -1),
+    **dict.fromkeys(("type_k", "type_v", "offload_kqv", "no_perf", "op_offload", "swa_full"), 1),
+    "defrag_thold": -1,
 }
-_NEW_FIELDS = {
-    _MODEL: {"n_gpu_layers": -1, "load_mode": -1, "lazy_mode": 1},
-    _CONTEXT: {
-        "n_ctx": 512,
-        "n_batch": 2048,
-        "n_ubatch": 512,
-        "n_outputs_max_per_seq": 1,
-        "n_threads": 4,
-        "type_k": 1,
+_OLD_DEFAULTS = {
+    _MODEL: {"n_gpu_layers": -1, "split_mode": 1, "use_mmap": 1, "use_direct_io": 1, "use_extra_bufts": 1},
+    _CONTEXT: _CONTEXT_DEFAULTS,
+    _QUANTIZE: {
+        "ftype": 9,
+        **dict.fromkeys(("output_tensor_type", "token_embedding_type"), 40),
+        "quantize_output_tensor": 1,
+    },
+}
+_NEW_DEFAULTS = {
+    _MODEL: {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "lazy_mode": 1, "use_extra_bufts": 1},
+    _CONTEXT: {**_CONTEXT_DEFAULTS, "n_outputs_max_per_seq": 1},
+    _QUANTIZE: {
+        "ftype": 7,
+        **dict.fromkeys(("output_tensor_type", "token_embedding_type"), 43),
+        "quantize_output_tensor": 1,
+        "max_buf_size": 8 << 30,
     },
 }
 _NEW_CANARIES = {
@@ -135,7 +152,7 @@ PROFILES: dict[str, Profile] = {
             _CONTEXT: Canary(136, (118, 119), "db14c7aaaa6189e2"),
             _QUANTIZE: Canary(56, (21, 22, 23), "c28e5b5aec6eb8a7"),
         },
-        fields=_OLD_FIELDS,
+        defaults=_OLD_DEFAULTS,
         signatures=frozenset({"llama_sampler_init_dry.n_ctx_train"}),
     ),
     "v0.5.0": Profile(
@@ -146,7 +163,7 @@ PROFILES: dict[str, Profile] = {
         required=("llama_adapter_lora_init_from_file_ptr", "llama_set_adapters_lora", "llama_version"),
         forbidden=("llama_batch_ext_init", "llama_set_adapter_lora"),
         canaries=_NEW_CANARIES,
-        fields=_NEW_FIELDS,
+        defaults=_NEW_DEFAULTS,
         signatures=frozenset({"llama_sampler_init_penalties.n_vocab"}),
     ),
     "b11227": Profile(
@@ -154,10 +171,15 @@ PROFILES: dict[str, Profile] = {
         module="_abi_b11227",
         llama_version="0.5.0-dev",
         ggml_version="0.25.3",
-        required=("llama_batch_ext_init", "llama_get_causal_attn", "llama_set_adapters_lora", "llama_version"),
+        required=(
+            "llama_batch_ext_init",
+            "llama_get_causal_attn",
+            "llama_set_adapters_lora",
+            "llama_version",
+        ),
         forbidden=("llama_set_adapter_lora",),
         canaries=_NEW_CANARIES,
-        fields=_NEW_FIELDS,
+        defaults=_NEW_DEFAULTS,
         signatures=frozenset({"llama_sampler_init_penalties.n_vocab"}),
     ),
 }
