@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from llcuda_ffi import bundle as bundles
 from llcuda_ffi import hub
 
 from .loopback import Loopback
+
+
+# pytest --hypothesis-profile=long: many more examples, other ones each time
+settings.register_profile("long", max_examples=50_000)
 
 
 @pytest.fixture(scope="session")
