@@ -125,7 +125,9 @@ class Llama:
             self.context = Context(self.model, params)
             self._owned.append(self.context)
             if self.context.memory is None or not self.model.has_decoder:
-                raise UnsupportedModel(f"{self.model.path.name} is an embedding model, it generates no text: use Embedder")
+                raise UnsupportedModel(
+                    f"{self.model.path.name} is an embedding model, it generates no text: use Embedder"
+                )
             self._memory: Memory = self.context.memory
             self._threads = self._thread_control(cores, n_threads)
             self._driver = Driver(
@@ -235,12 +237,12 @@ class Llama:
             InvalidRequest: an empty prompt, or ids outside the vocabulary.
         """
         if isinstance(prompt, (str, bytes)):
-            ids = self.vocab.tokenize(prompt, add_special=True, parse_special=True) if prompt else []
+            ids = self.vocab.tokenize(prompt, add_special=True, parse_special=True)
         else:
             ids = self.vocab.ids(prompt)
-        if not len(ids):
+        if not len(prompt) or not len(ids):
             raise InvalidRequest("the prompt is empty: give a text, or token ids such as [vocab.bos]")
-        return np.asarray(ids, np.int32)
+        return ids
 
     def _request(
         self, tokens: Tokens, params: SamplingParams, seed: int, on_chunk: Callable[[Chunk], None] | None
@@ -248,8 +250,8 @@ class Llama:
         room = self.n_ctx - len(tokens)
         if room < 1:
             raise ContextOverflow(
-                f"the prompt has {len(tokens)} tokens, the context holds {self.n_ctx} with at least one for the answer: "
-                "shorten it, or make the Llama with a larger n_ctx"
+                f"the prompt has {len(tokens)} tokens, the context holds {self.n_ctx} with at least one for the "
+                "answer: shorten it, or make the Llama with a larger n_ctx"
             )
         wanted = params.max_tokens
         if wanted is not None and wanted > room and params.overflow == "error":
@@ -292,7 +294,10 @@ class Llama:
     def generate(self, prompt: str | bytes, params: SamplingParams | None = None, **settings: Any) -> Completion: ...
     @overload
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None, **settings: Any
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **settings: Any,
     ) -> Any: ...
     def generate(
         self,
@@ -324,7 +329,9 @@ class Llama:
         prompts: list[Any] = list(prompt) if many else [prompt]
         if isinstance(params, Sequence):
             if not many or len(params) != len(prompts):
-                raise InvalidRequest(f"{len(params)} SamplingParams for {len(prompts)} prompts: give one, or one for each")
+                raise InvalidRequest(
+                    f"{len(params)} SamplingParams for {len(prompts)} prompts: give one, or one for each"
+                )
             each = [override(p, settings) for p in params]
         else:
             each = [override(params or SamplingParams(), settings)] * len(prompts)

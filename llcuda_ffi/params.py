@@ -48,18 +48,23 @@ def integer(name: str, value: object, low: int, high: int) -> int:
     """`value` as int within [low, high], or InvalidRequest."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InvalidRequest(f"{name} must be an integer, not {type(value).__name__} ({value!r:.60})")
-    if not low <= value <= high:
-        raise InvalidRequest(f"{name} must be from {low} to {high}, not {value}")
-    return int(value)
+    whole = int(value)
+    if not low <= whole <= high:
+        raise InvalidRequest(f"{name} must be from {low} to {high}, not {whole}")
+    return whole
 
 
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     """`value` as a finite float within [low, high], or InvalidRequest."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidRequest(f"{name} must be a number, not {type(value).__name__} ({value!r:.60})")
-    if not math.isfinite(value) or not low <= value <= high:
+    try:
+        real = float(value)
+    except OverflowError:
+        real = math.inf
+    if not math.isfinite(real) or not low <= real <= high:
         raise InvalidRequest(f"{name} must be a finite number from {low} to {high}, not {value}")
-    return float(value)
+    return real
 
 
 def flag(name: str, value: object) -> bool:

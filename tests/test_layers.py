@@ -21,7 +21,17 @@ LAYERS = [
     ["engine"],
     ["chat", "structured"],
     ["llama", "async_llama", "embedder", "embedding"],
-    ["cli", "integrations", "jupyter", "llcuda", "lora", "pipelines", "pytest_plugin", "quantization", "tensor"],
+    [
+        "cli",
+        "integrations",
+        "jupyter",
+        "llcuda",
+        "lora",
+        "pipelines",
+        "pytest_plugin",
+        "quantization",
+        "tensor",
+    ],
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
 # not layers of their own: convert stands beside the front ends

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def command(
         sampling["grammar"] = sampling["grammar"].read()
     params = SamplingParams(**{**sampling, "stop": tuple(sampling["stop"])})
     if prompt == "-":
-        prompt = click.get_text_stream("stdin").read()
+        prompt = sys.stdin.read()
     settings: dict[str, Any] = {"device": device, "n_ctx": n_ctx, "n_threads": threads or "auto"}
     if source is not None and output is not None:
         from .prompts import run_file

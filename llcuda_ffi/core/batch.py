@@ -68,7 +68,9 @@ class Batch:
     def _room(self, n: int) -> int:
         start = self.n_tokens
         if start + n > self.capacity:
-            raise InvalidRequest(f"the batch has room for {self.capacity - start} more tokens, not {n}: decode it first")
+            raise InvalidRequest(
+                f"the batch has room for {self.capacity - start} more tokens, not {n}: decode it first"
+            )
         return start
 
     def add(self, token: int, pos: int, seq_ids: int | Sequence[int] = 0, *, output: bool = False) -> int:
@@ -80,7 +82,9 @@ class Batch:
         row = self._room(1)
         ids = [seq_ids] if isinstance(seq_ids, int) else list(seq_ids)
         if not 1 <= len(ids) <= self.n_seq_max:
-            raise InvalidRequest(f"a token belongs to 1 to {self.n_seq_max} sequences (the batch's n_seq_max), not {len(ids)}")
+            raise InvalidRequest(
+                f"a token belongs to 1 to {self.n_seq_max} sequences (the batch's n_seq_max), not {len(ids)}"
+            )
         self.token[row] = integer("a token id", token, 0, INT32_MAX)
         self.pos[row] = integer("a position", pos, 0, INT32_MAX)
         for i, seq in enumerate(ids):
@@ -90,9 +94,7 @@ class Batch:
         self.n_tokens = row + 1
         return row
 
-    def extend(
-        self, tokens: npt.ArrayLike, pos: int = 0, seq_id: int = 0, *, output: str = "last"
-    ) -> tuple[int, int]:
+    def extend(self, tokens: npt.ArrayLike, pos: int = 0, seq_id: int = 0, *, output: str = "last") -> tuple[int, int]:
         """Append a run of tokens of one sequence, vectorised; returns its first row and the row after its last.
 
         Args:
@@ -107,7 +109,7 @@ class Batch:
         n = ids.size
         if ids.ndim != 1 or (n and ids.dtype.kind not in "iu"):
             raise InvalidRequest(f"token ids must be integers in one dimension, not {ids.dtype} of shape {ids.shape}")
-        if n and not (0 <= int(ids.min()) and int(ids.max()) <= INT32_MAX):
+        if n and not (int(ids.min()) >= 0 and int(ids.max()) <= INT32_MAX):
             raise InvalidRequest("a token id is negative or beyond int32")
         start = self._room(n)
         stop = start + n
@@ -143,7 +145,9 @@ class Batch:
             raise InvalidRequest(f"each token must belong to 1 to {self.n_seq_max} sequences")
         seq = self.seq[:n, 0] if most == 1 else self.seq[:n][np.arange(self.n_seq_max) < n_seq[:, None]]
         if seq.min() < 0 or seq.max() >= n_seq_max:
-            raise InvalidRequest(f"the batch holds a sequence id outside 0 to {n_seq_max - 1} (the context's n_seq_max)")
+            raise InvalidRequest(
+                f"the batch holds a sequence id outside 0 to {n_seq_max - 1} (the context's n_seq_max)"
+            )
 
     def _take(self) -> Any:
         """The struct to pass by value, its n_tokens up to date."""

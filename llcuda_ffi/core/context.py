@@ -75,7 +75,8 @@ class Context(Handle):
         ffi, lib = library.ffi, library.lib
         if params.n_seq_max > lib.llama_max_parallel_sequences():
             raise InvalidRequest(
-                f"n_seq_max must be at most {lib.llama_max_parallel_sequences()} with this bundle, not {params.n_seq_max}"
+                f"n_seq_max must be at most {lib.llama_max_parallel_sequences()} with this bundle, "
+                f"not {params.n_seq_max}"
             )
         # Cancelling costs no Python call: libllama asks strlen(flag) between graph nodes, and a flag of one
         # character instead of none answers "stop".
@@ -102,8 +103,10 @@ class Context(Handle):
         memory = lib.llama_get_memory(pointer)
         self.memory: Memory | None = Memory(self, memory) if memory else None
         causal = model.metadata.get(f"{model.architecture}.attention.causal", "true") != "false"
-        self._causal = causal if params.attention_type == AttentionType.UNSPECIFIED else (
-            params.attention_type == AttentionType.CAUSAL
+        self._causal = (
+            causal
+            if params.attention_type == AttentionType.UNSPECIFIED
+            else (params.attention_type == AttentionType.CAUSAL)
         )
         self._embeddings = params.embeddings
         self._two_part = model.has_encoder and model.has_decoder
@@ -157,7 +160,9 @@ class Context(Handle):
 
     def _check(self, batch: Batch, most: int, limit: str) -> None:
         if batch.n_tokens > most:
-            raise InvalidRequest(f"the batch holds {batch.n_tokens} tokens, more than {most} ({limit}): send it in parts")
+            raise InvalidRequest(
+                f"the batch holds {batch.n_tokens} tokens, more than {most} ({limit}): send it in parts"
+            )
         batch.check(self.n_vocab, self.n_seq_max)
 
     def _count_outputs(self, batch: Batch) -> None:
@@ -194,7 +199,8 @@ class Context(Handle):
         Raises:
             IndexError: that row has no output.
         """
-        return self.logits_view(row).copy()
+        copy: Floats = self.logits_view(row).copy()
+        return copy
 
     def logits_view(self, row: int = -1) -> Floats:
         """The same, without a copy: libllama's own memory, valid only until the next call that computes."""
@@ -205,7 +211,8 @@ class Context(Handle):
         found = self._lib.llama_get_logits_ith(self._ptr, self._row(row))
         if not found:
             raise IndexError(f"row {row} of the last batch has no logits: set its output flag before decode()")
-        return np.frombuffer(self._ffi.buffer(found, 4 * self.n_vocab), np.float32)
+        row_values: Floats = np.frombuffer(self._ffi.buffer(found, 4 * self.n_vocab), np.float32)
+        return row_values
 
     def _row(self, row: int) -> int:
         if not -self._n_outputs <= row < self._n_outputs:
@@ -239,9 +246,7 @@ class Context(Handle):
             self._need_embeddings()
             if self.pooling_type == PoolingType.NONE:
                 raise InvalidRequest("this context does not pool: make it with pooling_type=MEAN, CLS or LAST")
-            found = self._lib.llama_get_embeddings_seq(
-                pointer, integer("a sequence id", seq_id, 0, self.n_seq_max - 1)
-            )
+            found = self._lib.llama_get_embeddings_seq(pointer, integer("a sequence id", seq_id, 0, self.n_seq_max - 1))
             if not found:
                 raise IndexError(f"the last batch held no sequence {seq_id}")
             rank = self.pooling_type == PoolingType.RANK
@@ -252,7 +257,8 @@ class Context(Handle):
             raise InvalidRequest("this context gives no embeddings: make it with embeddings=True")
 
     def _floats(self, pointer: Any, n: int) -> Floats:
-        return np.frombuffer(self._ffi.buffer(pointer, 4 * n), np.float32).copy()
+        values: Floats = np.frombuffer(self._ffi.buffer(pointer, 4 * n), np.float32).copy()
+        return values
 
     # --- settings that may change ---
 
@@ -291,9 +297,7 @@ class Context(Handle):
         """Timings since the start or `reset_perf` (llama_perf_context)."""
         with self._exclusive():
             data = self._lib.llama_perf_context(self._ptr)
-        return ContextPerf(
-            data.t_load_ms, data.t_p_eval_ms, data.t_eval_ms, data.n_p_eval, data.n_eval, data.n_reused
-        )
+        return ContextPerf(data.t_load_ms, data.t_p_eval_ms, data.t_eval_ms, data.n_p_eval, data.n_eval, data.n_reused)
 
     def reset_perf(self) -> None:
         """Set the counters of `perf` to zero."""
@@ -311,7 +315,14 @@ def _native_params(library: Library, params: ContextParams, abort_flag: Any) -> 
         setattr(native, name, getattr(params, name))
     for name in ("embeddings", "offload_kqv", "op_offload", "no_perf", "swa_full", "kv_unified"):
         setattr(native, name, getattr(params, name))
-    for name in ("pooling_type", "attention_type", "flash_attn_type", "type_k", "type_v", "rope_scaling_type"):
+    for name in (
+        "pooling_type",
+        "attention_type",
+        "flash_attn_type",
+        "type_k",
+        "type_v",
+        "rope_scaling_type",
+    ):
         setattr(native, name, getattr(params, name).value)
     for name in (
         "rope_freq_base",

@@ -294,7 +294,9 @@ def _native_params(library: Library, params: ModelParams) -> tuple[Any, list[Any
     if params.tensor_split is not None:
         n = lib.llama_max_devices()
         if len(params.tensor_split) > n:
-            raise InvalidRequest(f"tensor_split has {len(params.tensor_split)} shares: this bundle knows at most {n} devices")
+            raise InvalidRequest(
+                f"tensor_split has {len(params.tensor_split)} shares: this bundle knows at most {n} devices"
+            )
         keep.append(ffi.new("float[]", [*params.tensor_split, *[0.0] * (n - len(params.tensor_split))]))
         native.tensor_split = keep[-1]
     if params.devices is not None:

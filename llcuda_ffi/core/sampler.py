@@ -97,15 +97,11 @@ class SamplerChain(Handle):
 
     def top_p(self, p: float, min_keep: int = 1) -> SamplerChain:
         """Keep the likeliest tokens that together have probability p."""
-        return self._append(
-            "top_p", self._lib.llama_sampler_init_top_p(number("top_p", p, 0.0, 1.0), _keep(min_keep))
-        )
+        return self._append("top_p", self._lib.llama_sampler_init_top_p(number("top_p", p, 0.0, 1.0), _keep(min_keep)))
 
     def min_p(self, p: float, min_keep: int = 1) -> SamplerChain:
         """Keep tokens at least p times as likely as the likeliest."""
-        return self._append(
-            "min_p", self._lib.llama_sampler_init_min_p(number("min_p", p, 0.0, 1.0), _keep(min_keep))
-        )
+        return self._append("min_p", self._lib.llama_sampler_init_min_p(number("min_p", p, 0.0, 1.0), _keep(min_keep)))
 
     def typical(self, p: float, min_keep: int = 1) -> SamplerChain:
         """Locally typical sampling."""
@@ -178,8 +174,8 @@ class SamplerChain(Handle):
         n_vocab = self.model.vocab.n_tokens
         items = []
         for token, value in bias.items():
-            value = value if value == float("-inf") else number(f"logit_bias[{token}]", value)
-            items.append((integer("a logit_bias token", token, 0, n_vocab - 1), value))
+            allowed = value if value == float("-inf") else number(f"logit_bias[{token}]", value)
+            items.append((integer("a logit_bias token", token, 0, n_vocab - 1), allowed))
         array = self._ffi.new("llama_logit_bias[]", items)
         return self._append("logit_bias", self._lib.llama_sampler_init_logit_bias(n_vocab, len(items), array))
 
@@ -210,9 +206,7 @@ class SamplerChain(Handle):
             raise InvalidRequest("a lazy grammar needs a trigger pattern or a trigger token")
         return self._grammar(grammar, root, patterns, ids)
 
-    def _grammar(
-        self, grammar: str, root: str, patterns: Sequence[str] | None, tokens: Sequence[int]
-    ) -> SamplerChain:
+    def _grammar(self, grammar: str, root: str, patterns: Sequence[str] | None, tokens: Sequence[int]) -> SamplerChain:
         from ..native.log import mark, why
 
         check_grammar(grammar, root)

@@ -98,7 +98,13 @@ class Vocab:
         while True:
             tokens = np.empty(capacity, np.int32)
             n = self._lib.llama_tokenize(
-                vocab, raw, len(raw), ffi.from_buffer("llama_token[]", tokens), capacity, add_special, parse_special
+                vocab,
+                raw,
+                len(raw),
+                ffi.from_buffer("llama_token[]", tokens),
+                capacity,
+                add_special,
+                parse_special,
             )
             if n >= 0:
                 return tokens[:n].copy() if n * 2 < capacity else tokens[:n]
@@ -131,7 +137,11 @@ class Vocab:
             size = -n
 
     def detokenize_bytes(
-        self, tokens: Iterable[int] | npt.NDArray[np.integer[Any]], *, remove_special: bool = False, special: bool = False
+        self,
+        tokens: Iterable[int] | npt.NDArray[np.integer[Any]],
+        *,
+        remove_special: bool = False,
+        special: bool = False,
     ) -> bytes:
         """The bytes of a token sequence (llama_detokenize).
 
@@ -157,7 +167,11 @@ class Vocab:
             size = -got
 
     def detokenize(
-        self, tokens: Iterable[int] | npt.NDArray[np.integer[Any]], *, remove_special: bool = False, special: bool = False
+        self,
+        tokens: Iterable[int] | npt.NDArray[np.integer[Any]],
+        *,
+        remove_special: bool = False,
+        special: bool = False,
     ) -> str:
         """`detokenize_bytes` as str; bytes that are no UTF-8 become U+FFFD."""
         return self.detokenize_bytes(tokens, remove_special=remove_special, special=special).decode("utf-8", "replace")
@@ -170,7 +184,9 @@ class Vocab:
         """
         array = tokens if isinstance(tokens, np.ndarray) else np.array(list(tokens))
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise InvalidRequest(f"token ids must be integers in one dimension, not {array.dtype} of shape {array.shape}")
+            raise InvalidRequest(
+                f"token ids must be integers in one dimension, not {array.dtype} of shape {array.shape}"
+            )
         if array.size and (int(array.min()) < 0 or int(array.max()) >= self.n_tokens):
             bad = next(int(t) for t in array if not 0 <= t < self.n_tokens)
             raise InvalidRequest(f"token id {bad} is outside the vocabulary (0 to {self.n_tokens - 1})")

@@ -58,7 +58,9 @@ class Driver:
                     while not ready():
                         self.check()
                         if not step() and not ready() and self.scheduler.idle:
-                            raise BackendFailure("the request was lost: this is a defect of llcuda_ffi, please report it")
+                            raise BackendFailure(
+                                "the request was lost: this is a defect of llcuda_ffi, please report it"
+                            )
             finally:
                 self._pass_on()
 

@@ -107,5 +107,5 @@ def percentiles(values: Sequence[float]) -> Percentiles:
     if not values:
         return Percentiles(0.0, 0.0, 0.0, 0.0)
     ordered = sorted(values)
-    at = [ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in (0.5, 0.95, 0.99)]
-    return Percentiles(*at, sum(ordered) / len(ordered))
+    p50, p95, p99 = (ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in (0.5, 0.95, 0.99))
+    return Percentiles(p50, p95, p99, sum(ordered) / len(ordered))

@@ -41,9 +41,7 @@ def build_chain(model: Model, params: SamplingParams, seed: int) -> SamplerChain
     if params.penalty_last_n and (
         params.repeat_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
     ):
-        chain.penalties(
-            params.penalty_last_n, params.repeat_penalty, params.frequency_penalty, params.presence_penalty
-        )
+        chain.penalties(params.penalty_last_n, params.repeat_penalty, params.frequency_penalty, params.presence_penalty)
     if params.dry_multiplier > 0:
         chain.dry(
             params.dry_multiplier,
@@ -159,7 +157,8 @@ class RowSampler:
 
 def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     shifted = logits - logits.max()
-    return shifted - np.float32(np.log(np.exp(shifted, dtype=np.float64).sum()))
+    normal: npt.NDArray[np.float32] = shifted - np.float32(np.log(np.exp(shifted, dtype=np.float64).sum()))
+    return normal
 
 
 def _logprob(model: Model, token: int, row: npt.NDArray[np.float32], k: int) -> TokenLogprob:

@@ -63,6 +63,7 @@ class Scheduler:
         self._sample = context._lib.llama_sampler_sample
         self._attention = False  # a request was cancelled or has a deadline
         self._unfinished = False  # a step was left in the middle
+        self._full = False  # a request had to make room: nobody is admitted before another one ends
         self._steps = 0
 
     # --- from any thread ---
@@ -99,7 +100,7 @@ class Scheduler:
             heapq.heappush(self._waiting, (-request.params.priority, request.number, request))
         if self._attention:
             self._sweep()
-        if self._waiting:
+        if self._waiting and not self._full:
             self._admit()
         rows = self._plan()
         if rows:
@@ -370,6 +371,7 @@ class Scheduler:
             self._chains.give(request.params, chain)
         slot.reset()
         slot.used = self._steps
+        self._full = False
         if not (self.prefix_cache and request.params.prefix_cache):
             self.memory.remove(slot.index)
             slot.forget()
@@ -387,6 +389,7 @@ class Scheduler:
             self._fail(active[0], ContextOverflow(f"the request does not fit the KV cache: {error}"))
             return
         self._requeue(max(active, key=_arrival))
+        self._full = True
 
     def _requeue(self, slot: Slot) -> None:
         request = slot.request
@@ -399,6 +402,7 @@ class Scheduler:
     def _recover(self) -> None:
         """A step was interrupted: what the KV cache holds is not known. Compute it again."""
         self.memory.clear(data=False)
+        self._full = False
         for slot in self.slots:
             slot.forget()
             request = slot.request

@@ -133,9 +133,7 @@ def canary_problems(library: ctypes.CDLL, profile: Profile, *, exact: bool) -> l
     return problems
 
 
-def _field_problems(
-    profile: Profile, function: str, raw: bytes, untouched: frozenset[int], extent: int
-) -> list[str]:
+def _field_problems(profile: Profile, function: str, raw: bytes, untouched: frozenset[int], extent: int) -> list[str]:
     """The fields of a default struct that the library does not write as the profile declares them."""
     ffi = profile.ffi
     name = _STRUCTS[function]

@@ -122,7 +122,9 @@ class Handle:
         if self._resource.pointer is None:
             return
         if self._resource.busy():
-            raise ConcurrentUseError(f"this {type(self).__name__} is in use by another thread: close it after that call")
+            raise ConcurrentUseError(
+                f"this {type(self).__name__} is in use by another thread: close it after that call"
+            )
         self._finalizer()
 
     def __enter__(self) -> Self:

@@ -107,9 +107,7 @@ def core_libraries(folder: Path, names: Iterable[str]) -> list[Path]:
         matching = [name for name in names if name.startswith(stem)]
         if len(matching) != 1:
             what = f"is there {len(matching)} times ({', '.join(matching)})" if matching else "is not there"
-            raise MissingLibrary(
-                f"{stem}so {what} in the bundle {folder}: `llcuda-ffi bundle verify` checks it"
-            )
+            raise MissingLibrary(f"{stem}so {what} in the bundle {folder}: `llcuda-ffi bundle verify` checks it")
         found.append(folder / matching[0])
     return found
 
@@ -170,8 +168,7 @@ def _start(bundle: InstalledBundle, ffi: Any, lib: Any) -> tuple[str, ...]:
     )
     if "CPU" not in names:
         raise MissingLibrary(
-            f"no CPU backend of bundle {bundle.name} runs on this processor: see `llcuda-ffi doctor`"
-            f"{log.why(point)}"
+            f"no CPU backend of bundle {bundle.name} runs on this processor: see `llcuda-ffi doctor`{log.why(point)}"
         )
     lib.llama_backend_init()
     return names

@@ -84,6 +84,6 @@ def recent(limit: int = 8, *, level: int = _INFO) -> list[str]:
 
 
 def why(point: int) -> str:
-    """What libllama said since `point`, for the end of an exception's message: warnings and errors, else the last lines."""
+    """What libllama said since `point`, for the end of a message: warnings and errors, else the last lines."""
     lines = since(point, level=_WARN) or since(point)[-2:]
     return "; libllama said: " + " | ".join(lines[-4:]) if lines else ""

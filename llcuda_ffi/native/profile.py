@@ -84,9 +84,7 @@ class Profile:
         if not self.has(feature):
             others = [p.name for p in PROFILES.values() if p.has(feature)]
             known = f"profile {' and '.join(others)} has it" if others else "no known bundle has it"
-            raise UnsupportedByBundle(
-                f"{feature} is not in the loaded llama.cpp (profile {self.name}): {known}"
-            )
+            raise UnsupportedByBundle(f"{feature} is not in the loaded llama.cpp (profile {self.name}): {known}")
 
 
 def profile(name: str) -> Profile:
