@@ -61,6 +61,7 @@ def test_only_libraries_are_taken(tmp_path: Path, place: Path, base: bytes) -> N
         "bin/llama-server",
         "lib/llama-addon.node",
         "lib/libllama-common.so",
+        "lib/libllama-bench-impl.so",
         "lib/libc.so.6",
     ]
     archive = write(
@@ -112,9 +113,7 @@ def test_oversized_member(tmp_path: Path, place: Path) -> None:
         unpack.extract(path, place, {})
 
 
-def test_archive_that_unpacks_to_too_much(
-    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_archive_that_unpacks_to_too_much(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sum of all members is bounded, also of those that are not taken."""
     monkeypatch.setattr(unpack, "TOTAL_LIMIT", 10_000)
     archive = write(tmp_path / "a.tar.gz", [member(f"{number}", b"\0" * 4000) for number in range(3)])
@@ -135,9 +134,7 @@ def _flip(path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:xz", "w"])
 @pytest.mark.parametrize("damage", [_cut, _flip, lambda path: path.write_bytes(b"not an archive")])
-def test_damaged_archive(
-    tmp_path: Path, place: Path, base: bytes, mode: str, damage: Callable[[Path], None]
-) -> None:
+def test_damaged_archive(tmp_path: Path, place: Path, base: bytes, mode: str, damage: Callable[[Path], None]) -> None:
     """A cut, damaged or foreign file is one error of ours, whatever the compression."""
     archive = write(tmp_path / "a.tar", [member("lib/libggml-base.so", base)], mode)
     damage(archive)

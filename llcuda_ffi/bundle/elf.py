@@ -31,9 +31,7 @@ def read_names(path: Path, what: str | None = None) -> ElfNames:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _read(data)
     except (ValueError, IndexError, OverflowError, struct.error) as error:
-        raise BundleError(
-            f"{what or path.name} is no ELF shared library, or a broken one: {error}"
-        ) from error
+        raise BundleError(f"{what or path.name} is no ELF shared library, or a broken one: {error}") from error
 
 
 def _read(data: mmap.mmap) -> ElfNames:
@@ -62,11 +60,7 @@ def _read(data: mmap.mmap) -> ElfNames:
         tags.append((tag, value))
     address = next((value for tag, value in tags if tag == DT_STRTAB), None)
     where = next(
-        (
-            offset + address - start
-            for start, offset, size in segments
-            if address and start <= address < start + size
-        ),
+        (offset + address - start for start, offset, size in segments if address and start <= address < start + size),
         None,
     )
     if where is None:

@@ -33,8 +33,10 @@ def is_path(chosen: str) -> bool:
     return "/" in chosen or "\\" in chosen or Path(chosen).exists()
 
 
-def measure(place: Path) -> str:
+def measure(place: Path, what: str) -> str:
     """The ABI profile of the libraries in a folder, measured in a child process.
+
+    `what` names them in messages.
 
     Raises:
         AbiMismatch: No profile fits.
@@ -50,21 +52,18 @@ def measure(place: Path) -> str:
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise AbiMismatch(f"the ABI of the libraries in {place} could not be measured: {error}") from error
+        raise AbiMismatch(f"the ABI of {what} could not be measured: {error}") from error
     try:
         answer = json.loads(done.stdout.strip().splitlines()[-1])
         profile, differences = answer.get("profile"), answer.get("differences", [])
     except (IndexError, ValueError, AttributeError):
         said = done.stderr.strip().splitlines()
         raise AbiMismatch(
-            f"the ABI of the libraries in {place} could not be measured (exit status {done.returncode}): "
+            f"the ABI of {what} could not be measured (exit status {done.returncode}): "
             f"{said[-1] if said else 'no answer'}"
         ) from None
     if not isinstance(profile, str):
-        raise AbiMismatch(
-            f"the libraries in {place} have an ABI that this package does not know: "
-            f"{'; '.join(map(str, differences))}"
-        )
+        raise AbiMismatch(f"the libraries of {what} cannot be used: {'; '.join(map(str, differences))}")
     return profile
 
 
@@ -77,9 +76,7 @@ def open_build(chosen: str, *, progress: bool | None = None) -> InstalledBundle:
     """
     path = Path(chosen).expanduser().absolute()
     if not path.exists():
-        raise BundleNotFound(
-            f"there is no bundle at {path}: give a folder, an archive, or the name of a pinned bundle"
-        )
+        raise BundleNotFound(f"there is no bundle at {path}: give a folder, an archive, or the name of a pinned bundle")
     if path.is_dir():
         there = installed.read(path)
         if there is not None and there.intact():
@@ -112,9 +109,7 @@ def _compare(path: Path, digest: str) -> None:
     except OSError:
         return  # nobody stated a hash
     if not words or words[0].lower() != digest:
-        raise ChecksumError(
-            f"{path} has sha256 {digest}, {beside.name} says {' '.join(words[:1])}: fetch it again"
-        )
+        raise ChecksumError(f"{path} has sha256 {digest}, {beside.name} says {' '.join(words[:1])}: fetch it again")
 
 
 def _install(path: Path, entry: Path, progress: bool | None) -> InstalledBundle:
@@ -150,14 +145,12 @@ def copy_libraries(source: Path, place: Path) -> dict[str, str]:
     return {soname: file_sha256(place / soname) for soname in found}
 
 
-def describe(
-    name: str, place: Path, path: Path, libraries: dict[str, str], *, source: str
-) -> InstalledBundle:
+def describe(name: str, place: Path, path: Path, libraries: dict[str, str], *, source: str) -> InstalledBundle:
     """The bundle that the libraries in `place` make, to be published at `path`."""
     return InstalledBundle(
         name=name,
         path=path,
-        profile=measure(place),
+        profile=measure(place, source),
         backend="cuda" if any(library.startswith("libggml-cuda") for library in libraries) else "cpu",
         libraries=libraries,
         sizes={library: (place / library).stat().st_size for library in libraries},

@@ -82,7 +82,7 @@ class Pin:
         return sum(archive.size for archive in self.archives)
 
     def misfit(self) -> str | None:
-        """Why this bundle cannot run on this machine: its platform, or a C library too old; None if it can."""
+        """Why this bundle cannot run on this machine (its platform, its C library); None if it can."""
         here = f"{sys.platform}-{platform.machine().lower().replace('amd64', 'x86_64')}"
         if here != self.platform:
             return f"it is built for {self.platform}, this machine is {here}"

@@ -72,9 +72,7 @@ def _install(pin: Pin, entry: Path, progress: bool | None) -> InstalledBundle:
     # Unique, so that a process that could not lock never takes another one's archive away.
     fetched = [entry.parent / f".fetch-{uuid.uuid4().hex}.archive" for _ in pin.archives]
     try:
-        sources = [
-            _fetch(archive, path, progress) for archive, path in zip(pin.archives, fetched, strict=True)
-        ]
+        sources = [_fetch(archive, path, progress) for archive, path in zip(pin.archives, fetched, strict=True)]
         with tempfile.TemporaryDirectory(dir=entry.parent, prefix=UNPACKING) as temporary:
             place = Path(temporary) / "tree"
             place.mkdir()
@@ -131,8 +129,7 @@ def _fetch(archive: Archive, target: Path, progress: bool | None) -> str:
             download(url, target, archive.expected, label=archive.file_name, progress=progress)
         except NotThere as error:
             raise DownloadError(
-                f"{error}: LLCUDA_FFI_MIRROR takes the place of every source, so put {archive.file_name} "
-                "there"
+                f"{error}: LLCUDA_FFI_MIRROR takes the place of every source, so put {archive.file_name} there"
             ) from error
         return shown(url)
     if archive.npm is not None:

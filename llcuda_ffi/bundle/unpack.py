@@ -15,10 +15,9 @@ from ..errors import BundleError, ChecksumError, UnsafeArchive
 from ..fetch.integrity import BLOCK, file_sha256
 from . import elf
 
-# libllama.so, libllama.v0.5.0.so, libggml-cpu-zen4.so.0.9.5, …; libllama-common belongs to the tools, not to
-# the API
+# libllama.so, libllama.v0.5.0.so, libggml-cpu-zen4.so.0.9.5, …; libllama-common and its like belong to the tools
 LIBRARY = re.compile(r"lib(llama|ggml|mtmd)[\w.+-]*\.so(\.\d+)*")
-NOT_OURS = re.compile(r"libllama-common|libmtmd")
+NOT_OURS = re.compile(r"libllama-|libmtmd")
 
 # The largest library known is 375 MB, the largest archive unpacks to 900 MB.
 MEMBER_LIMIT = 2 << 30
@@ -49,9 +48,7 @@ def _checked(member: tarfile.TarInfo, archive: str) -> None:
     elif not (member.isfile() or member.isdir()):
         raise UnsafeArchive(f"{archive} has the member {name!r}, which is a device or pipe")
     if member.size > MEMBER_LIMIT:
-        raise UnsafeArchive(
-            f"{archive} has the member {name!r} of {member.size:,} bytes: larger than any library"
-        )
+        raise UnsafeArchive(f"{archive} has the member {name!r} of {member.size:,} bytes: larger than any library")
 
 
 def extract(archive: Path, place: Path, wanted: Mapping[str, str]) -> dict[str, str]:
@@ -74,14 +71,10 @@ def extract(archive: Path, place: Path, wanted: Mapping[str, str]) -> dict[str, 
     try:
         taken = _extract(archive, place, wanted)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise BundleError(
-            f"{archive.name} is no archive, or a broken one ({error}): nothing of it was used"
-        ) from error
+        raise BundleError(f"{archive.name} is no archive, or a broken one ({error}): nothing of it was used") from error
     missing = sorted(set(wanted) - set(taken))
     if missing:
-        raise ChecksumError(
-            f"{archive.name} lacks {', '.join(missing)}: it is not the archive that was pinned"
-        )
+        raise ChecksumError(f"{archive.name} lacks {', '.join(missing)}: it is not the archive that was pinned")
     if not taken:
         raise BundleError(f"{archive.name} holds no llama.cpp library")
     return taken
@@ -114,9 +107,7 @@ def _extract(archive: Path, place: Path, wanted: Mapping[str, str]) -> dict[str,
     return taken
 
 
-def _keep(
-    fresh: Path, name: str, place: Path, wanted: Mapping[str, str], taken: dict[str, str], archive: str
-) -> None:
+def _keep(fresh: Path, name: str, place: Path, wanted: Mapping[str, str], taken: dict[str, str], archive: str) -> None:
     """Give an unpacked library its SONAME, unless it is unwanted or another copy of one that is there."""
     soname = library_name(elf.read_names(fresh, f"{name} in {archive}"), name)
     if not is_library(soname) or (wanted and soname not in wanted):
@@ -125,8 +116,7 @@ def _keep(
     digest = file_sha256(fresh)
     if soname in wanted and digest != wanted[soname]:
         raise ChecksumError(
-            f"{name} in {archive} has sha256 {digest}, expected {wanted[soname]}: nothing of the archive was "
-            "used"
+            f"{name} in {archive} has sha256 {digest}, expected {wanted[soname]}: nothing of the archive was used"
         )
     if soname in taken:
         if taken[soname] != digest:
