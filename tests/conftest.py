@@ -13,7 +13,6 @@ from llcuda_ffi import hub
 
 from .loopback import Loopback
 
-
 # pytest --hypothesis-profile=long: many more examples, other ones each time
 settings.register_profile("long", max_examples=50_000)
 

@@ -59,15 +59,18 @@ class Worker:
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
                 )  # fmt: skip
         stdin, stdout = self._pipes()
-        stdin.write(f"{self.path}\n")
-        stdin.flush()
+        try:
+            stdin.write(f"{self.path}\n")
+            stdin.flush()
+        except BrokenPipeError:
+            pass  # it died after its last answer: the empty line read below tells
         ready, _, _ = select.select([stdout], [], [], LONGEST)
         line = stdout.readline() if ready else ""
         if line:
             kind, detail = json.loads(line)
         elif ready:
-            kind, detail = ("died",)
-            f"exit code {self.process.wait()}: {self.said.read_text(errors='replace')[-800:]}"
+            said = self.said.read_text(errors="replace")[-800:]
+            kind, detail = "died", f"exit code {self.process.wait()}: {said}"
         else:
             kind, detail = "hung", f"no answer in {LONGEST} s"
         if not line:
@@ -120,7 +123,7 @@ def worker_b7698(tmp_path_factory: pytest.TempPathFactory, bundle_b7698: Install
 def fuzz(worker: Worker, examples: int) -> None:
     """Feed mutated files to the worker."""
 
-    # the usual run repeats the same files, so that it fails only for what was changed; the long one looks for new
+    # the usual run repeats its files and so fails only for what was changed; the long one looks for new ones
     @settings(
         max_examples=PROFILE if LONG else examples,
         derandomize=not LONG,

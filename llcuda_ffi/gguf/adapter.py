@@ -29,9 +29,7 @@ def check_adapter(path: str | os.PathLike[str]) -> None:
     """
     with GGUFReader(path) as reader:
         if not reader.layout.native:
-            raise UnsupportedModel(
-                f"{path} is {reader.byte_order}-endian: convert it on this kind of machine"
-            )
+            raise UnsupportedModel(f"{path} is {reader.byte_order}-endian: convert it on this kind of machine")
         subject = Subject(reader)
         for key, kind in TYPES.items():
             found = reader.metadata.field(key)
@@ -43,9 +41,7 @@ def check_adapter(path: str | os.PathLike[str]) -> None:
                 subject.invalid(f"{key} is {found.kind}: {kind.name.lower()} is needed")
         for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
             if subject.text(key) != wanted:
-                subject.invalid(
-                    f"it is no LoRA adapter: {key} is {subject.text(key)!r} instead of {wanted!r}"
-                )
+                subject.invalid(f"it is no LoRA adapter: {key} is {subject.text(key)!r} instead of {wanted!r}")
         for info in reader.tensors.values():
             _check_tensor(subject, info)
 

@@ -33,8 +33,12 @@ NEEDS_ONE_OF = {
     **dict.fromkeys(("grok", "hy_v3", "mimo2", "step35"), _FEED_FORWARD),
 }
 
-# some versions crash where these have no output matrix of their own
-NEEDS_OUTPUT = frozenset({"dream"})
+# tensors that libllama uses without having looked for them
+NEEDS = {
+    "dream": ("output.weight",),
+    "t5": ("enc.blk.0.attn_rel_b.weight", "dec.blk.0.attn_rel_b.weight"),
+    "t5encoder": ("enc.blk.0.attn_rel_b.weight",),
+}
 
 # built only for key_length == value_length
 SAME_KEY_AND_VALUE = _names(

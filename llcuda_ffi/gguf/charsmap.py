@@ -28,9 +28,7 @@ def check_charsmap(subject: Subject) -> None:
     raw = bytes(np.asarray(subject.metadata[KEY]).view(np.uint8))
     length = int.from_bytes(raw[:4], "little")
     if len(raw) < 4 or length + 4 >= len(raw) or length < 4:
-        subject.invalid(
-            f"{KEY} has {len(raw)} bytes: too few for its array of {length} bytes and the replacements"
-        )
+        subject.invalid(f"{KEY} has {len(raw)} bytes: too few for its array of {length} bytes and the replacements")
     array = np.frombuffer(raw, "<u4", length // 4, 4)
     if raw[-1]:
         subject.invalid(f"the last replacement of {KEY} has no end")

@@ -31,9 +31,7 @@ def check_hyperparameters(subject: Subject) -> None:
         UnsupportedModel: an architecture that cannot run by itself.
     """
     if subject.architecture in NEEDS_TARGET:
-        subject.unsupported(
-            f"{subject.architecture} is a draft that only runs beside the model it was made for"
-        )
+        subject.unsupported(f"{subject.architecture} is a draft that only runs beside the model it was made for")
     layers = subject.u32("block_count")
     if layers is None:
         return  # libllama refuses it by itself, and a file with only a vocabulary has none
@@ -42,8 +40,7 @@ def check_hyperparameters(subject: Subject) -> None:
     every = FULL_EVERY.get(subject.architecture, 0)
     if layers < every and subject.u32("attention.sliding_window"):
         subject.unsupported(
-            f"{subject.key('block_count')} is {layers}: "
-            f"{subject.architecture} with a sliding window needs {every}"
+            f"{subject.key('block_count')} is {layers}: {subject.architecture} with a sliding window needs {every}"
         )
     extra = subject.u32("nextn_predict_layers")
     if extra is not None and extra > layers:
@@ -70,8 +67,7 @@ def _check_choices(subject: Subject) -> None:
     width, out = subject.u32("embedding_length"), subject.u32("embedding_length_out")
     if out and width and out > width and subject.architecture not in OWN_OUTPUT_WIDTH:
         subject.invalid(
-            f"{subject.key('embedding_length_out')} is {out}: "
-            f"{subject.architecture} gives {width} (embedding_length)"
+            f"{subject.key('embedding_length_out')} is {out}: {subject.architecture} gives {width} (embedding_length)"
         )
 
 
@@ -83,9 +79,7 @@ def _check_arrays(subject: Subject) -> None:
             continue
         text = field.item_type == ValueType.STRING
         if text != key.endswith("classifier.output_labels"):
-            subject.invalid(
-                f"{key} is {field.kind}: {'numbers are' if text else 'an array of string is'} needed"
-            )
+            subject.invalid(f"{key} is {field.kind}: {'numbers are' if text else 'an array of string is'} needed")
         if field.item_type == ValueType.FLOAT32 and key.endswith(WHOLE):
             subject.invalid(f"{key} is {field.kind}: an array of uint32 is needed")
 
@@ -99,9 +93,7 @@ def _check_experts(subject: Subject, layers: int) -> None:
     if subject.architecture in ("hunyuan_vl", "hunyuan-dense") and experts <= 1:
         return
     if experts > MAX_EXPERTS:
-        subject.unsupported(
-            f"{subject.key('expert_count')} is {experts}: libllama takes {MAX_EXPERTS} at most"
-        )
+        subject.unsupported(f"{subject.key('expert_count')} is {experts}: libllama takes {MAX_EXPERTS} at most")
     if used > experts:
         subject.invalid(f"{key} is {used}, more than expert_count {experts}")
     if experts and not used:
@@ -124,8 +116,7 @@ def _check_heads(subject: Subject, layers: int) -> None:
     for i, (n, n_kv) in enumerate(zip(heads, heads_kv or heads, strict=True)):
         if n_kv and n % n_kv:
             subject.invalid(
-                f"{subject.key('attention.head_count')} {n} of layer {i} is no multiple of "
-                f"head_count_kv {n_kv}"
+                f"{subject.key('attention.head_count')} {n} of layer {i} is no multiple of head_count_kv {n_kv}"
             )
     if not heads[0]:
         return
@@ -154,8 +145,7 @@ def _check_heads(subject: Subject, layers: int) -> None:
         )
     if architecture not in NO_ROPE and (rotated % 2 or rotated > size_k):
         subject.invalid(
-            f"{subject.key('rope.dimension_count')} is {rotated}: "
-            f"it must be even and at most the head size {size_k}"
+            f"{subject.key('rope.dimension_count')} is {rotated}: it must be even and at most the head size {size_k}"
         )
 
 

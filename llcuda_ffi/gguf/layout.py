@@ -268,9 +268,7 @@ def _tensor(cursor: _Cursor, i: int) -> TensorInfo:
     file = cursor.name
     name = cursor.text(f"the name of tensor {i}")
     if len(name.encode("utf-8", "surrogateescape")) >= MAX_NAME:
-        raise InvalidModelFile(
-            f"{file}: the name of tensor {i} is longer than {MAX_NAME - 1} bytes: {name[:40]!r}..."
-        )
+        raise InvalidModelFile(f"{file}: the name of tensor {i} is longer than {MAX_NAME - 1} bytes: {name[:40]!r}...")
     n_dims = cursor.u32(f"the dimensions of tensor {name!r}")
     if n_dims > MAX_DIMS:
         raise InvalidModelFile(f"{file}: tensor {name!r} has {n_dims} dimensions: {MAX_DIMS} is the most")

@@ -55,9 +55,7 @@ def check(path: str | os.PathLike[str]) -> GGUFReport:
     """
     with GGUFReader(path) as reader:
         if not reader.layout.native:
-            raise UnsupportedModel(
-                f"{path} is {reader.byte_order}-endian: this machine needs {sys.byteorder}-endian"
-            )
+            raise UnsupportedModel(f"{path} is {reader.byte_order}-endian: this machine needs {sys.byteorder}-endian")
         subject = Subject(reader)
         _check_part(subject)
         check_vocabulary(subject)

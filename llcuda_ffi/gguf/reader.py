@@ -180,9 +180,7 @@ class GGUFReader:
             from gguf import GGMLQuantizationType
             from gguf.quants import dequantize
         except ImportError:
-            raise LlcudaError(
-                f"tensor {name!r} is {info.ggml_type.name}: to decode it, pip install gguf"
-            ) from None
+            raise LlcudaError(f"tensor {name!r} is {info.ggml_type.name}: to decode it, pip install gguf") from None
         if self.byte_order != "little" and info.ggml_type != GGMLType.BF16:
             raise UnsupportedModel(f"{self.path}: quantized tensors of big-endian files cannot be decoded")
         try:

@@ -53,9 +53,7 @@ def check_vocabulary(subject: Subject) -> None:
         known = set(tokens)
     if len(known) != n:
         first, second = _twice(tokens)
-        subject.invalid(
-            f"{TOKENS} holds {tokens[first]!r} twice, as {first} and {second}: tokens must differ"
-        )
+        subject.invalid(f"{TOKENS} holds {tokens[first]!r} twice, as {first} and {second}: tokens must differ")
     _check_types(subject, str(model), tokens)
     _check_bytes(subject, str(model), known)
     _check_special(subject, str(model), n)
@@ -98,21 +96,15 @@ def _check_types(subject: Subject, model: str, tokens: list[bytes]) -> None:
         return
     for i in (subject.metadata[key][: len(tokens)] == BYTE).nonzero()[0].tolist():
         if model == "bert":
-            subject.invalid(
-                f"{key} marks token {i} {tokens[i]!r} as a byte: WordPiece vocabularies have none"
-            )
+            subject.invalid(f"{key} marks token {i} {tokens[i]!r} as a byte: WordPiece vocabularies have none")
         if model in ("gpt2", "llama", "t5", "gemma4") and len(tokens[i]) < 3:
-            subject.invalid(
-                f"{key} marks token {i} {tokens[i]!r} as a byte: it should be written like <0x0A>"
-            )
+            subject.invalid(f"{key} marks token {i} {tokens[i]!r} as a byte: it should be written like <0x0A>")
 
 
 def _check_bytes(subject: Subject, model: str, known: set[bytes]) -> None:
     """Text that no token covers is spelled in bytes: these tokens must exist."""
     if model == "llama":
-        missing = [
-            b for b in range(256) if b"<0x%02X>" % b not in known and (not b or bytes([b]) not in known)
-        ]
+        missing = [b for b in range(256) if b"<0x%02X>" % b not in known and (not b or bytes([b]) not in known)]
         if missing:
             subject.unsupported(
                 f"{TOKENS} lacks {len(missing)} byte tokens, first <0x{missing[0]:02X}>: "
@@ -147,9 +139,7 @@ def _check_special(subject: Subject, model: str, n: int) -> None:
 
     def need(name: str, why: str) -> None:
         if not known(name):
-            subject.invalid(
-                f"tokenizer.ggml.{name}_token_id is missing or not below {n}, the number of tokens: {why}"
-            )
+            subject.invalid(f"tokenizer.ggml.{name}_token_id is missing or not below {n}, the number of tokens: {why}")
 
     for name, default in defaults.items():
         if default >= n:

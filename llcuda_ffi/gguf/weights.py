@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .architectures import NEEDS_ONE_OF, NEEDS_OUTPUT
+from .architectures import NEEDS, NEEDS_ONE_OF
 from .layout import TensorInfo
 from .subject import Subject
 from .types import GGMLType
@@ -36,13 +36,9 @@ def check_types(subject: Subject) -> None:
             continue
         if len(_sizes(info)) <= 1 or ELEMENTWISE.search(info.name):
             if info.ggml_type != GGMLType.F32:
-                subject.unsupported(
-                    f"tensor {info.name!r} is {info.ggml_type.name}: the kernels need F32 there"
-                )
+                subject.unsupported(f"tensor {info.name!r} is {info.ggml_type.name}: the kernels need F32 there")
         elif info.ggml_type in NOT_WEIGHTS:
-            subject.unsupported(
-                f"tensor {info.name!r} is {info.ggml_type.name}: no kernel multiplies with it"
-            )
+            subject.unsupported(f"tensor {info.name!r} is {info.ggml_type.name}: no kernel multiplies with it")
 
 
 def check_complete(subject: Subject) -> None:
@@ -53,8 +49,9 @@ def check_complete(subject: Subject) -> None:
     """
     if not subject.tensors:
         return
-    if subject.architecture in NEEDS_OUTPUT and "output.weight" not in subject.tensors:
-        subject.invalid(f"{subject.architecture} needs the tensor 'output.weight'")
+    for name in NEEDS.get(subject.architecture, ()):
+        if name not in subject.tensors:
+            subject.invalid(f"{subject.architecture} needs the tensor {name!r}, which is missing")
     choices = NEEDS_ONE_OF.get(subject.architecture)
     if choices is None:
         return
