@@ -9,6 +9,8 @@ The enums are those of the default profile; their values do not change between p
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import sys
 import tempfile
@@ -86,7 +88,8 @@ def abi_module(profile: str) -> str:
     """The text of a generated module."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "abi.py"
-        make_ffi(profile).emit_python_code(str(target))
+        with contextlib.redirect_stdout(io.StringIO()):  # cffi tells the temporary file's name
+            make_ffi(profile).emit_python_code(str(target))
         return target.read_text()
 
 
