@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from . import gpu
+
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -16,9 +18,10 @@ _CGROUP = (
 
 def free_memory() -> tuple[int, str]:
     """Bytes that are free, and whose: of the roomiest GPU, else of the system within its cgroup."""
-    gpu = _free_on_gpu()
-    if gpu is not None:
-        return gpu
+    gpus = gpu.survey().gpus
+    if gpus:
+        best = max(gpus, key=lambda one: one.memory_free)
+        return best.memory_free, f"free on {best.name}"
     return free_system_memory(), "free system memory"
 
 
@@ -37,25 +40,3 @@ def free_system_memory() -> int:
         except (OSError, ValueError):
             continue  # no such cgroup, or no limit ("max")
     return free
-
-
-def _free_on_gpu() -> tuple[int, str] | None:
-    import pynvml  # type: ignore[import-untyped]
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        best: tuple[int, str] | None = None
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            free = int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
-            if best is None or free > best[0]:
-                name = pynvml.nvmlDeviceGetName(handle)
-                best = (free, f"free on {name.decode() if isinstance(name, bytes) else name}")
-        return best
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
