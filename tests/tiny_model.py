@@ -68,9 +68,7 @@ class TinyFile:
     alignment: int = 32
     order: str = "<"
 
-    def add(
-        self, name: str, ne: tuple[int, ...], rng: np.random.Generator, kind: int = F32, one: bool = False
-    ) -> None:
+    def add(self, name: str, ne: tuple[int, ...], rng: np.random.Generator, kind: int = F32, one: bool = False) -> None:
         n = int(np.prod(ne))
         values = np.ones(n) if one else rng.standard_normal(n) * 0.05
         self.tensors[name] = (ne, kind, _encode(values.astype(np.float32), kind))
@@ -137,7 +135,9 @@ def _typed(value: Any) -> Typed:
         return Typed("str", value)
     first = value[0] if len(value) else ""
     return Typed(
-        "array", value, "f32" if isinstance(first, float) else "i32" if isinstance(first, int) else "str"
+        "array",
+        value,
+        "f32" if any(isinstance(x, float) for x in value) else "i32" if isinstance(first, int) else "str",
     )
 
 

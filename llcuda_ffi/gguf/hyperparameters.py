@@ -16,7 +16,8 @@ from .subject import Subject
 from .types import ValueType
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
-MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
+MAX_EXPERTS = 512  # LLAMA_MAX_EXPERTS of the oldest supported build
+MORE_EXPERTS = {"kimi-k3": 1024}  # architectures that only builds with a higher limit know
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 POOLINGS = (0, 1, 2, 3, 4, 0xFFFFFFFF)  # enum llama_pooling_type, the last one is UNSPECIFIED
 WHOLE = ("_count", "_count_kv", "_length", "_sections", "_pattern")  # ends of keys of whole numbers
@@ -92,8 +93,9 @@ def _check_experts(subject: Subject, layers: int) -> None:
     key = subject.key("expert_used_count")
     if subject.architecture in ("hunyuan_vl", "hunyuan-dense") and experts <= 1:
         return
-    if experts > MAX_EXPERTS:
-        subject.unsupported(f"{subject.key('expert_count')} is {experts}: libllama takes {MAX_EXPERTS} at most")
+    most = MORE_EXPERTS.get(subject.architecture, MAX_EXPERTS)
+    if experts > most:
+        subject.unsupported(f"{subject.key('expert_count')} is {experts}: libllama takes {most} at most")
     if used > experts:
         subject.invalid(f"{key} is {used}, more than expert_count {experts}")
     if experts and not used:

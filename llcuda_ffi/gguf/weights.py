@@ -18,7 +18,13 @@ ELEMENTWISE = re.compile(
     r"\.bias$|\.scale$|norm(_\d)?\.weight$|^token_types\.weight$|ssm_conv1d|shortconv\.conv|ssm_[ad]$"
     r"|time_mix_(first|decay|lerp\w*)\.weight$|attn_sinks|rope_(freqs|factors\w*)\.weight$"
 )
-FLAT = ("token_embd.weight", "token_types.weight", "position_embd.weight")
+# the most dimensions of a tensor; some versions look only at as many as they expect
+DIMENSIONS = (
+    (re.compile(r"(attn|ffn|output|embd|attention|ffw)_norm\.weight$|(?<!_exps)\.bias$"), 1),
+    (re.compile(r"(attn_(q|k|v|qkv|output)|ffn_(gate|up|down|gate_inp)|_shexp|^output)\.weight$"), 2),
+    (re.compile(r"^(token_embd|token_types|position_embd)\.weight$|_exps\.bias$"), 2),
+    (re.compile(r"_exps\.weight$"), 3),
+)
 # tables of numbers
 TABLE = re.compile(r"tid2eid|d2t|t2d")
 
@@ -30,11 +36,12 @@ def check_types(subject: Subject) -> None:
         UnsupportedModel: a tensor of such a type.
     """
     for info in subject.tensors.values():
-        if info.name in FLAT and len(_sizes(info)) > 2:
-            subject.invalid(f"tensor {info.name!r} has the shape {info.shape}: it should have two dimensions")
+        for pattern, most in DIMENSIONS:
+            if len(_sizes(info)) > most and pattern.search(info.name):
+                subject.invalid(f"tensor {info.name!r} has the shape {info.shape}: {most} dimensions are possible")
         if TABLE.search(info.name):
             continue
-        if len(_sizes(info)) <= 1 or ELEMENTWISE.search(info.name):
+        if info.n_dims <= 1 or ELEMENTWISE.search(info.name):
             if info.ggml_type != GGMLType.F32:
                 subject.unsupported(f"tensor {info.name!r} is {info.ggml_type.name}: the kernels need F32 there")
         elif info.ggml_type in NOT_WEIGHTS:
