@@ -14,7 +14,6 @@ from .core.context import Context
 from .core.memory import Memory
 from .core.model import Model
 from .core.vocab import Vocab
-from .engine.constraint import Constraint, GrammarConstraint
 from .engine.drafting import Drafter, DraftModel, PromptLookup
 from .engine.driver import Driver
 from .engine.metrics import MetricsSnapshot, percentiles
@@ -29,6 +28,7 @@ from .hardware.cpu import usable_cores
 from .hub import resolve
 from .params import INT32_MAX, UINT32_MAX, ContextParams, ModelParams, flag, integer, member, override
 from .sampling_params import SamplingParams
+from .structured import constraint_for
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -70,6 +70,7 @@ class Llama:
         prefix_cache: bool = True,
         draft: str | os.PathLike[str] | Model | None = None,
         n_draft: int | None = None,
+        backend_sampling: bool = False,
         bundle: str | InstalledBundle | None = None,
         model_params: ModelParams | None = None,
         context_params: ContextParams | None = None,
@@ -93,6 +94,8 @@ class Llama:
             draft: speculative decoding: "ngram" looks up the prompt; otherwise a smaller model of the same
                 vocabulary (path, name or Model).
             n_draft: tokens drafted at a time (default 8 for "ngram", 5 for a model).
+            backend_sampling: sample on the GPU where a request's samplers allow it (not with constraints, log
+                probabilities or drafts).
             bundle: the libraries to use, by pin name.
             model_params, context_params: further settings; the arguments above win.
             progress: called with the share of the model loaded.
@@ -105,6 +108,8 @@ class Llama:
         if n_threads != "auto":
             integer("n_threads", n_threads, 1, 512)
         flag("prefix_cache", prefix_cache)
+        if flag("backend_sampling", backend_sampling) and draft is not None:
+            raise InvalidRequest("backend_sampling gives one token per sequence and step: it does not go with draft")
         self._owned: list[Any] = []
         try:
             self.model = self._load(model, device, n_gpu_layers, bundle, model_params, progress)
@@ -137,6 +142,7 @@ class Llama:
                     prefix_cache=prefix_cache,
                     drafter=self._drafter(draft, n_draft),
                     threads=self._threads,
+                    backend_sampling=backend_sampling,
                 )
             )
         except BaseException:
@@ -269,13 +275,8 @@ class Llama:
             limit = room if wanted is None else min(wanted, room)
         for token in params.logit_bias:
             integer("a logit_bias token", token, 0, self.vocab.n_tokens - 1)
-        constraint = self._constraint(params)
+        constraint = constraint_for(self.model, params)
         return Request(tokens, params, self.vocab, limit, seed, constraint=constraint, on_chunk=on_chunk)
-
-    def _constraint(self, params: SamplingParams) -> Constraint | None:
-        if params.grammar is not None:
-            return GrammarConstraint(self.model, params.grammar)
-        return None
 
     def _requests(
         self, tokens: Tokens, params: SamplingParams, on_chunk: Callable[[Chunk], None] | None = None

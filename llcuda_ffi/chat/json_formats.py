@@ -297,9 +297,7 @@ def harmony(r: Reader, o: Output) -> Reading[None]:
     """gpt-oss: messages of channels; analysis is reasoning, a recipient functions.x makes a call."""
     ends = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
     # the prompt ended with <|start|>assistant; what comes without a header is content
-    if not (yield from r.char()) or not (
-        yield from r.comes(("<|channel|>", " to=", "<|start|>", "<|message|>"))
-    ):
+    if not (yield from r.char()) or not (yield from r.comes(("<|channel|>", " to=", "<|start|>", "<|message|>"))):
         yield from r.until(ends, o.content)
     while True:
         header, found = yield from r.text_until("<|message|>")

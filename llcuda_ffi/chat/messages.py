@@ -126,9 +126,7 @@ def require_text(messages: Sequence[Message]) -> None:
 def join_parts(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The conversation with text parts joined to one text, for templates that read only texts."""
     return [
-        {**m, "content": "".join(p["text"] for p in m["content"])}
-        if isinstance(m.get("content"), list)
-        else m
+        {**m, "content": "".join(p["text"] for p in m["content"])} if isinstance(m.get("content"), list) else m
         for m in messages
     ]
 

@@ -13,12 +13,8 @@ from .tag_formats import Gemma, Pythonic, Tagged
 
 Format = Callable[[Reader, Output], Reading[None]]
 
-_QWEN = Tagged(
-    "<tool_call>", "</tool_call>", "<function=", ">", "<parameter=", ">", "", "</parameter>", "</function>"
-)
-_GLM = Tagged(
-    "", "", "<tool_call>", "\n", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "</tool_call>"
-)
+_QWEN = Tagged("<tool_call>", "</tool_call>", "<function=", ">", "<parameter=", ">", "", "</parameter>", "</function>")
+_GLM = Tagged("", "", "<tool_call>", "\n", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "</tool_call>")
 _MINIMAX = Tagged(
     "<minimax:tool_call>", "</minimax:tool_call>", '<invoke name="', '">', '<parameter name="', '">', "",
     "</parameter>", "</invoke>",
@@ -169,9 +165,7 @@ class AnswerParser:
                 it.
         """
         if format not in FORMATS:
-            raise InvalidRequest(
-                f"no tool format is called {format!r:.60}: there are {', '.join(sorted(FORMATS))}"
-            )
+            raise InvalidRequest(f"no tool format is called {format!r:.60}: there are {', '.join(sorted(FORMATS))}")
         functions = [t["function"] for t in tools]
         names = frozenset(f["name"] for f in functions) if tools else None
         form = FORMATS[format]

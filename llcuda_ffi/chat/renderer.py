@@ -87,9 +87,7 @@ class Renderer:
         if self._process is not None:  # a fork's copy belongs to the parent: leave its process alone
             self._drop()
         if not sys.executable:
-            raise LlcudaError(
-                "sys.executable is empty: no interpreter is known to render chat templates with"
-            )
+            raise LlcudaError("sys.executable is empty: no interpreter is known to render chat templates with")
         start = {"path": [p for p in sys.path if p], "max_memory": MAX_MEMORY, "max_text": MAX_TEXT}
         script = Path(__file__).with_name("render_process.py")
         process = subprocess.Popen(

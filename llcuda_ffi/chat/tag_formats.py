@@ -54,9 +54,7 @@ class _TaggedReader:
 
     def __call__(self, r: Reader, o: Output) -> Reading[None]:
         form = self.form
-        opens: Sequence[str] = (
-            (form.begin, form.call) if form.begin and form.begin != form.call else (form.call,)
-        )
+        opens: Sequence[str] = (form.begin, form.call) if form.begin and form.begin != form.call else (form.call,)
         while marker := (yield from r.until(opens, o.content)):
             if marker != form.call:
                 o.part()
@@ -93,9 +91,7 @@ class _TaggedReader:
                 if not found:
                     return  # cut in the middle of a value
                 written = self._value(name.strip(), key.strip(), value, rest)
-                o.arguments(
-                    ("{" if first else ", ") + json.dumps(key.strip(), ensure_ascii=False) + ": " + written
-                )
+                o.arguments(("{" if first else ", ") + json.dumps(key.strip(), ensure_ascii=False) + ": " + written)
                 first = False
                 found = ""
             if found:

@@ -25,9 +25,7 @@ class ChatTemplate:
         timeout: seconds after which a rendering is stopped.
     """
 
-    def __init__(
-        self, source: str, variables: Mapping[str, Any] | None = None, *, timeout: float = 10.0
-    ) -> None:
+    def __init__(self, source: str, variables: Mapping[str, Any] | None = None, *, timeout: float = 10.0) -> None:
         """
         Args:
             source: the Jinja text, or the name of a built-in template (see `builtin.TEMPLATES`).
@@ -163,8 +161,6 @@ def _mark_final(chat: list[dict[str, Any]]) -> str:
 def _cut(text: str, final: str) -> str:
     at = text.rfind(_CONTINUE.strip())
     if at < 0 or final.strip() not in text:
-        raise InvalidRequest(
-            "continue_final_message: the chat template does not write the last message's text"
-        )
+        raise InvalidRequest("continue_final_message: the chat template does not write the last message's text")
     # a template that trims its messages took the mark's space away, so it takes the text's too
     return text[:at] if text[at:].startswith(_CONTINUE) else text[:at].rstrip()

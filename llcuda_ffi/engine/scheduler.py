@@ -14,6 +14,7 @@ from time import perf_counter
 from ..core.batch import Batch
 from ..core.context import Context
 from ..errors import Cancelled, ContextOverflow, DecodeError, LlcudaError, NoKvSlot
+from .backend_sampling import BackendSampling
 from .drafting import Drafter
 from .metrics import Metrics
 from .prefix import place
@@ -45,6 +46,7 @@ class Scheduler:
         prefix_cache: bool = True,
         drafter: Drafter | None = None,
         threads: ThreadControl | None = None,
+        backend_sampling: bool = False,
     ) -> None:
         assert context.memory is not None
         self.context, self.memory = context, context.memory
@@ -57,6 +59,7 @@ class Scheduler:
         self._batch = Batch(max(context.n_batch, context.n_seq_max))
         self._chains = Chains(self.model)
         self._drafter, self._threads = drafter, threads
+        self._backend = BackendSampling(context) if backend_sampling else None
         self._inbox: deque[Request] = deque()
         self._waiting: list[tuple[int, int, Request]] = []
         self._copies = not (self.model.is_recurrent or self.model.is_hybrid)
@@ -150,6 +153,8 @@ class Scheduler:
             request.t_slot = request.t_slot or perf_counter()
             if request.chain is None:
                 self._prepare(request)
+            if self._backend is not None:
+                self._backend.attach(slot.index, request)
             free -= 1
         for item in later:
             heapq.heappush(self._waiting, item)
@@ -178,8 +183,8 @@ class Scheduler:
         rows: list[Row] = []
         n = len(generating)
         if n:
-            if self._drafter is not None:
-                return self._plan_drafts(generating)
+            if self._drafter is not None or any(slot.run for slot in generating):
+                return self._plan_runs(generating)
             batch.token[:n] = [slot.last for slot in generating]
             batch.pos[:n] = [slot.n_past for slot in generating]
             batch.seq[:n, 0] = [slot.index for slot in generating]
@@ -188,14 +193,17 @@ class Scheduler:
             rows = list(enumerate(generating))
         return self._plan_prompts(rows)
 
-    def _plan_drafts(self, generating: list[Slot]) -> list[Row]:
+    def _plan_runs(self, generating: list[Slot]) -> list[Row]:
+        """As `_plan`, where slots may have several tokens: a run without choice before `last`, a draft after it."""
         batch, rows = self._batch, []
-        assert self._drafter is not None
-        room = min(batch.capacity, self.context.n_batch) - len(generating)
-        self._drafter.propose(generating, min(room, self._chunk))
+        if self._drafter is not None:
+            used = len(generating) + sum(len(slot.run) for slot in generating)
+            room = min(batch.capacity, self.context.n_batch) - used
+            self._drafter.propose(generating, max(0, min(room, self._chunk)))
         for slot in generating:
-            start, _ = batch.extend([slot.last, *slot.draft], slot.n_past, slot.index, output="all")
-            rows.append((start, slot))
+            tokens = [*slot.run, slot.last, *slot.draft]
+            start, _ = batch.extend(tokens, slot.n_past, slot.index, output="all" if slot.draft else "last")
+            rows.append((start + len(slot.run), slot))
         return self._plan_prompts(rows)
 
     def _plan_prompts(self, rows: list[Row]) -> list[Row]:
@@ -233,7 +241,8 @@ class Scheduler:
             self._threads.observe(n_tokens, now - began)
         for row, slot in rows:
             if slot.state is State.GENERATING:
-                slot.n_past += 1
+                slot.n_past += 1 + len(slot.run)
+                del slot.run[:]
                 if slot.draft:
                     self._verify(row, slot)
                 else:
@@ -265,7 +274,27 @@ class Scheduler:
             except LlcudaError as error:
                 self._fail(slot, error)
                 return False
-        return self._accept(slot, request, token, logprob)
+        if not self._accept(slot, request, token, logprob):
+            return False
+        return request.constraint is None or self._follow(slot, request)
+
+    def _follow(self, slot: Slot, request: Request) -> bool:
+        """Accept the tokens that a constraint leaves no choice for; they are computed with the next batch."""
+        constraint, chain = request.constraint, request.chain
+        assert constraint is not None
+        assert chain is not None
+        if request.logprobs is not None or request.params.overflow == "shift":
+            return True  # both need each token's own row
+        most = min(self._batch.capacity, self.context.n_batch) // len(self.slots) - 1
+        for token in constraint.forced()[: max(0, most)]:
+            if request.vocab.is_eog(token) or slot.n_past + len(slot.run) + 2 > self.n_ctx:
+                return True
+            constraint.accept(token)
+            chain._lib.llama_sampler_accept(chain._ptr, token)
+            slot.run.append(slot.last)
+            if not self._accept(slot, request, token, None):
+                return False
+        return True
 
     def _accept(self, slot: Slot, request: Request, token: int, logprob: TokenLogprob | None) -> bool:
         generated = request.generated
@@ -366,6 +395,8 @@ class Scheduler:
         self.metrics.failed()
 
     def _release(self, slot: Slot, request: Request) -> None:
+        if self._backend is not None:
+            self._backend.detach(slot.index)
         chain, request.chain, request.row_sampler = request.chain, None, None
         if chain is not None:
             self._chains.give(request.params, chain)
@@ -394,6 +425,8 @@ class Scheduler:
     def _requeue(self, slot: Slot) -> None:
         request = slot.request
         assert request is not None
+        if self._backend is not None:
+            self._backend.detach(slot.index)
         slot.reset()
         slot.forget()
         self.memory.remove(slot.index)
@@ -406,10 +439,9 @@ class Scheduler:
         for slot in self.slots:
             slot.forget()
             request = slot.request
-            if request is None:
-                slot.reset()
-                continue
-            if request.done:
+            if request is None or request.done:
+                if self._backend is not None:
+                    self._backend.detach(slot.index)
                 slot.reset()
                 continue
             request.rewind()

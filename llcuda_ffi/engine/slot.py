@@ -29,12 +29,13 @@ class Slot:
         todo: while PROMPT, all tokens to be computed; `n_past` of them are.
         n_past: tokens in the KV cache.
         kept: tokens that the KV cache holds and that other requests may reuse.
-        last: the token to be computed next while GENERATING.
+        last: the token to be computed next while GENERATING, after `run`.
+        run: tokens before it that are accepted but not computed: a constraint left no choice.
         draft: tokens proposed to follow `last`.
         used: when it was last used, in steps.
     """
 
-    __slots__ = ("draft", "index", "kept", "last", "n_past", "request", "shared", "state", "todo", "used")
+    __slots__ = ("draft", "index", "kept", "last", "n_past", "request", "run", "shared", "state", "todo", "used")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -49,6 +50,7 @@ class Slot:
         self.todo = _NOTHING
         self.n_past = 0
         self.last = -1
+        self.run: list[int] = []
         self.draft: list[int] = []
         self.shared = 0  # after a context shift, how many tokens at the start still match their positions
 

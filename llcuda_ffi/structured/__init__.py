@@ -1,0 +1,31 @@
+"""Structured output: answers that are JSON of a schema, match a regular expression or follow a grammar.
+
+`constraint_for` turns what SamplingParams asks for into the object that masks a request's logits
+(engine/constraint.py). Needs the extra `structured` (llguidance); GBNF grammars need nothing.
+"""
+
+from __future__ import annotations
+
+from ..core.model import Model
+from ..engine.constraint import Constraint, GrammarConstraint
+from ..sampling_params import SamplingParams
+
+__all__ = ["constraint_for"]
+
+
+def constraint_for(model: Model, params: SamplingParams) -> Constraint | None:
+    """What constrains a completion with these settings; None where nothing does.
+
+    Raises:
+        InvalidRequest: a schema or grammar that is broken, unsupported or unsatisfiable; the message names the part.
+    """
+    if params.grammar is not None:
+        return GrammarConstraint(model, params.grammar)
+    wanted = (params.json_schema, params.regex, params.choices, params.lark)
+    if all(value is None for value in wanted):
+        return None
+    from .grammars import grammar_of
+    from .guided import GuidedConstraint
+
+    grammar, read = grammar_of(params)
+    return GuidedConstraint(model, grammar, read)

@@ -1,0 +1,142 @@
+"""llguidance's matcher as the engine's Constraint."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.model import Model
+from ..core.vocab import Vocab
+from ..enums import TokenAttr
+from ..errors import InvalidRequest
+from .grammars import Read
+
+if TYPE_CHECKING:
+    import llguidance
+
+_MASKED = np.float32("-inf")
+_KEPT_GRAMMARS = 128
+
+
+class _Guide:
+    """llguidance's view of one model's vocabulary, and the grammars compiled for it."""
+
+    def __init__(self, model: Model) -> None:
+        import llguidance
+
+        self._lock = threading.Lock()
+        self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+        vocab = model.vocab
+        eog = list(vocab.eog_tokens)
+        self.tokenizer = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(_Tokens(vocab)),
+            eos_token=eog or None,
+            slices=llguidance.LLTokenizer.json_slices(),
+        )
+
+    def matcher(self, grammars: Sequence[str]) -> llguidance.LLMatcher:
+        """A fresh matcher of the first grammar that compiles."""
+        key = "\0".join(grammars)
+        with self._lock:
+            found = self._compiled.get(key)
+            if found is None:
+                found = self._compile(grammars)
+                self._compiled[key] = found
+                if len(self._compiled) > _KEPT_GRAMMARS:
+                    self._compiled.popitem(last=False)
+            else:
+                self._compiled.move_to_end(key)
+            return found.deep_copy()
+
+    def _compile(self, grammars: Sequence[str]) -> llguidance.LLMatcher:
+        import llguidance
+
+        message = ""
+        for grammar in grammars:
+            limits = llguidance.LLParserLimits(verbose_errors=False)
+            matcher = llguidance.LLMatcher(self.tokenizer, grammar, log_level=0, limits=limits)
+            message = matcher.get_error() if matcher.is_error() else ""
+            if not message and not np.frombuffer(matcher.compute_bitmask(), np.uint8).any():
+                message = matcher.get_error() or "no token can begin it: it is unsatisfiable"
+            if not message:
+                matcher.reset()
+                return matcher
+        raise InvalidRequest(f"the structured output cannot be had: {message.strip().splitlines()[0]:.400}")
+
+
+class _Tokens:
+    """What llguidance asks of a tokenizer."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        self._vocab = weakref.proxy(vocab)
+        self.eos_token_id = vocab.eos if vocab.eos is not None else vocab.n_tokens - 1
+        self.bos_token_id = vocab.bos
+        self.tokens = [vocab.piece(t, special=True) for t in range(vocab.n_tokens)]
+        special = TokenAttr.CONTROL | TokenAttr.UNKNOWN | TokenAttr.UNUSED
+        self.special_token_ids = [t for t in range(vocab.n_tokens) if vocab.attributes(t) & special]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        ids = self._vocab.tokenize(text, add_special=False, parse_special=False)
+        return [int(t) for t in ids]
+
+
+_guides: weakref.WeakKeyDictionary[Model, _Guide] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def guide_of(model: Model) -> _Guide:
+    """The guide of a model, made once.
+
+    Raises:
+        InvalidRequest: llguidance is not installed.
+    """
+    try:
+        import llguidance  # noqa: F401
+    except ImportError:
+        raise InvalidRequest(
+            "structured output needs llguidance: pip install 'llcuda-ffi[structured]' (grammar= in GBNF works without)"
+        ) from None
+    with _lock:
+        guide = _guides.get(model)
+        if guide is None:
+            guide = _guides[model] = _Guide(model)
+        return guide
+
+
+class GuidedConstraint:
+    """One completion's place in its grammar."""
+
+    def __init__(self, model: Model, grammars: Sequence[str], read: Read) -> None:
+        guide = guide_of(model)
+        self._matcher = guide.matcher(grammars)
+        self._read = read
+        self._n_vocab = model.vocab.n_tokens
+
+    def mask(self, logits: npt.NDArray[np.float32]) -> None:
+        """See engine/constraint.py."""
+        allowed = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8, self._n_vocab)
+        np.copyto(logits, _MASKED, where=allowed == 0)
+
+    def accept(self, token: int) -> None:
+        """See engine/constraint.py."""
+        matcher = self._matcher
+        if not matcher.consume_token(token):
+            raise InvalidRequest(f"the structured output broke off: {matcher.get_error()[:300]}")
+
+    def forced(self) -> list[int]:
+        """See engine/constraint.py."""
+        return self._matcher.compute_ff_tokens()
+
+    def finished(self) -> bool:
+        """See engine/constraint.py."""
+        return self._matcher.is_stopped()
+
+    def result(self, text: str) -> Any:
+        """See engine/constraint.py."""
+        return self._read(text)
