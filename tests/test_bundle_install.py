@@ -65,9 +65,7 @@ def served(content: bytes, loopback: Loopback, monkeypatch: pytest.MonkeyPatch) 
 def pin(content: bytes, served: Served, loopback: Loopback, bundle: InstalledBundle) -> Pin:
     """A pin of that archive on the loopback server, with the hashes of its libraries."""
     libraries = {
-        name: digest
-        for name, digest in bundle.libraries.items()
-        if name.startswith(("libggml.", "libggml-base"))
+        name: digest for name, digest in bundle.libraries.items() if name.startswith(("libggml.", "libggml-base"))
     }
     return pin_of(served.content, loopback.url + "/a.tar.gz", libraries)
 
@@ -122,9 +120,7 @@ def test_two_processes_at_once_download_once(
         f"print(store.install(pickle.load(open({str(tmp_path / 'pin')!r}, 'rb'))).path)"
     )
     both = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     said = ""
@@ -162,9 +158,7 @@ def test_lock_of_a_dead_process_is_no_obstacle(cache: Path, pin: Pin) -> None:
     assert lock.stat().st_ino == inode
 
 
-def test_killed_install_is_resumed(
-    cache: Path, pin: Pin, served: Served, loopback: Loopback, tmp_path: Path
-) -> None:
+def test_killed_install_is_resumed(cache: Path, pin: Pin, served: Served, loopback: Loopback, tmp_path: Path) -> None:
     """SIGKILL amid the download: no bundle appears, and the next run asks for the rest only."""
     served.pause, served.block = 0.4, 100_000
     (tmp_path / "pin").write_bytes(pickle.dumps(pin))
@@ -350,9 +344,7 @@ def test_full_disk_while_unpacking(cache: Path, pin: Pin, tmp_path: Path) -> Non
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
         f"store.install(pickle.load(open({str(tmp_path / 'pin')!r}, 'rb')), progress=False)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert "DownloadError: writing" in done.stderr.splitlines()[-1]
     assert names_below(cache / "bundles") == ["test-cpu.lock"]
@@ -424,4 +416,10 @@ def test_commands(
     assert isinstance(run(command, ["verify", "v0.5.0-cpu"]).exception, BundleNotFound)
     assert run(command, ["prune"]).exit_code == 0
     assert run(command, ["install", "x", "--variant", "cpu"]).exit_code == 2
+    monkeypatch.setenv("LLCUDA_FFI_MIRROR", str(cache / "empty-mirror"))
+    for variant in ("auto", "cuda12"):
+        done = run(command, ["install", "--variant", variant])
+        assert isinstance(done.exception, DownloadError)
+        assert "node-llama-cpp-linux-x64" in str(done.exception)
+    monkeypatch.delenv("LLCUDA_FFI_MIRROR")
     assert isinstance(run(command, ["install", "no-such"]).exception, BundleNotFound)

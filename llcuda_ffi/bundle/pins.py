@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import BundleNotFound
 from ..fetch.integrity import Expected
 from ..fetch.npm import tarball_name
+from ..hardware.glibc import glibc_version
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -88,11 +89,11 @@ class Pin:
             return f"it is built for {self.platform}, this machine is {here}"
         if self.min_glibc is None or sys.platform != "linux":
             return None
-        name, version = platform.libc_ver()
-        if name != "glibc":
+        found = glibc_version()
+        if found is None:
             return f"it needs glibc {self.min_glibc} or newer, this system has another C library"
-        if _numbers(version) < _numbers(self.min_glibc):
-            return f"it needs glibc {self.min_glibc} or newer, this system has {version}"
+        if found < _numbers(self.min_glibc):
+            return f"it needs glibc {self.min_glibc} or newer, this system has {'.'.join(map(str, found))}"
         return None
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
 from ..bundle import ensure, pins, store
-from ..errors import BundleNotFound
+from ..bundle.select import choose_here
+from ..errors import BundleError, BundleNotFound
 from ..fetch.progress import megabytes
 
 
@@ -19,14 +21,21 @@ def command() -> None:
 @command.command()
 @click.argument("name", required=False)
 @click.option(
-    "--variant", type=click.Choice(["cpu", "cuda12", "cuda13"]), help="The default build's variant."
+    "--variant",
+    type=click.Choice(["auto", "cpu", "cuda", "cuda12", "cuda13"]),
+    help="The default build's variant; auto and cuda choose by this machine's GPUs and driver.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def install(name: str | None, variant: str | None, quiet: bool) -> None:
     """Install the bundle NAME, or the default one. NAME may also be a folder or archive of an own build."""
     if name is not None and variant is not None:
         raise click.UsageError("give either a NAME or --variant")
-    if variant is not None:
+    if variant in ("auto", "cuda"):
+        choice = choose_here(variant)
+        name = choice.bundle
+        if choice.note:
+            click.echo(choice.note, err=True)
+    elif variant is not None:
         name = f"{pins.get(pins.default_name()).llama_cpp}-{variant}"
     click.echo(ensure(name, progress=False if quiet else None).path)
 
@@ -113,3 +122,18 @@ def prune(names: tuple[str, ...], everything: bool) -> None:
     """Remove the bundles NAMES, or what is damaged, outdated, unfinished or an own build's copy."""
     for entry in store.prune(names, everything=everything):
         click.echo(f"removed {entry}")
+
+
+@command.command()
+@click.argument("build", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
+def pack(build: Path, output: Path) -> None:
+    """Pack the libraries of the llama.cpp build in the folder BUILD into an archive to use as a bundle."""
+    from ..bundle.pack import pack as make
+
+    try:
+        facts = make(build, output)
+    except OSError as error:
+        raise BundleError(f"{output} cannot be written ({error.strerror or error})") from error
+    click.echo(output)
+    click.echo(f"ABI profile {facts['profile']}, {facts['backend']}, {len(facts['libraries'])} libraries", err=True)
