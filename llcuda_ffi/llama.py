@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from .bundle import InstalledBundle, ensure
+from .bundle import InstalledBundle
+from .bundle.select import parse_device
 from .core.context import Context
 from .core.memory import Memory
 from .core.model import Model
+from .core.placement import Room, library_for, place
 from .core.vocab import Vocab
 from .engine.drafting import Drafter, DraftModel, PromptLookup
 from .engine.driver import Driver
@@ -112,7 +115,14 @@ class Llama:
             raise InvalidRequest("backend_sampling gives one token per sequence and step: it does not go with draft")
         self._owned: list[Any] = []
         try:
-            self.model = self._load(model, device, n_gpu_layers, bundle, model_params, progress)
+            type_k, type_v = self._kv_types(kv_type)
+            room = Room(
+                n_cells=kv_cells or (n_ctx or DEFAULT_N_CTX) * n_parallel,
+                n_ubatch=n_ubatch or (context_params or ContextParams()).n_ubatch,
+                type_k=type_k,
+                type_v=type_v,
+            )
+            self.model = self._load(model, device, n_gpu_layers, bundle, model_params, progress, room)
             self.n_ctx = self._n_ctx(n_ctx)
             self.n_parallel = n_parallel
             cores = usable_cores()
@@ -160,17 +170,19 @@ class Llama:
         bundle: str | InstalledBundle | None,
         params: ModelParams | None,
         progress: Callable[[float], object] | None,
+        room: Room,
     ) -> Model:
         if isinstance(model, Model):
             return model
         params = params or ModelParams()
         if n_gpu_layers != "auto":
             params = override(params, {"n_gpu_layers": n_gpu_layers})
-        if device not in ("auto", "cpu") and not device.startswith("cuda"):
-            raise InvalidRequest(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', not {device!r:.60}")
+        parse_device(device)
         path = resolve(model)
-        installed = bundle if isinstance(bundle, InstalledBundle) else ensure(bundle)
-        loaded = Model.load(path, params, progress=progress, bundle=installed)
+        library = library_for(device, bundle)
+        params, note = place(library, device, path, params, room, automatic=n_gpu_layers == "auto")
+        loaded = Model.load(path, params, progress=progress, bundle=library.bundle)
+        loaded.placement = replace(loaded.placement, note=note)
         self._owned.append(loaded)
         return loaded
 
@@ -187,7 +199,7 @@ class Llama:
         kv_cells: int | None,
         flash_attn: str | FlashAttnType | bool,
     ) -> ContextParams:
-        type_k, type_v = kv_type if isinstance(kv_type, tuple) else (kv_type, kv_type)
+        type_k, type_v = self._kv_types(kv_type)
         if isinstance(flash_attn, bool):
             flash_attn = FlashAttnType.ENABLED if flash_attn else FlashAttnType.DISABLED
         per_sequence = -(-self.n_ctx // 256) * 256  # libllama rounds up to this
@@ -202,11 +214,16 @@ class Llama:
             {
                 "n_ctx": cells,
                 "kv_unified": unified,
-                "type_k": member("kv_type", type_k, GGMLType),
-                "type_v": member("kv_type", type_v, GGMLType),
+                "type_k": type_k,
+                "type_v": type_v,
                 "flash_attn_type": member("flash_attn", flash_attn, FlashAttnType),
             },
         )
+
+    @staticmethod
+    def _kv_types(kv_type: str | GGMLType | tuple[str | GGMLType, str | GGMLType]) -> tuple[GGMLType, GGMLType]:
+        type_k, type_v = kv_type if isinstance(kv_type, tuple) else (kv_type, kv_type)
+        return member("kv_type", type_k, GGMLType), member("kv_type", type_v, GGMLType)
 
     def _thread_control(self, cores: int, n_threads: int | Literal["auto"]) -> ThreadControl | None:
         if n_threads != "auto" or cores < 2:

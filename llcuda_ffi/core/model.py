@@ -14,8 +14,10 @@ from ..enums import FType, LoadMode, RopeType
 from ..errors import Cancelled, InvalidRequest, ModelError, ModelNotFound, UnsupportedByBundle
 from ..native.handle import Handle
 from ..native.load import Library, load
-from ..native.log import mark, why
+from ..native.log import capture, mark, why
 from ..params import ModelParams, override
+from . import placement as placing
+from .placement import Placement
 from .vocab import Vocab
 
 
@@ -27,12 +29,14 @@ class Model(Handle):
         params: what it was loaded with.
         vocab: its vocabulary.
         library: the loaded libllama.
+        placement: which layers and how many bytes are on which device.
     """
 
     path: Path
     params: ModelParams
     vocab: Vocab
     library: Library
+    placement: Placement
 
     def __init__(self) -> None:
         raise InvalidRequest("a Model is made by Model.load(path)")
@@ -70,6 +74,7 @@ class Model(Handle):
         for part in parts:
             gguf.check(part)
         library = load(bundle)
+        params = placing.spare_unusable(library, params)
         ffi, lib = library.ffi, library.lib
 
         raised: list[BaseException] = []
@@ -88,11 +93,12 @@ class Model(Handle):
         native, keep = _native_params(library, params)
         native.progress_callback = callback
         point = mark()
-        if len(parts) == 1:
-            pointer = lib.llama_model_load_from_file(os.fsencode(parts[0]), native[0])
-        else:
-            names = [ffi.new("char[]", os.fsencode(p)) for p in parts]
-            pointer = lib.llama_model_load_from_splits(ffi.new("const char *[]", names), len(names), native[0])
+        with capture() as lines:
+            if len(parts) == 1:
+                pointer = lib.llama_model_load_from_file(os.fsencode(parts[0]), native[0])
+            else:
+                names = [ffi.new("char[]", os.fsencode(p)) for p in parts]
+                pointer = lib.llama_model_load_from_splits(ffi.new("const char *[]", names), len(names), native[0])
         del keep
         if raised:
             if pointer:
@@ -101,11 +107,13 @@ class Model(Handle):
         if not pointer:
             if stopped:
                 raise Cancelled(f"loading {parts[0]} was stopped by the progress callback")
-            raise ModelError(f"libllama could not load {parts[0]}{why(point)}")
+            sizes = placing.shortage(library, parts, params)
+            raise ModelError(f"libllama could not load {parts[0]}{sizes}{why(point)}")
 
         model = cls.__new__(cls)
         model._own(pointer, lib.llama_model_free)
         model.path, model.params, model.library = parts[0], params, library
+        model.placement = placing.from_log(lines)
         model._ffi, model._lib = ffi, lib
         model._metadata = None
         model.vocab = Vocab(model)

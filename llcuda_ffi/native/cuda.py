@@ -23,6 +23,9 @@ from . import guard
 
 logger = logging.getLogger("llcuda_ffi")
 
+# PCI address of each GPU that the loaded bundle has no code for → why
+_unusable: dict[tuple[int, str], str] = {}
+
 _STUB = 34  # CUDA_ERROR_STUB_LIBRARY
 _NO_DEVICE = 100
 _CU_ERRORS = {
@@ -178,14 +181,15 @@ def _check_gpus(bundle: InstalledBundle, report: GpuReport) -> None:
     runtimes = () if code.cuda is None else (code.cuda,)
     table = select.judge_all(report, [code], glibc=glibc_version(), runtimes=runtimes)
     bad = [v for v in table if v.how == select.IMPOSSIBLE]
-    if bad:
+    if bad and len(bad) == len(table):
         rows = "\n".join(f"  {v}" for v in table)
-        hint = (
-            "hide the others with CUDA_VISIBLE_DEVICES"
-            if len(bad) < len(table)
-            else "`llcuda-ffi doctor` names one that runs"
+        raise IncompatibleGpu(
+            f"bundle {bundle.name} would abort the process on this machine:\n{rows}\n"
+            "`llcuda-ffi doctor` names one that runs"
         )
-        raise IncompatibleGpu(f"bundle {bundle.name} would abort the process on this machine:\n{rows}\n{hint}")
+    for verdict in bad:
+        logger.warning("left unused: %s", verdict)
+        _unusable[_address(verdict.gpu.pci)] = verdict.why
     if any(v.how == select.JIT for v in table) and not _jit_cache():
         logger.warning(
             "bundle %s has no machine code for this GPU: the driver compiles it during the first run, which takes "
@@ -193,6 +197,20 @@ def _check_gpus(bundle: InstalledBundle, report: GpuReport) -> None:
             bundle.name,
             os.environ.get("CUDA_CACHE_PATH", "~/.nv/ComputeCache"),
         )
+
+
+def unusable(pci: str) -> str:
+    """Why the GPU at this PCI address must not be used with the loaded bundle; "" if it may."""
+    return _unusable.get(_address(pci), "")
+
+
+def _address(pci: str) -> tuple[int, str]:
+    """Comparable: NVML writes the domain with eight digits, libggml with four."""
+    domain, _, rest = pci.lower().partition(":")
+    try:
+        return int(domain, 16), rest
+    except ValueError:
+        return -1, pci
 
 
 def _jit_cache() -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 logger = logging.getLogger("llcuda_ffi.native")
@@ -27,6 +29,7 @@ _partial: list[str] = []
 _level = _INFO
 _counter = 0
 _callback: Any = None
+_captures: list[list[str]] = []
 
 
 def install(ffi: Any, lib: Any) -> None:
@@ -62,12 +65,26 @@ def _flush() -> None:
         return
     _counter += 1
     _recent.append((_level, line))
+    for lines in _captures:
+        lines.append(line)
     logger.log(_LEVELS.get(_level, logging.INFO), "%s", line)
 
 
 def mark() -> int:
     """A point in the log, for `since`."""
     return _counter
+
+
+@contextmanager
+def capture() -> Iterator[list[str]]:
+    """Every line logged within the block, in whatever thread, also those that no handler wants."""
+    lines: list[str] = []
+    _captures.append(lines)
+    try:
+        yield lines
+    finally:
+        _flush()
+        _captures[:] = [other for other in _captures if other is not lines]
 
 
 def since(point: int, *, level: int = _INFO) -> list[str]:
