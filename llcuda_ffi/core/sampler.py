@@ -41,6 +41,7 @@ class SamplerChain(Handle):
         params.no_perf = True
         self.names: list[str] = []
         self._grammars: list[Any] = []
+        self._attached = False
         self._own(self._lib.llama_sampler_chain_init(params[0]), self._lib.llama_sampler_free, model)
 
     def __repr__(self) -> str:
@@ -306,12 +307,21 @@ class SamplerChain(Handle):
         lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, len(self.names) - 1))
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(_seed(seed)))
 
+    def _attach(self, context: Context, seq_id: int) -> bool:
+        """Run the chain in the compute graph of one sequence (llama_set_sampler); libllama allows it once in the
+        chain's life, and aborts at the second time. Returns whether it is attached now."""
+        if self._attached:
+            return False
+        self._attached = True
+        return bool(self._lib.llama_set_sampler(context._ptr, seq_id, self._ptr))
+
     def clone(self) -> SamplerChain:
         """A copy with the same state (llama_sampler_clone)."""
         with self._exclusive():
             other = SamplerChain.__new__(SamplerChain)
             other.model, other._ffi, other._lib = self.model, self._ffi, self._lib
             other.names = list(self.names)
+            other._attached = False
             pointer = self._lib.llama_sampler_clone(self._ptr)
             other._own(pointer, self._lib.llama_sampler_free, self.model)
             other._grammars = [

@@ -102,7 +102,7 @@ class Chains:
     def give(self, params: SamplingParams, chain: SamplerChain) -> None:
         """Keep a chain whose request is over."""
         reseeds = params.greedy or chain.names[-1] == "dist"
-        if self._count >= _KEPT_CHAINS or not reseeds or params.xtc_probability > 0.0:
+        if chain._attached or self._count >= _KEPT_CHAINS or not reseeds or params.xtc_probability > 0.0:
             chain.close()
             return
         chain.reset()
