@@ -25,12 +25,14 @@ _LOOK_S = 0.1  # the system's own figures are in steps of 10 ms
 _LACK = 0.5  # cores missing in one look
 _LACK_TWICE = 0.3  # cores missing in two looks, one after the other
 _SLOW = 1.5  # a step this much slower than usual counts against the thread count
-_STRIKES = 8
+_STRIKES = 8  # such steps cost a thread, though the supply looks well
+_STRIKES_BLIND = 2  # where the supply is not known
 _PAUSE_S = 0.5  # without steps for so long, what was seen before is old
 _FIRST_TRIAL_S = 0.5
 _LONGEST_TRIAL_S = 16.0
 _TRIAL_STEPS = 4
 _GAIN = 0.98
+_COST = 20  # after a trial that failed, wait at least so many times its length
 
 
 class Supply(Protocol):
@@ -65,7 +67,7 @@ class ThreadControl:
         now = clock()
         self._last_step = self._looked = now
         self._taken_back = now - _LONGEST_TRIAL_S
-        self._lacked = False
+        self._lacked = self._blind = False
         # usual[t][bin]: seconds per token with t threads, a running mean
         self._usual = [[0.0] * _BINS for _ in range(most + 1)]
         self._strikes = 0
@@ -88,7 +90,7 @@ class ThreadControl:
             self._judge(kind, n_tokens, seconds, now)
             return
         self._count(kind, seconds / n_tokens)
-        if self._strikes >= _STRIKES and self.n_threads > 1:
+        if self._strikes >= (_STRIKES_BLIND if self._blind else _STRIKES) and self.n_threads > 1:
             self._give_way(self.n_threads - 1 if self.n_threads <= 4 else self.n_threads // 2, now)
             return
         if now - self._looked >= _LOOK_S:
@@ -113,6 +115,7 @@ class ThreadControl:
         """Compare the threads in use with the cores that could be had."""
         self._looked = now
         available = self._supply.available()
+        self._blind = available is None
         threads = self.n_threads
         if available is not None:
             lack = threads - available
@@ -146,7 +149,8 @@ class ThreadControl:
             return
         self._trial_from = 0
         if took > _GAIN * expected:
-            self._backoff = min(self._backoff * 2, _LONGEST_TRIAL_S)
+            # long steps make trials dear: they are paid for before the next one
+            self._backoff = max(min(self._backoff * 2, _LONGEST_TRIAL_S), _COST * took)
             self._change(start)
             self._forget(now)
         else:
