@@ -178,8 +178,7 @@ def _fetch(meant: Reference, refresh: bool, progress: bool | None) -> None:
         ways.append(lambda: _from_mirror(base, meant, expected, progress))
     elif offline():
         raise DownloadError(
-            f"{meant.name} is not in the cache and LLCUDA_FFI_OFFLINE is set: unset it, "
-            "or give the path of a GGUF file"
+            f"{meant.name} is not in the cache and LLCUDA_FFI_OFFLINE is set: unset it, or give the path of a GGUF file"
         )
     else:
         named = {

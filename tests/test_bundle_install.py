@@ -15,12 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from llcuda_ffi import bundle as bundles
 from llcuda_ffi.bundle import InstalledBundle, pins, store
 from llcuda_ffi.bundle.pins import Archive, Pin
-from llcuda_ffi.cli.bundle import command
 from llcuda_ffi.errors import BundleError, BundleNotFound, ChecksumError, DownloadError, UnsafeArchive
 from llcuda_ffi.fetch import http
 
@@ -72,29 +70,6 @@ def pin(content: bytes, served: Served, loopback: Loopback, bundle: InstalledBun
 
 def names_below(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def test_the_default_bundle_is_whole(bundle: InstalledBundle) -> None:
-    """The bundle that everything else is tested on has the pinned libraries, by their hashes."""
-    bundle.verify()
-    assert bundle.profile in ("v0.5.0", "b7698", "b11227")
-    if bundle.name in {pin.name for pin in pins.all_pins()}:
-        assert dict(bundle.libraries) == pins.get(bundle.name).libraries
-        assert bundle.verified
-
-
-def test_pins_are_well_formed() -> None:
-    """Each pin has an archive with size and hash; a registry's host is never part of it."""
-    for pin in pins.all_pins():
-        for archive in pin.archives:
-            assert archive.size > 1_000_000
-            assert len(archive.sha256) == 64
-            assert (archive.npm is None) == (archive.url is not None)
-            assert (archive.npm is None) == (archive.integrity is None)
-        assert pin.backend == "cpu" or pin.cuda
-    assert pins.default_name() in {pin.name for pin in pins.all_pins()}
-    with pytest.raises(BundleNotFound, match="the bundles are"):
-        pins.get("nothing")
 
 
 def test_install_once(cache: Path, pin: Pin, loopback: Loopback) -> None:
@@ -398,28 +373,3 @@ def test_bundle_for_other_machines(
         bundles.ensure("elsewhere", progress=False)
     assert loopback.requests == []
     assert pins.get(pins.default_name()).misfit() is None
-
-
-def test_commands(
-    cache: Path, content: bytes, loopback: Loopback, bundle: InstalledBundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`bundle list|path|verify|prune` tell the truth about an empty cache."""
-    run = CliRunner().invoke
-    listed = run(command, ["list"])
-    assert listed.output.startswith("* " + pins.default_name())
-    assert listed.output.count("not installed") == len(pins.all_pins())
-    assert run(command, ["list", "--json"]).exit_code == 0
-    missing = run(command, ["path"])
-    assert isinstance(missing.exception, BundleNotFound)
-    assert "llcuda-ffi bundle install" in str(missing.exception)
-    assert run(command, ["verify"]).output == ""
-    assert isinstance(run(command, ["verify", "v0.5.0-cpu"]).exception, BundleNotFound)
-    assert run(command, ["prune"]).exit_code == 0
-    assert run(command, ["install", "x", "--variant", "cpu"]).exit_code == 2
-    monkeypatch.setenv("LLCUDA_FFI_MIRROR", str(cache / "empty-mirror"))
-    for variant in ("auto", "cuda12"):
-        done = run(command, ["install", "--variant", variant])
-        assert isinstance(done.exception, DownloadError)
-        assert "node-llama-cpp-linux-x64" in str(done.exception)
-    monkeypatch.delenv("LLCUDA_FFI_MIRROR")
-    assert isinstance(run(command, ["install", "no-such"]).exception, BundleNotFound)

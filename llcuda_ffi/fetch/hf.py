@@ -54,9 +54,7 @@ def _translated(error: Exception, repo: str, file: str, revision: str | None) ->
             f"{repo} is gated: accept its terms on the hub and set HF_TOKEN to a token of your account"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return ModelNotFound(
-            f"the hub has no repository {repo}, or it is private: check the name, or set HF_TOKEN"
-        )
+        return ModelNotFound(f"the hub has no repository {repo}, or it is private: check the name, or set HF_TOKEN")
     if isinstance(error, errors.RevisionNotFoundError):
         return ModelNotFound(f"{repo} has no revision {revision}: name a branch, a tag or a commit of it")
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
@@ -87,9 +85,7 @@ def describe(repo: str, file: str, revision: str | None) -> HubFile:
     except Exception as error:
         raise _translated(error, repo, file, revision) from error
     if stated.commit_hash is None or stated.size is None:
-        raise DownloadError(
-            f"{_endpoint() or 'the hub'} does not answer as a model hub for {repo}: check HF_ENDPOINT"
-        )
+        raise DownloadError(f"{_endpoint() or 'the hub'} does not answer as a model hub for {repo}: check HF_ENDPOINT")
     etag = (stated.etag or "").lower()
     is_sha256 = len(etag) == 64 and all(digit in "0123456789abcdef" for digit in etag)
     return HubFile(repo, file, stated.commit_hash, stated.size, etag if is_sha256 else None)

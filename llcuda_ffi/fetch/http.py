@@ -143,8 +143,7 @@ def _copy(source: Path, file: BinaryIO, digest: Digest, shows: Progress) -> None
 def _bounded(digest: Digest, what: str) -> None:
     if digest.size > digest.expected.limit:
         raise ChecksumError(
-            f"{what} is larger than the {digest.expected.limit:,} bytes expected: broken off, nothing of it "
-            "was used"
+            f"{what} is larger than the {digest.expected.limit:,} bytes expected: broken off, nothing of it was used"
         )
 
 

@@ -68,9 +68,7 @@ class Digest:
         if self._sha512 is not None and want.integrity is not None:
             found = "sha512-" + base64.b64encode(self._sha512.digest()).decode()
             if found != want.integrity:
-                raise ChecksumError(
-                    f"{what} has integrity {found}, expected {want.integrity}: not the pinned file"
-                )
+                raise ChecksumError(f"{what} has integrity {found}, expected {want.integrity}: not the pinned file")
 
 
 def file_sha256(path: Path) -> str:

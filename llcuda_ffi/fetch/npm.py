@@ -95,9 +95,7 @@ def registry(package: str, progress: bool | None = None) -> tuple[str, dict[str,
             tried.append(f"the npm of {CLIENT_WHEEL} gave no registry")
         except DownloadError as error:
             tried.append(f"there is no npm, and pip could not fetch one ({error})")
-    raise DownloadError(
-        f"no npm registry to fetch {package} from: {'; '.join(tried)}. To mend it, {HOW_TO_CONFIGURE}"
-    )
+    raise DownloadError(f"no npm registry to fetch {package} from: {'; '.join(tried)}. To mend it, {HOW_TO_CONFIGURE}")
 
 
 def _from_client(command: list[str], package: str) -> str | None:

