@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .chat.methods import AsyncChatMethods
 from .core.model import Model
 from .engine.driver import EngineThread
 from .engine.metrics import MetricsSnapshot
@@ -43,7 +44,7 @@ class _Wake:
         self._event.clear()
 
 
-class AsyncLlama:
+class AsyncLlama(AsyncChatMethods):
     """Llama for asyncio. Takes what Llama takes; any number of tasks may use it, also of several event loops.
 
         async with AsyncLlama("smollm2-135m") as llm:

@@ -5,31 +5,29 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from .bundle import InstalledBundle
-from .bundle.select import parse_device
+from .chat.methods import ChatMethods
 from .core.context import Context
 from .core.memory import Memory
 from .core.model import Model
-from .core.placement import Room, library_for, place
+from .core.placement import Room
 from .core.vocab import Vocab
-from .engine.drafting import Drafter, DraftModel, PromptLookup
 from .engine.driver import Driver
 from .engine.metrics import MetricsSnapshot, percentiles
 from .engine.request import Request, Tokens
 from .engine.results import Chunk, Completion
 from .engine.sampling import pick_seed
+from .engine.saved import load_prefixes, save_prefixes
 from .engine.scheduler import Scheduler
-from .engine.threads import ThreadControl
 from .enums import FlashAttnType, GGMLType
 from .errors import ContextOverflow, InvalidRequest, UnsupportedModel
 from .hardware.cpu import usable_cores
-from .hub import resolve
-from .params import INT32_MAX, UINT32_MAX, ContextParams, ModelParams, flag, integer, member, override
+from .params import INT32_MAX, UINT32_MAX, ContextParams, ModelParams, flag, integer, override
+from .runtime import DEFAULT_N_CTX, kv_types, longest_request, open_drafter, open_model, thread_control, with_cache
 from .sampling_params import SamplingParams
 from .structured import constraint_for
 
@@ -40,10 +38,8 @@ if TYPE_CHECKING:
 
 Prompt = str | bytes | Sequence[int] | Tokens
 
-DEFAULT_N_CTX = 4096
 
-
-class Llama:
+class Llama(ChatMethods):
     """A model ready to generate. Any number of threads may use one Llama; their requests share its batches.
 
         with Llama("smollm2-135m") as llm:
@@ -115,21 +111,21 @@ class Llama:
             raise InvalidRequest("backend_sampling gives one token per sequence and step: it does not go with draft")
         self._owned: list[Any] = []
         try:
-            type_k, type_v = self._kv_types(kv_type)
-            room = Room(
-                n_cells=kv_cells or (n_ctx or DEFAULT_N_CTX) * n_parallel,
-                n_ubatch=n_ubatch or (context_params or ContextParams()).n_ubatch,
-                type_k=type_k,
-                type_v=type_v,
-            )
-            self.model = self._load(model, device, n_gpu_layers, bundle, model_params, progress, room)
-            self.n_ctx = self._n_ctx(n_ctx)
+            types = kv_types(kv_type)
+            base = context_params or ContextParams()
+            ubatch = n_ubatch or base.n_ubatch
+            if isinstance(model, Model):
+                self.model = model
+            else:
+                cells = kv_cells or (n_ctx or DEFAULT_N_CTX) * n_parallel
+                room = Room(n_cells=cells, n_ubatch=ubatch, type_k=types[0], type_v=types[1])
+                self.model = open_model(model, device, n_gpu_layers, bundle, model_params, progress, room)
+                self._owned.append(self.model)
+            self.n_ctx = longest_request(self.model, n_ctx)
             self.n_parallel = n_parallel
             cores = usable_cores()
-            params = self._context_params(context_params or ContextParams(), kv_type, kv_cells, flash_attn)
-            ubatch = n_ubatch or params.n_ubatch
             params = override(
-                params,
+                with_cache(base, self.n_ctx, n_parallel, types, kv_cells, flash_attn),
                 {
                     "n_seq_max": n_parallel,
                     "n_ubatch": ubatch,
@@ -144,13 +140,14 @@ class Llama:
                     f"{self.model.path.name} is an embedding model, it generates no text: use Embedder"
                 )
             self._memory: Memory = self.context.memory
-            self._threads = self._thread_control(cores, n_threads)
+            self._threads = thread_control(self.context, cores) if n_threads == "auto" else None
+            drafter = None if draft is None else open_drafter(draft, n_draft, self.context, self.n_ctx, self._owned)
             self._driver = Driver(
                 Scheduler(
                     self.context,
                     n_ctx=self.n_ctx,
                     prefix_cache=prefix_cache,
-                    drafter=self._drafter(draft, n_draft),
+                    drafter=drafter,
                     threads=self._threads,
                     backend_sampling=backend_sampling,
                 )
@@ -159,92 +156,6 @@ class Llama:
             for owned in reversed(self._owned):
                 owned.close()
             raise
-
-    # --- construction ---
-
-    def _load(
-        self,
-        model: str | os.PathLike[str] | Model,
-        device: str,
-        n_gpu_layers: int | Literal["auto"],
-        bundle: str | InstalledBundle | None,
-        params: ModelParams | None,
-        progress: Callable[[float], object] | None,
-        room: Room,
-    ) -> Model:
-        if isinstance(model, Model):
-            return model
-        params = params or ModelParams()
-        if n_gpu_layers != "auto":
-            params = override(params, {"n_gpu_layers": n_gpu_layers})
-        parse_device(device)
-        path = resolve(model)
-        library = library_for(device, bundle)
-        params, note = place(library, device, path, params, room, automatic=n_gpu_layers == "auto")
-        loaded = Model.load(path, params, progress=progress, bundle=library.bundle)
-        loaded.placement = replace(loaded.placement, note=note)
-        self._owned.append(loaded)
-        return loaded
-
-    def _n_ctx(self, n_ctx: int | None) -> int:
-        trained = self.model.n_ctx_train
-        if n_ctx is None:
-            return min(trained, DEFAULT_N_CTX) if trained > 0 else DEFAULT_N_CTX
-        return integer("n_ctx", n_ctx, 1, INT32_MAX)
-
-    def _context_params(
-        self,
-        params: ContextParams,
-        kv_type: str | GGMLType | tuple[str | GGMLType, str | GGMLType],
-        kv_cells: int | None,
-        flash_attn: str | FlashAttnType | bool,
-    ) -> ContextParams:
-        type_k, type_v = self._kv_types(kv_type)
-        if isinstance(flash_attn, bool):
-            flash_attn = FlashAttnType.ENABLED if flash_attn else FlashAttnType.DISABLED
-        per_sequence = -(-self.n_ctx // 256) * 256  # libllama rounds up to this
-        cells = per_sequence * self.n_parallel
-        unified = params.kv_unified
-        if kv_cells is not None:
-            cells, unified = integer("kv_cells", kv_cells, self.n_ctx, INT32_MAX), True
-        if cells > INT32_MAX:
-            raise InvalidRequest(f"n_ctx × n_parallel is {cells} tokens, more than 2^31: lower one of them")
-        return override(
-            params,
-            {
-                "n_ctx": cells,
-                "kv_unified": unified,
-                "type_k": type_k,
-                "type_v": type_v,
-                "flash_attn_type": member("flash_attn", flash_attn, FlashAttnType),
-            },
-        )
-
-    @staticmethod
-    def _kv_types(kv_type: str | GGMLType | tuple[str | GGMLType, str | GGMLType]) -> tuple[GGMLType, GGMLType]:
-        type_k, type_v = kv_type if isinstance(kv_type, tuple) else (kv_type, kv_type)
-        return member("kv_type", type_k, GGMLType), member("kv_type", type_v, GGMLType)
-
-    def _thread_control(self, cores: int, n_threads: int | Literal["auto"]) -> ThreadControl | None:
-        if n_threads != "auto" or cores < 2:
-            return None
-        context = self.context
-        set_threads = context._lib.llama_set_n_threads
-        return ThreadControl(cores, lambda n: set_threads(context._ptr, n, n))
-
-    def _drafter(self, draft: str | os.PathLike[str] | Model | None, n_draft: int | None) -> Drafter | None:
-        if draft is None:
-            return None
-        if self.model.is_recurrent or self.model.is_hybrid:
-            raise UnsupportedModel("speculative decoding needs a model that can be rolled back, not recurrent state")
-        if draft == "ngram":
-            return PromptLookup(self.n_ctx, n_draft=n_draft or 8)
-        if not isinstance(draft, Model):
-            draft = Model.load(resolve(draft))
-            self._owned.append(draft)
-        drafter = DraftModel(draft, self.context, n_draft=n_draft or 5, n_threads=usable_cores())
-        self._owned.append(drafter)
-        return drafter
 
     # --- requests ---
 
@@ -437,7 +348,7 @@ class Llama:
         scheduler = self._driver.scheduler
         m = scheduler.metrics
         return MetricsSnapshot(
-            queued=len(scheduler._inbox) + len(scheduler._waiting),
+            queued=len(scheduler._waiting),
             running=sum(slot.request is not None for slot in scheduler.slots),
             requests=m.requests,
             cancelled=m.cancelled,
@@ -464,6 +375,32 @@ class Llama:
         self._driver.check()
         with self._driver._lead:
             self._driver.scheduler.clear_cache()
+
+    def save_state(self, path: str | os.PathLike[str]) -> int:
+        """Write the kept prefixes of finished requests to a file, for `load_state` in a later process.
+
+        Returns:
+            how many tokens were written.
+
+        Raises:
+            OSError: the file could not be written; no half of it is left.
+        """
+        self._driver.check()
+        with self._driver._lead:
+            return save_prefixes(self._driver.scheduler, path)
+
+    def load_state(self, path: str | os.PathLike[str]) -> int:
+        """Read what `save_state` wrote into idle slots; requests that continue it need not compute it.
+
+        Returns:
+            how many tokens are in the cache now from the file.
+
+        Raises:
+            InvalidRequest: no such file, or of another model, ABI or kind of context.
+        """
+        self._driver.check()
+        with self._driver._lead:
+            return load_prefixes(self._driver.scheduler, path)
 
     @property
     def closed(self) -> bool:

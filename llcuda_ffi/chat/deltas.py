@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -20,6 +22,14 @@ class CallDelta:
     name: str | None = None
     id: str | None = None
     arguments: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As OpenAI writes it in a chunk."""
+        function: dict[str, Any] = {"arguments": self.arguments}
+        if self.name is None:
+            return {"index": self.index, "function": function}
+        function["name"] = self.name
+        return {"index": self.index, "id": self.id, "type": "function", "function": function}
 
 
 @dataclass(slots=True)
@@ -45,6 +55,19 @@ class ToolCall:
     id: str
     name: str
     arguments: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As OpenAI writes it in a message."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+    def parsed_arguments(self) -> Any:
+        """The arguments as a value.
+
+        Raises:
+            ValueError: the model wrote no valid JSON.
+        """
+        return json.loads(self.arguments or "{}")
 
 
 @dataclass(slots=True)

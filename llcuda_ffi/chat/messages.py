@@ -37,6 +37,9 @@ def plain(value: Any, what: str = "the value", depth: int = 0) -> Any:
         return {_text(str(k)): plain(v, what, depth + 1) for k, v in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
         return [plain(v, what, depth + 1) for v in value]
+    as_dict = getattr(value, "to_dict", None)
+    if callable(as_dict) and not isinstance(value, type):  # a ChatMessage, for one
+        return plain(as_dict(), what, depth + 1)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name), what, depth + 1) for f in dataclasses.fields(value)}
     dump = getattr(value, "model_dump", None)

@@ -70,9 +70,14 @@ def _json(schema: Any) -> tuple[list[str], Read]:
 
 def json_grammar(schema: Any) -> str:
     """llguidance's grammar of a JSON schema, with our way to write values."""
-    if isinstance(schema, dict):
-        schema = {**schema, "x-guidance": {**_JSON, **schema.get("x-guidance", {})}}
-    return _dump({"grammars": [{"json_schema": schema}]})
+    return _dump({"grammars": [{"json_schema": guidance(schema)}]})
+
+
+def guidance(schema: Any) -> Any:
+    """`schema` with our way to write values."""
+    if not isinstance(schema, dict):
+        return schema
+    return {**schema, "x-guidance": {**_JSON, **schema.get("x-guidance", {})}}
 
 
 def close_objects(schema: Any) -> Any:

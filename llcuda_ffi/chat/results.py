@@ -1,0 +1,204 @@
+"""What a chat gives back, in OpenAI's shapes: as objects, and as plain dicts by `to_dict`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..engine.results import Timings, TokenLogprob, Usage
+from .deltas import CallDelta, ToolCall
+
+ChatFinish = Literal["stop", "length", "tool_calls", "cancelled"]
+
+
+@dataclass(slots=True)
+class ChatMessage:
+    """A message of the assistant; append it to the conversation as it is.
+
+    Attributes:
+        content: the text, None where the answer is calls only.
+        reasoning_content: what the model marked as its thinking.
+        tool_calls: functions that the model wants called.
+    """
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    role: str = "assistant"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As OpenAI writes it."""
+        out: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning_content is not None:
+            out["reasoning_content"] = self.reasoning_content
+        if self.tool_calls:
+            out["tool_calls"] = [call.to_dict() for call in self.tool_calls]
+        return out
+
+
+@dataclass(slots=True)
+class ChatChoice:
+    """One of n answers.
+
+    Attributes:
+        finish_reason: "stop" (the model ended, or a stop string), "tool_calls", "length" or "cancelled".
+        logprobs: one entry for each token, when asked for.
+        parsed: the value of a structured output.
+    """
+
+    index: int
+    message: ChatMessage
+    finish_reason: ChatFinish
+    logprobs: list[TokenLogprob] | None = None
+    parsed: Any = None
+
+
+@dataclass(slots=True)
+class ChatCompletion:
+    """An answered conversation.
+
+    Attributes:
+        choices: n answers, in order.
+        usage: prompt, cached and generated tokens, over all choices.
+        timings: of the first choice.
+        prompt: the rendered prompt.
+        prompt_tokens: its token ids.
+        model: the model's name.
+        created: seconds since 1970.
+    """
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    timings: Timings
+    prompt: str
+    prompt_tokens: list[int] = field(repr=False)
+
+    @property
+    def message(self) -> ChatMessage:
+        """The first answer."""
+        return self.choices[0].message
+
+    @property
+    def text(self) -> str:
+        """The first answer's text."""
+        return self.message.content or ""
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The first answer's calls."""
+        return self.message.tool_calls
+
+    @property
+    def finish_reason(self) -> ChatFinish:
+        """Why the first answer ended."""
+        return self.choices[0].finish_reason
+
+    @property
+    def parsed(self) -> Any:
+        """The value of a structured output, None otherwise."""
+        return self.choices[0].parsed
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of OpenAI's chat.completion."""
+        choices = [
+            {
+                "index": c.index,
+                "message": c.message.to_dict(),
+                "finish_reason": c.finish_reason,
+                "logprobs": logprobs_dict(c.logprobs),
+            }
+            for c in self.choices
+        ]
+        return {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "usage": usage_dict(self.usage),
+        }
+
+
+@dataclass(slots=True)
+class ChatChunk:
+    """A piece of a streamed answer.
+
+    Attributes:
+        content, reasoning_content: new text.
+        tool_calls: new pieces of calls.
+        finish_reason: None until the last chunk.
+        completion: the whole, in the last chunk only.
+    """
+
+    id: str
+    created: int
+    model: str
+    content: str = ""
+    reasoning_content: str = ""
+    tool_calls: list[CallDelta] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: ChatFinish | None = None
+    completion: ChatCompletion | None = field(default=None, repr=False)
+
+    @property
+    def text(self) -> str:
+        """The new content."""
+        return self.content
+
+    def __str__(self) -> str:
+        return self.content
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of OpenAI's chat.completion.chunk."""
+        delta: dict[str, Any] = {}
+        if self.content:
+            delta["content"] = self.content
+        if self.reasoning_content:
+            delta["reasoning_content"] = self.reasoning_content
+        if self.tool_calls:
+            delta["tool_calls"] = [call.to_dict() for call in self.tool_calls]
+        choice = {
+            "index": 0,
+            "delta": delta,
+            "finish_reason": self.finish_reason,
+            "logprobs": logprobs_dict(self.logprobs),
+        }
+        return {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+            "choices": [choice],
+        }
+
+
+def usage_dict(usage: Usage) -> dict[str, Any]:
+    """Usage as OpenAI writes it."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def logprobs_dict(logprobs: list[TokenLogprob] | None) -> dict[str, Any] | None:
+    """Log probabilities as OpenAI writes them; tops are given by token id, as their bytes are not kept."""
+    if logprobs is None:
+        return None
+    content = [
+        {
+            "token": entry.bytes.decode("utf-8", "replace"),
+            "bytes": list(entry.bytes),
+            "logprob": entry.logprob,
+            "top_logprobs": [{"token_id": token, "logprob": value} for token, value in entry.top],
+        }
+        for entry in logprobs
+    ]
+    return {"content": content}
