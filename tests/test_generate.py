@@ -243,6 +243,26 @@ def test_prefix_cache(llm: Llama) -> None:
     assert llm.generate(base + "B", max_tokens=2).usage.cached_tokens == 0
 
 
+def test_saved_state(smollm2: Path, tmp_path: Path) -> None:
+    """Kept prefixes survive in a file: another Llama continues them without computing, with the same text."""
+    prompt = "A rather long beginning that is worth keeping from one process to the next one. " * 6
+    file = tmp_path / "state"
+    with Llama(smollm2, n_ctx=512, n_parallel=2) as llm:
+        want = llm.generate(prompt, max_tokens=6, temperature=0)
+        assert llm.save_state(file) >= want.usage.prompt_tokens
+    with Llama(smollm2, n_ctx=512, n_parallel=2) as llm:
+        assert llm.load_state(file) >= want.usage.prompt_tokens
+        got = llm.generate(prompt, max_tokens=6, temperature=0)
+        assert got.usage.cached_tokens == want.usage.prompt_tokens - 1
+        assert got.text == want.text
+        for bad in (file.read_bytes()[:-5], b"nothing", file.read_bytes()[:200] + b"x" + file.read_bytes()[201:]):
+            (tmp_path / "bad").write_bytes(bad)
+            with pytest.raises(InvalidRequest):
+                llm.load_state(tmp_path / "bad")
+        with pytest.raises(InvalidRequest):
+            llm.load_state(tmp_path / "none")
+
+
 def test_copied_prefix(smollm2: Path) -> None:
     """A prefix that another slot holds is copied, with and without a unified KV cache, and gives the same text."""
     base = "Numbers in words: one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve. " * 6
@@ -384,7 +404,9 @@ if pid == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 assert llm.generate("x", max_tokens=2).text
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], check=False, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 

@@ -20,7 +20,7 @@ LAYERS = [
     ["core"],
     ["engine"],
     ["chat", "structured"],
-    ["llama", "async_llama", "embedder", "embedding"],
+    ["async_llama", "embedder", "embedding", "llama", "runtime"],
     [
         "cli",
         "integrations",

@@ -158,7 +158,7 @@ def test_failed_batch_fails_its_requests_only(llm: Llama, oracle: dict[str, list
 def test_interrupted_step_is_computed_again(llm: Llama, oracle: dict[str, list[int]]) -> None:
     """An exception at each point of a step (as Ctrl-C may come) loses no request and no token."""
     scheduler = llm._driver.scheduler
-    for name in ("_plan", "_decode", "_accept", "_admit", "_choose"):
+    for name in ("_decode", "_accept", "_admit", "_choose"):
         requests = [_request(llm, t, prefix_cache=False) for t in TEXTS[:4]]
         for request in requests:
             scheduler.submit(request)

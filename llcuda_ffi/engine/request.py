@@ -79,6 +79,10 @@ class Request:
             return self.prompt
         return np.concatenate([self.prompt, np.array(self.generated, np.int32)])
 
+    def over(self, now: float) -> bool:
+        """Whether it was cancelled or is too late."""
+        return self.cancelled or (self.deadline is not None and now >= self.deadline)
+
     def rewind(self) -> None:
         """Make the text agree with `generated` again, after a step that was interrupted."""
         del self.pending[:]

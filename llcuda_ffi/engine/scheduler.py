@@ -6,25 +6,22 @@ prompts. It is plain and synchronous; who calls it, and from which thread, is th
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
 from collections.abc import Callable
 from time import perf_counter
 
-from ..core.batch import Batch
 from ..core.context import Context
 from ..errors import Cancelled, ContextOverflow, DecodeError, LlcudaError, NoKvSlot
 from .backend_sampling import BackendSampling
 from .drafting import Drafter
 from .metrics import Metrics
+from .plan import Planner, Row
 from .prefix import place
 from .request import Request
 from .results import TokenLogprob
 from .sampling import Chains, RowSampler
 from .slot import Slot, State
 from .threads import ThreadControl
-
-Row = tuple[int, Slot]
+from .waiting import Waiting
 
 
 class Scheduler:
@@ -55,13 +52,11 @@ class Scheduler:
         self.prefix_cache = prefix_cache
         self.metrics = Metrics()
         self.slots = [Slot(i) for i in range(context.n_seq_max)]
-        self._chunk = context.n_ubatch
-        self._batch = Batch(max(context.n_batch, context.n_seq_max))
+        self._planner = Planner(context, drafter)
         self._chains = Chains(self.model)
-        self._drafter, self._threads = drafter, threads
+        self._threads = threads
         self._backend = BackendSampling(context) if backend_sampling else None
-        self._inbox: deque[Request] = deque()
-        self._waiting: list[tuple[int, int, Request]] = []
+        self._waiting = Waiting()
         self._copies = not (self.model.is_recurrent or self.model.is_hybrid)
         self._sample = context._lib.llama_sampler_sample
         self._attention = False  # a request was cancelled or has a deadline
@@ -75,7 +70,7 @@ class Scheduler:
         """Queue a request."""
         if request.deadline is not None:
             self._attention = True
-        self._inbox.append(request)
+        self._waiting.add(request)
 
     def cancel(self, request: Request) -> None:
         """End a request as "cancelled" in the next step."""
@@ -85,7 +80,7 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self._inbox or self._waiting or any(slot.request is not None for slot in self.slots))
+        return not (len(self._waiting) or any(slot.request is not None for slot in self.slots))
 
     # --- the step ---
 
@@ -98,14 +93,12 @@ class Scheduler:
         if self._unfinished:
             self._recover()
         self._unfinished = True
-        while self._inbox:
-            request = self._inbox.popleft()
-            heapq.heappush(self._waiting, (-request.params.priority, request.number, request))
+        waiting = self._waiting.collect()
         if self._attention:
             self._sweep()
-        if self._waiting and not self._full:
+        if waiting and not self._full:
             self._admit()
-        rows = self._plan()
+        rows = self._planner.plan(self.slots)
         if rows:
             self._run(rows)
         self._unfinished = False
@@ -113,35 +106,25 @@ class Scheduler:
 
     def _sweep(self) -> None:
         """End what was cancelled or is too late."""
-        now, again = perf_counter(), False
-
-        def over(request: Request) -> bool:
-            nonlocal again
-            again = again or request.deadline is not None
-            return request.cancelled or (request.deadline is not None and now >= request.deadline)
-
+        now = perf_counter()
         self._attention = False
         for slot in self.slots:
-            if slot.request is not None and over(slot.request):
+            if slot.request is not None and slot.request.over(now):
                 self._end(slot, "cancelled")
-        if any(over(item[2]) for item in self._waiting):
-            for item in self._waiting:
-                if over(item[2]):
-                    item[2].finish("cancelled")
-                    self.metrics.finished(item[2])
-            self._waiting = [item for item in self._waiting if not item[2].done]
-            heapq.heapify(self._waiting)
-        self._attention = self._attention or again
+        for request in self._waiting.sweep(now):
+            request.finish("cancelled")
+            self.metrics.finished(request)
+        running = [slot.request for slot in self.slots if slot.request is not None]
+        self._attention = self._attention or any(r.deadline is not None for r in (*running, *self._waiting))
 
     def _admit(self) -> None:
         """Give waiting requests the free slots, by priority, then in order of arrival."""
         later = []
         free = sum(slot.request is None for slot in self.slots)
-        while self._waiting and free:
-            item = heapq.heappop(self._waiting)
-            request = item[2]
+        while len(self._waiting) and free:
+            request = self._waiting.pop()
             if request.group is not None and self._prompting(request.group):
-                later.append(item)  # its prompt is being computed for the first of the group
+                later.append(request)  # its prompt is being computed for the first of the group
                 continue
             tokens = request.tokens()
             reuse = self.prefix_cache and request.params.prefix_cache
@@ -156,8 +139,8 @@ class Scheduler:
             if self._backend is not None:
                 self._backend.attach(slot.index, request)
             free -= 1
-        for item in later:
-            heapq.heappush(self._waiting, item)
+        for request in later:
+            self._waiting.push(request)
 
     def _prompting(self, leader: Request) -> bool:
         return not leader.done and not leader.generated
@@ -175,56 +158,9 @@ class Scheduler:
             for token in request.prompt[-look_back:].tolist():
                 accept(pointer, token)
 
-    def _plan(self) -> list[Row]:
-        """Fill the batch; returns the rows whose logits are wanted, each with its slot."""
-        batch = self._batch
-        batch.n_tokens = 0
-        generating = [slot for slot in self.slots if slot.state is State.GENERATING]
-        rows: list[Row] = []
-        n = len(generating)
-        if n:
-            if self._drafter is not None or any(slot.run for slot in generating):
-                return self._plan_runs(generating)
-            batch.token[:n] = [slot.last for slot in generating]
-            batch.pos[:n] = [slot.n_past for slot in generating]
-            batch.seq[:n, 0] = [slot.index for slot in generating]
-            batch.output[:n] = 1
-            batch.n_tokens = n
-            rows = list(enumerate(generating))
-        return self._plan_prompts(rows)
-
-    def _plan_runs(self, generating: list[Slot]) -> list[Row]:
-        """As `_plan`, where slots may have several tokens: a run without choice before `last`, a draft after it."""
-        batch, rows = self._batch, []
-        if self._drafter is not None:
-            used = len(generating) + sum(len(slot.run) for slot in generating)
-            room = min(batch.capacity, self.context.n_batch) - used
-            self._drafter.propose(generating, max(0, min(room, self._chunk)))
-        for slot in generating:
-            tokens = [*slot.run, slot.last, *slot.draft]
-            start, _ = batch.extend(tokens, slot.n_past, slot.index, output="all" if slot.draft else "last")
-            rows.append((start + len(slot.run), slot))
-        return self._plan_prompts(rows)
-
-    def _plan_prompts(self, rows: list[Row]) -> list[Row]:
-        """Add chunks of prompts: at most one micro-batch of them, so that running streams never wait longer."""
-        batch = self._batch
-        room = min(self.context.n_batch - batch.n_tokens, self._chunk)
-        prompting = [slot for slot in self.slots if slot.state is State.PROMPT]
-        prompting.sort(key=_arrival)
-        for slot in prompting:
-            if room <= 0:
-                break
-            chunk = slot.todo[slot.n_past : slot.n_past + room]
-            last = slot.n_past + len(chunk) == len(slot.todo)
-            _, stop = batch.extend(chunk, slot.n_past, slot.index, output="last" if last else "none")
-            rows.append((stop - 1 if last else -len(chunk), slot))
-            room -= len(chunk)
-        return rows
-
     def _run(self, rows: list[Row]) -> None:
         began = perf_counter()
-        n_tokens = self._batch.n_tokens
+        n_tokens = self._planner.batch.n_tokens
         try:
             self._decode()
         except NoKvSlot as error:
@@ -258,7 +194,7 @@ class Scheduler:
     def _decode(self) -> None:
         context = self.context
         with context._exclusive():
-            context._compute(context._lib.llama_decode, context._ptr, self._batch)
+            context._compute(context._lib.llama_decode, context._ptr, self._planner.batch)
 
     def _choose(self, row: int, slot: Slot) -> bool:
         """Choose the next token of a slot from batch row `row`; returns whether its request goes on."""
@@ -285,7 +221,7 @@ class Scheduler:
         assert chain is not None
         if request.logprobs is not None or request.params.overflow == "shift":
             return True  # both need each token's own row
-        most = min(self._batch.capacity, self.context.n_batch) // len(self.slots) - 1
+        most = self._planner.most // len(self.slots) - 1
         for token in constraint.forced()[: max(0, most)]:
             if request.vocab.is_eog(token) or slot.n_past + len(slot.run) + 2 > self.n_ctx:
                 return True
@@ -419,7 +355,7 @@ class Scheduler:
         if len(active) == 1:
             self._fail(active[0], ContextOverflow(f"the request does not fit the KV cache: {error}"))
             return
-        self._requeue(max(active, key=_arrival))
+        self._requeue(max(active, key=Slot.arrival))
         self._full = True
 
     def _requeue(self, slot: Slot) -> None:
@@ -430,7 +366,7 @@ class Scheduler:
         slot.reset()
         slot.forget()
         self.memory.remove(slot.index)
-        heapq.heappush(self._waiting, (-request.params.priority, request.number, request))
+        self._waiting.push(request)
 
     def _recover(self) -> None:
         """A step was interrupted: what the KV cache holds is not known. Compute it again."""
@@ -449,10 +385,8 @@ class Scheduler:
 
     def fail_all(self, error_of: Callable[[], Exception]) -> None:
         """End every request with an exception."""
-        while self._inbox:
-            self._inbox.popleft().fail(error_of())
-        while self._waiting:
-            heapq.heappop(self._waiting)[2].fail(error_of())
+        while self._waiting.collect():
+            self._waiting.pop().fail(error_of())
         for slot in self.slots:
             if slot.request is not None:
                 self._fail(slot, error_of())
@@ -461,8 +395,3 @@ class Scheduler:
         """End every request with Cancelled and free the chains."""
         self.fail_all(lambda: Cancelled("the Llama was closed while the request was running"))
         self._chains.close()
-
-
-def _arrival(slot: Slot) -> int:
-    assert slot.request is not None
-    return slot.request.number

@@ -57,3 +57,8 @@ class Slot:
     def forget(self) -> None:
         """What was kept is gone."""
         self.kept = _NOTHING
+
+    def arrival(self) -> int:
+        """The place in the order of arrival of its request."""
+        assert self.request is not None
+        return self.request.number

@@ -1,0 +1,259 @@
+"""The state of a context, whole or of one sequence, as bytes and in files.
+
+libllama's own state says little about where it belongs. Here it comes after a header: the model, the bundle's ABI and
+the settings that give the state its layout, the tokens, and a SHA-256. A state that does not belong to a context is
+refused before libllama sees it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..enums import StateSeqFlags
+from ..errors import BackendFailure, InvalidRequest, UnsupportedModel
+from ..native.log import mark, why
+from ..params import integer
+from .context import Context
+from .model import Model
+
+MAGIC = b"LLCUDAFFISTATE01"
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A saved state.
+
+    Attributes:
+        header: what it belongs to.
+        tokens: int32, the tokens that the caller saved with it.
+        data: libllama's bytes.
+    """
+
+    header: dict[str, Any]
+    tokens: npt.NDArray[np.int32]
+    data: bytes
+
+    @property
+    def whole(self) -> bool:
+        """Whether it holds all sequences of a context."""
+        return bool(self.header["kind"] == "context")
+
+    def to_bytes(self) -> bytes:
+        """Header, tokens and data in one piece."""
+        head = json.dumps(self.header, sort_keys=True).encode()
+        tokens = self.tokens.astype("<i4").tobytes()
+        body = b"".join([len(head).to_bytes(8, "little"), head, len(tokens).to_bytes(8, "little"), tokens, self.data])
+        return MAGIC + hashlib.sha256(body).digest() + body
+
+    @classmethod
+    def from_bytes(cls, raw: bytes | bytearray | memoryview) -> SavedState:
+        """The state in `raw`.
+
+        Raises:
+            InvalidRequest: no saved state, cut short, or changed.
+        """
+        view = memoryview(raw).cast("B")
+        start = len(MAGIC) + 32
+        if len(view) < start + 16 or bytes(view[: len(MAGIC)]) != MAGIC:
+            raise InvalidRequest("this is no state saved by llcuda_ffi")
+        if hashlib.sha256(view[start:]).digest() != bytes(view[len(MAGIC) : start]):
+            raise InvalidRequest("the saved state is damaged: its SHA-256 is not the one that it was saved with")
+        n = int.from_bytes(view[start : start + 8], "little")
+        header = json.loads(bytes(view[start + 8 : start + 8 + n]))
+        at = start + 8 + n
+        size = int.from_bytes(view[at : at + 8], "little")
+        tokens = np.frombuffer(view[at + 8 : at + 8 + size], "<i4").astype(np.int32)
+        return cls(header, tokens, bytes(view[at + 8 + size :]))
+
+
+def state_size(context: Context, seq_id: int | None = None) -> int:
+    """Bytes of the state of a context, or of one of its sequences, without the header."""
+    with context._exclusive():
+        pointer, lib = context._ptr, context._lib
+        if seq_id is None:
+            return int(lib.llama_state_get_size(pointer))
+        return int(lib.llama_state_seq_get_size(pointer, _sequence(context, seq_id)))
+
+
+def save_state(
+    context: Context,
+    seq_id: int | None = None,
+    *,
+    tokens: Iterable[int] = (),
+    partial_only: bool = False,
+) -> SavedState:
+    """Save the KV cache (or recurrent state) of a context, or of one sequence (llama_state_*_get_data).
+
+    Args:
+        seq_id: the sequence; None saves all of them.
+        tokens: kept with the state, to know later what it stands for.
+        partial_only: of a sequence, only what cannot be rolled back (recurrent state, sliding window).
+
+    Raises:
+        InvalidRequest: a sequence that is not there.
+        UnsupportedModel: the model has no memory.
+        BackendFailure: libllama could not give the state.
+    """
+    ids = context.model.vocab.ids(list(tokens))
+    flags = StateSeqFlags.PARTIAL_ONLY if partial_only else StateSeqFlags.NONE
+    if partial_only and seq_id is None:
+        raise InvalidRequest("partial_only goes with a sequence: name seq_id")
+    with context._exclusive():
+        pointer, ffi, lib = context._ptr, context._ffi, context._lib
+        _needs_memory(context)
+        point = mark()
+        if seq_id is None:
+            size = lib.llama_state_get_size(pointer)
+            buffer = bytearray(size)
+            got = lib.llama_state_get_data(pointer, ffi.from_buffer("uint8_t[]", buffer), size)
+        else:
+            seq = _sequence(context, seq_id)
+            size = lib.llama_state_seq_get_size_ext(pointer, seq, int(flags))
+            buffer = bytearray(size)
+            got = lib.llama_state_seq_get_data_ext(pointer, ffi.from_buffer("uint8_t[]", buffer), size, seq, int(flags))
+        if not got or got > size:
+            raise BackendFailure(f"libllama gave no state{why(point)}")
+        header = _header(context, "context" if seq_id is None else "sequence", partial_only)
+    return SavedState(header, ids, bytes(memoryview(buffer)[:got]))
+
+
+def restore_state(context: Context, state: SavedState, seq_id: int | None = None) -> npt.NDArray[np.int32]:
+    """Put a saved state back; what the context, or the sequence, held is replaced (llama_state_*_set_data).
+
+    Logits are not part of it: decode at least one token before sampling.
+
+    Args:
+        seq_id: the sequence that receives a sequence's state, which may be another one than it came from.
+
+    Returns:
+        the tokens saved with it.
+
+    Raises:
+        InvalidRequest: the state belongs to another model, ABI or kind of context; nothing was changed.
+        BackendFailure: libllama could not restore it (most often: no room); the sequence is then empty.
+    """
+    if not isinstance(state, SavedState):
+        raise InvalidRequest(f"restore_state takes a SavedState, not {type(state).__name__}")
+    if state.whole != (seq_id is None):
+        wants = "no seq_id: it holds a whole context" if state.whole else "a seq_id: it holds one sequence"
+        raise InvalidRequest(f"this state wants {wants}")
+    with context._exclusive():
+        pointer, ffi, lib = context._ptr, context._ffi, context._lib
+        _needs_memory(context)
+        wanted = _header(context, state.header["kind"], state.header.get("partial_only", False))
+        for key, value in wanted.items():
+            if state.header.get(key) != value:
+                raise InvalidRequest(
+                    f"the state was saved with {key} {state.header.get(key)!r}, this context has {value!r}: "
+                    "restore it into a context of the same model, bundle and settings"
+                )
+        point = mark()
+        source = ffi.from_buffer("uint8_t[]", state.data)
+        if seq_id is None:
+            got = lib.llama_state_set_data(pointer, source, len(state.data))
+        else:
+            flags = StateSeqFlags.PARTIAL_ONLY if state.header.get("partial_only") else StateSeqFlags.NONE
+            seq = _sequence(context, seq_id)
+            got = lib.llama_state_seq_set_data_ext(pointer, source, len(state.data), seq, int(flags))
+        context._n_outputs = 0
+        if got != len(state.data):
+            raise BackendFailure(f"libllama could not restore the state (is there room for it?){why(point)}")
+    return state.tokens.copy()
+
+
+def save_state_file(
+    context: Context,
+    path: str | os.PathLike[str],
+    seq_id: int | None = None,
+    *,
+    tokens: Iterable[int] = (),
+) -> Path:
+    """`save_state` into a file, which appears whole or not at all."""
+    target = Path(path)
+    raw = save_state(context, seq_id, tokens=tokens).to_bytes()
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        temporary.write_bytes(raw)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return target
+
+
+def load_state_file(context: Context, path: str | os.PathLike[str], seq_id: int | None = None) -> npt.NDArray[np.int32]:
+    """`restore_state` from a file.
+
+    Raises:
+        InvalidRequest: the file cannot be read, or as for `restore_state`.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"the state file {path} cannot be read: {error.strerror}") from error
+    return restore_state(context, SavedState.from_bytes(raw), seq_id)
+
+
+def _sequence(context: Context, seq_id: int) -> int:
+    return integer("a sequence id", seq_id, 0, context.n_seq_max - 1)
+
+
+def _needs_memory(context: Context) -> None:
+    if context.memory is None:
+        raise UnsupportedModel(f"{context.model.path.name} keeps no memory between batches: it has no state")
+
+
+def _header(context: Context, kind: str, partial_only: bool) -> dict[str, Any]:
+    """What must agree between a state and a context."""
+    model, params = context.model, context.params
+    header: dict[str, Any] = {
+        "kind": kind,
+        "partial_only": bool(partial_only),
+        "model": _fingerprint(model),
+        "abi": model.library.profile.name,
+        # the library whose serialisation it is: the format may change between builds of one ABI
+        "library": next((h for n, h in model.library.bundle.libraries.items() if n.startswith("libllama.")), ""),
+        "type_k": params.type_k.name,
+        "type_v": params.type_v.name,
+        "flash_attn": params.flash_attn_type.name,  # decides whether V is kept transposed
+        "swa_full": params.swa_full,
+    }
+    if kind == "context":
+        header |= {"n_ctx": context.n_ctx, "n_seq_max": context.n_seq_max, "kv_unified": context.kv_unified}
+    return header
+
+
+_SAMPLES, _SAMPLE = 32, 4096
+_fingerprints: weakref.WeakKeyDictionary[Model, str] = weakref.WeakKeyDictionary()
+
+
+def _fingerprint(model: Model) -> str:
+    """What a model is: its sizes, its metadata, and 32 pieces of its file (all of it would take seconds)."""
+    found = _fingerprints.get(model)
+    if found is None:
+        described = hashlib.sha256()
+        for key, value in sorted(model.metadata.items()):
+            described.update(f"{key}\0{value}\0".encode("utf-8", "surrogateescape"))
+        try:
+            with open(model.path, "rb") as file:
+                end = os.fstat(file.fileno()).st_size
+                for i in range(_SAMPLES):
+                    described.update(os.pread(file.fileno(), _SAMPLE, max(0, end - _SAMPLE) * i // (_SAMPLES - 1)))
+        except OSError as error:
+            raise InvalidRequest(
+                f"{model.path} can no longer be read ({error.strerror}): a state cannot be bound to its model"
+            ) from error
+        name = f"{model.architecture} {model.n_params} weights {model.size} bytes"
+        found = _fingerprints[model] = f"{name} {described.hexdigest()[:16]}"
+    return found

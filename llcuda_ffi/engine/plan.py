@@ -1,0 +1,73 @@
+"""What the next batch holds: a token for each generating slot, then chunks of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.batch import Batch
+from ..core.context import Context
+from .drafting import Drafter
+from .slot import Slot, State
+
+# a slot, and the batch row of its logits; below 0: minus the tokens of a part of its prompt, which has none
+Row = tuple[int, Slot]
+
+
+class Planner:
+    """Fills the batch of one context.
+
+    Attributes:
+        batch: the batch, used again for each step.
+        most: most tokens of one step.
+    """
+
+    def __init__(self, context: Context, drafter: Drafter | None) -> None:
+        self.batch = Batch(max(context.n_batch, context.n_seq_max))
+        self.most = context.n_batch
+        self._chunk = context.n_ubatch
+        self._drafter = drafter
+
+    def plan(self, slots: Sequence[Slot]) -> list[Row]:
+        """Fill the batch; returns the slots in it."""
+        batch = self.batch
+        batch.n_tokens = 0
+        generating = [slot for slot in slots if slot.state is State.GENERATING]
+        n = len(generating)
+        rows: list[Row]
+        if self._drafter is not None or any(slot.run for slot in generating):
+            rows = self._runs(generating)
+        else:
+            batch.token[:n] = [slot.last for slot in generating]
+            batch.pos[:n] = [slot.n_past for slot in generating]
+            batch.seq[:n, 0] = [slot.index for slot in generating]
+            batch.output[:n] = 1
+            batch.n_tokens = n
+            rows = list(enumerate(generating))
+        if n < len(slots):
+            self._prompts(slots, rows)
+        return rows
+
+    def _runs(self, generating: Sequence[Slot]) -> list[Row]:
+        """Slots that may have several tokens: a run without choice before `last`, a draft after it."""
+        batch, rows = self.batch, []
+        if self._drafter is not None:
+            used = len(generating) + sum(len(slot.run) for slot in generating)
+            self._drafter.propose(generating, max(0, min(self.most - used, self._chunk)))
+        for slot in generating:
+            tokens = [*slot.run, slot.last, *slot.draft]
+            start, _ = batch.extend(tokens, slot.n_past, slot.index, output="all" if slot.draft else "last")
+            rows.append((start + len(slot.run), slot))
+        return rows
+
+    def _prompts(self, slots: Sequence[Slot], rows: list[Row]) -> None:
+        """Add chunks of prompts: at most one micro-batch of them, so that running streams never wait longer."""
+        batch = self.batch
+        room = min(self.most - batch.n_tokens, self._chunk)
+        for slot in sorted((slot for slot in slots if slot.state is State.PROMPT), key=Slot.arrival):
+            if room <= 0:
+                return
+            chunk = slot.todo[slot.n_past : slot.n_past + room]
+            last = slot.n_past + len(chunk) == len(slot.todo)
+            _, stop = batch.extend(chunk, slot.n_past, slot.index, output="last" if last else "none")
+            rows.append((stop - 1 if last else -len(chunk), slot))
+            room -= len(chunk)

@@ -1,0 +1,114 @@
+"""What a Llama is made of: the model in its place, the settings of its context, its drafter and its thread control."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+from .bundle import InstalledBundle
+from .bundle.select import parse_device
+from .core.context import Context
+from .core.model import Model
+from .core.placement import Room, library_for, place
+from .engine.drafting import Drafter, DraftModel, PromptLookup
+from .engine.threads import ThreadControl
+from .enums import FlashAttnType, GGMLType
+from .errors import InvalidRequest, UnsupportedModel
+from .hardware.cpu import usable_cores
+from .hub import resolve
+from .params import INT32_MAX, ContextParams, ModelParams, integer, member, override
+
+DEFAULT_N_CTX = 4096
+
+
+def open_model(
+    model: str | os.PathLike[str],
+    device: str,
+    n_gpu_layers: int | Literal["auto"],
+    bundle: str | InstalledBundle | None,
+    params: ModelParams | None,
+    progress: Callable[[float], object] | None,
+    room: Room,
+) -> Model:
+    """Fetch a model where it is missing, choose the libraries and where its layers go, and load it."""
+    params = params or ModelParams()
+    if n_gpu_layers != "auto":
+        params = override(params, {"n_gpu_layers": n_gpu_layers})
+    parse_device(device)
+    path = resolve(model)
+    library = library_for(device, bundle)
+    params, note = place(library, device, path, params, room, automatic=n_gpu_layers == "auto")
+    loaded = Model.load(path, params, progress=progress, bundle=library.bundle)
+    loaded.placement = replace(loaded.placement, note=note)
+    return loaded
+
+
+def longest_request(model: Model, n_ctx: int | None) -> int:
+    """Most tokens of one request: as asked, else the training context, at most 4,096."""
+    if n_ctx is not None:
+        return integer("n_ctx", n_ctx, 1, INT32_MAX)
+    trained = model.n_ctx_train
+    return min(trained, DEFAULT_N_CTX) if trained > 0 else DEFAULT_N_CTX
+
+
+def kv_types(kv_type: str | GGMLType | tuple[str | GGMLType, str | GGMLType]) -> tuple[GGMLType, GGMLType]:
+    """The types of the K and the V cache."""
+    type_k, type_v = kv_type if isinstance(kv_type, tuple) else (kv_type, kv_type)
+    return member("kv_type", type_k, GGMLType), member("kv_type", type_v, GGMLType)
+
+
+def with_cache(
+    params: ContextParams,
+    n_ctx: int,
+    n_parallel: int,
+    types: tuple[GGMLType, GGMLType],
+    kv_cells: int | None,
+    flash_attn: str | FlashAttnType | bool,
+) -> ContextParams:
+    """`params` with a KV cache for `n_parallel` requests of `n_ctx` tokens: a stream for each, or `kv_cells` shared."""
+    if isinstance(flash_attn, bool):
+        flash_attn = FlashAttnType.ENABLED if flash_attn else FlashAttnType.DISABLED
+    per_sequence = -(-n_ctx // 256) * 256  # libllama rounds up to this
+    cells = per_sequence * n_parallel
+    unified = params.kv_unified
+    if kv_cells is not None:
+        cells, unified = integer("kv_cells", kv_cells, n_ctx, INT32_MAX), True
+    if cells > INT32_MAX:
+        raise InvalidRequest(f"n_ctx × n_parallel is {cells} tokens, more than 2^31: lower one of them")
+    return override(
+        params,
+        {
+            "n_ctx": cells,
+            "kv_unified": unified,
+            "type_k": types[0],
+            "type_v": types[1],
+            "flash_attn_type": member("flash_attn", flash_attn, FlashAttnType),
+        },
+    )
+
+
+def thread_control(context: Context, cores: int) -> ThreadControl | None:
+    """What makes n_threads="auto" follow the machine; None where there is one core."""
+    if cores < 2:
+        return None
+    set_threads = context._lib.llama_set_n_threads
+    return ThreadControl(cores, lambda n: set_threads(context._ptr, n, n))
+
+
+def open_drafter(
+    draft: str | os.PathLike[str] | Model, n_draft: int | None, target: Context, n_ctx: int, owned: list[Any]
+) -> Drafter:
+    """The drafter of speculative decoding; what must be closed with the Llama is added to `owned`."""
+    model = target.model
+    if model.is_recurrent or model.is_hybrid:
+        raise UnsupportedModel("speculative decoding needs a model that can be rolled back, not recurrent state")
+    if draft == "ngram":
+        return PromptLookup(n_ctx, n_draft=n_draft or 8)
+    if not isinstance(draft, Model):
+        draft = Model.load(resolve(draft))
+        owned.append(draft)
+    drafter = DraftModel(draft, target, n_draft=n_draft or 5, n_threads=usable_cores())
+    owned.append(drafter)
+    return drafter
