@@ -57,10 +57,9 @@ def check_file(file: str, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=1))
         return
     types = ", ".join(f"{n} {kind}" for kind, n in sorted(report.types.items(), key=lambda item: -item[1]))
-    click.echo(
-        f"{report.path.name}: sound. {_name(report.architecture) or 'no architecture'}, "
-        f"{report.n_params:,} weights, {megabytes(report.n_bytes)}, {report.n_vocab} tokens; tensors: {types or 'none'}"
-    )
+    click.echo(f"{report.path.name}: sound. {_name(report.architecture) or 'no architecture'}")
+    click.echo(f"{report.n_params:,} weights in {megabytes(report.n_bytes)}, {report.n_vocab:,} tokens")
+    click.echo(f"tensors: {types or 'none'}")
 
 
 def _facts(reader: GGUFReader, tensors: bool) -> dict[str, Any]:

@@ -164,6 +164,9 @@ class Context(Handle):
                 f"the batch holds {batch.n_tokens} tokens, more than {most} ({limit}): send it in parts"
             )
         batch.check(self.n_vocab, self.n_seq_max)
+        known = self.model.n_positions
+        if known is not None and int(batch.pos[: batch.n_tokens].max()) >= known:
+            raise InvalidRequest(f"{self.model.path.name} has {known} positions: a text of it can be no longer")
 
     def _count_outputs(self, batch: Batch) -> None:
         most = self.params.n_outputs_max

@@ -29,6 +29,7 @@ class Model(Handle):
         params: what it was loaded with.
         vocab: its vocabulary.
         library: the loaded libllama.
+        n_positions: most positions that a model with learned position embeddings has (BERT, GPT-2), else None.
         placement: which layers and how many bytes are on which device.
     """
 
@@ -36,6 +37,7 @@ class Model(Handle):
     params: ModelParams
     vocab: Vocab
     library: Library
+    n_positions: int | None
     placement: Placement
 
     def __init__(self) -> None:
@@ -71,8 +73,7 @@ class Model(Handle):
         parts = [_file(p) for p in ([path] if isinstance(path, (str, os.PathLike)) else path)]
         if not parts:
             raise InvalidRequest("a model needs at least one file")
-        for part in parts:
-            gguf.check(part)
+        positions = [gguf.check(part).n_positions for part in parts]
         library = load(bundle)
         params = placing.spare_unusable(library, params)
         ffi, lib = library.ffi, library.lib
@@ -116,6 +117,7 @@ class Model(Handle):
         model.placement = placing.from_log(lines)
         model._ffi, model._lib = ffi, lib
         model._metadata = None
+        model.n_positions = next((n for n in positions if n), None)
         model.vocab = Vocab(model)
         return model
 

@@ -31,6 +31,7 @@ class GGUFReport:
         n_vocab: tokens of its vocabulary, 0 where there is none.
         types: number of tensors by type.
         split: (number, count) of the part.
+        n_positions: rows of the learned position embeddings, None for models without: libllama aborts beyond.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class GGUFReport:
     n_vocab: int
     types: dict[str, int]
     split: tuple[int, int]
+    n_positions: int | None
 
 
 def check(path: str | os.PathLike[str]) -> GGUFReport:
@@ -96,6 +98,7 @@ def _report(reader: GGUFReader) -> GGUFReport:
         types[info.ggml_type.name] = types.get(info.ggml_type.name, 0) + 1
     tokens = reader.metadata.field("tokenizer.ggml.tokens")
     name = reader.metadata.get("general.name")
+    positions = reader.tensors.get("position_embd.weight")
     return GGUFReport(
         path=reader.path,
         version=reader.version,
@@ -107,4 +110,5 @@ def _report(reader: GGUFReader) -> GGUFReport:
         n_vocab=tokens.count if tokens else 0,
         types=types,
         split=reader.split,
+        n_positions=positions.ne[1] if positions else None,
     )
