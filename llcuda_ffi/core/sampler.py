@@ -11,13 +11,17 @@ import numpy.typing as npt
 
 from ..errors import InvalidRequest
 from ..native.handle import Handle
-from ..params import INT32_MAX, UINT32_MAX, check_regex, integer, number
+from ..native.log import mark, why
+from ..params import INT32_MAX, UINT32_MAX, integer, number
 from .context import Context
 from .grammar import check_grammar
+from .lazy_grammar import LazyGrammar, allows, compile_patterns, freeing
 from .model import Model
 
 # the samplers that choose a token; a chain ends with one
 SELECTING = frozenset({"greedy", "dist", "mirostat", "mirostat_v2", "adaptive_p"})
+# no sequence is longer, and libllama allocates a buffer of what it is told
+_MOST_LAST_N = 1 << 22
 
 
 class SamplerChain(Handle):
@@ -42,7 +46,9 @@ class SamplerChain(Handle):
         self.names: list[str] = []
         self._grammars: list[Any] = []
         self._attached = False
-        self._own(self._lib.llama_sampler_chain_init(params[0]), self._lib.llama_sampler_free, model)
+        self._lazy: dict[int, LazyGrammar] = {}  # by its place in `names`
+        free = freeing(self._lib, self._lazy.values())
+        self._own(self._lib.llama_sampler_chain_init(params[0]), free, model)
 
     def __repr__(self) -> str:
         return f"<SamplerChain {' → '.join(self.names) or 'empty'}{' closed' if self.closed else ''}>"
@@ -50,16 +56,28 @@ class SamplerChain(Handle):
     def __len__(self) -> int:
         return len(self.names)
 
-    def _append(self, name: str, sampler: Any) -> SamplerChain:
+    def _append(self, name: str, sampler: Any, lazy: LazyGrammar | None = None) -> SamplerChain:
         if not sampler:
             raise InvalidRequest(f"libllama could not make the sampler {name}")
-        chain = self._ptr
-        if self.names and self.names[-1] in SELECTING:
+        try:
+            chain = self._ptr
+            if self.names and self.names[-1] in SELECTING:
+                raise InvalidRequest(
+                    f"nothing can follow {self.names[-1]}, which selects the token: add {name} before it"
+                )
+        except BaseException:
             self._lib.llama_sampler_free(sampler)
-            raise InvalidRequest(f"nothing can follow {self.names[-1]}, which selects the token: add {name} before it")
-        self._lib.llama_sampler_chain_add(chain, sampler)
+            raise
+        if lazy is None:
+            self._lib.llama_sampler_chain_add(chain, sampler)
+        else:
+            self._lazy[len(self.names)] = lazy
         self.names.append(name)
         return self
+
+    def _index(self, place: int) -> int:
+        """Where the sampler at `place` in `names` is, or would be, in the native chain."""
+        return place - sum(lazy.waiting for at, lazy in self._lazy.items() if at < place)
 
     # --- selecting ---
 
@@ -192,46 +210,35 @@ class SamplerChain(Handle):
         Raises:
             InvalidRequest: the grammar does not parse, is too large, or its root is missing; libllama's log says why.
         """
-        return self._grammar(grammar, root, None, ())
+        sampler = self._grammar_sampler(grammar, root)
+        self._append("grammar", sampler)
+        self._grammars.append(sampler)
+        return self
 
     def grammar_lazy(
         self, grammar: str, root: str = "root", *, patterns: Sequence[str] = (), tokens: Iterable[int] = ()
     ) -> SamplerChain:
-        """The same, from the moment that a trigger occurs: a regular expression matched from the start, or a token."""
-        if isinstance(patterns, str):
-            raise InvalidRequest("patterns must be a list of regular expressions")
-        for pattern in patterns:
-            check_regex(pattern)
-        ids = [integer("a trigger token", t, 0, self.model.vocab.n_tokens - 1) for t in tokens]
-        if not patterns and not ids:
+        """The same, from the moment that a trigger occurs.
+
+        Args:
+            patterns: regular expressions searched in the output; the grammar applies from the first group that
+                matched, else from the match.
+            tokens: ids that trigger; the grammar applies from the token on.
+        """
+        compiled = compile_patterns(patterns)
+        ids = frozenset(integer("a trigger token", t, 0, self.model.vocab.n_tokens - 1) for t in tokens)
+        if not compiled and not ids:
             raise InvalidRequest("a lazy grammar needs a trigger pattern or a trigger token")
-        return self._grammar(grammar, root, patterns, ids)
+        sampler = self._grammar_sampler(grammar, root)
+        return self._append("grammar", sampler, LazyGrammar(sampler, compiled, ids))
 
-    def _grammar(self, grammar: str, root: str, patterns: Sequence[str] | None, tokens: Sequence[int]) -> SamplerChain:
-        from ..native.log import mark, why
-
+    def _grammar_sampler(self, grammar: str, root: str) -> Any:
         check_grammar(grammar, root)
-        ffi, lib, vocab = self._ffi, self._lib, self.model.vocab._ptr
         point = mark()
-        text, name = grammar.encode(), root.encode()
-        if patterns is None:
-            sampler = lib.llama_sampler_init_grammar(vocab, text, name)
-        else:
-            texts = [ffi.new("char[]", p.encode()) for p in patterns]
-            sampler = lib.llama_sampler_init_grammar_lazy_patterns(
-                vocab,
-                text,
-                name,
-                ffi.new("const char *[]", texts),
-                len(texts),
-                ffi.new("llama_token[]", list(tokens)),
-                len(tokens),
-            )
+        sampler = self._lib.llama_sampler_init_grammar(self.model.vocab._ptr, grammar.encode(), root.encode())
         if not sampler:
             raise InvalidRequest(f"libllama refused the grammar{why(point)}")
-        self._append("grammar", sampler)
-        self._grammars.append(sampler)
-        return self
+        return sampler
 
     # --- use ---
 
@@ -246,14 +253,22 @@ class SamplerChain(Handle):
 
         Raises:
             IndexError: that row has no logits.
-            InvalidRequest: the chain selects nothing, or belongs to another model.
+            InvalidRequest: the chain selects nothing, or belongs to another model, or its other samplers left no
+                token that its grammar allows.
         """
         with self._exclusive(), context._exclusive():
             self._selecting()
             if context.model is not self.model:
                 raise InvalidRequest("the chain and the context belong to different models")
-            context._logits(row)
-            return int(self._lib.llama_sampler_sample(self._ptr, context._ptr, row))
+            logits = context._logits(row)
+            if not self._grammars and not self._lazy:
+                return int(self._lib.llama_sampler_sample(self._ptr, context._ptr, row))
+            # libllama ends the process when a grammar is made to accept a token that it does not allow
+            token = self._apply(logits)[2]
+            if token is None:
+                raise InvalidRequest("the chain selected no token")
+            self._accept(token)
+            return token
 
     def apply(self, logits: npt.ArrayLike) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], int | None]:
         """Run the chain over logits of your own, shape (n_vocab,), without accepting (llama_sampler_apply).
@@ -289,22 +304,50 @@ class SamplerChain(Handle):
             InvalidRequest: the id is not in the vocabulary, or the chain's grammar does not allow it.
         """
         with self._exclusive():
-            pointer = self._ptr
-            token = self.model.vocab._token(token)
-            for grammar in self._grammars:
-                if not allows(self._ffi, self._lib, grammar, token):
-                    raise InvalidRequest(f"the grammar does not allow token {token} here")
-            self._lib.llama_sampler_accept(pointer, token)
+            self._accept(self.model.vocab._token(token))
+
+    def _accept(self, token: int) -> None:
+        chain, ffi, lib = self._ptr, self._ffi, self._lib
+        holding = (lazy.sampler for lazy in self._lazy.values() if not lazy.waiting)
+        for grammar in (*self._grammars, *holding):
+            if not allows(ffi, lib, grammar, token):
+                raise InvalidRequest(
+                    f"the grammar does not allow token {token} here (if the chain chose it: put the grammar before "
+                    "the samplers that narrow the choice)"
+                )
+        triggered: dict[int, LazyGrammar] = {}
+        try:
+            for place, lazy in self._lazy.items():
+                if lazy.waiting and lazy.accept(ffi, lib, self.model.vocab, token):
+                    triggered[place] = lazy
+        except InvalidRequest:
+            for lazy in triggered.values():
+                lazy.restart(lib)
+            raise
+        lib.llama_sampler_accept(chain, token)
+        for place, lazy in triggered.items():
+            at = self._index(place)
+            following = [
+                lib.llama_sampler_chain_remove(chain, at) for _ in range(lib.llama_sampler_chain_n(chain) - at)
+            ]
+            for sampler in (lazy.sampler, *following):
+                lib.llama_sampler_chain_add(chain, sampler)
+            lazy.waiting = False
 
     def reset(self) -> None:
         """Forget what was accepted; random states start again from their seeds."""
         with self._exclusive():
-            self._lib.llama_sampler_reset(self._ptr)
+            chain = self._ptr
+            self._lib.llama_sampler_reset(chain)
+            for place, lazy in self._lazy.items():
+                if not lazy.waiting:
+                    self._lib.llama_sampler_chain_remove(chain, self._index(place))
+                lazy.forget()
 
     def _reseed(self, seed: int) -> None:
         """Give the last sampler, dist, a new seed."""
         lib, chain = self._lib, self._ptr
-        lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, len(self.names) - 1))
+        lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, self._index(len(self.names) - 1)))
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(_seed(seed)))
 
     def _attach(self, context: Context, seq_id: int) -> bool:
@@ -322,11 +365,20 @@ class SamplerChain(Handle):
             other.model, other._ffi, other._lib = self.model, self._ffi, self._lib
             other.names = list(self.names)
             other._attached = False
-            pointer = self._lib.llama_sampler_clone(self._ptr)
-            other._own(pointer, self._lib.llama_sampler_free, self.model)
-            other._grammars = [
-                self._lib.llama_sampler_chain_get(pointer, i) for i, n in enumerate(self.names) if n == "grammar"
-            ]
+            lib, pointer = self._lib, self._lib.llama_sampler_clone(self._ptr)
+            other._lazy = {}
+            other._own(pointer, freeing(lib, other._lazy.values()), self.model)
+            other._grammars = []
+            for place, name in enumerate(self.names):
+                lazy = self._lazy.get(place)
+                if lazy is not None and lazy.waiting:
+                    other._lazy[place] = lazy.copy(lib.llama_sampler_clone(lazy.sampler))
+                elif name == "grammar":
+                    sampler = lib.llama_sampler_chain_get(pointer, self._index(place))
+                    if lazy is None:
+                        other._grammars.append(sampler)
+                    else:
+                        other._lazy[place] = lazy.copy(sampler)
             return other
 
     @property
@@ -338,19 +390,11 @@ class SamplerChain(Handle):
 
     def _last_n(self, name: str, value: int) -> int:
         n = integer(name, value, -1, INT32_MAX)
-        return self.model.n_ctx_train if n < 0 else n
+        return min(self.model.n_ctx_train if n < 0 else n, _MOST_LAST_N)
 
 
 # struct llama_token_data
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-
-
-def allows(ffi: Any, lib: Any, grammar: Any, token: int) -> bool:
-    """Whether a grammar sampler would allow `token` next."""
-    one = ffi.new("llama_token_data *", (token, 0.0, 0.0))
-    array = ffi.new("llama_token_data_array *", (one, 1, -1, False))
-    lib.llama_sampler_apply(grammar, array)
-    return bool(one.logit != float("-inf"))
 
 
 def _seed(seed: int | None) -> int:
