@@ -225,7 +225,7 @@ def _header(config: pytest.Config) -> str:
 
 def _lacking(config: pytest.Config, name: str, marker: pytest.Mark) -> str | None:
     """Why a test cannot run; None if it can."""
-    checks: dict[str, Callable[..., Any]] = {
+    checks: dict[str, Callable[..., str | None]] = {
         "gpu": _lacks_gpu,
         "bundle": _lacks_bundle,
         "needs_model": _lacks_model,
@@ -251,16 +251,16 @@ def _lacks_gpu(
     if not report.gpus:
         return f"needs a GPU: {report.reason}"
     gpus = list(report.gpus)
-    for wanted, label, test in (
-        (min_sm, "compute capability", lambda g: g.arch >= parse_sm(min_sm or 0)),
-        (min_vram, "memory", lambda g: g.memory_total >= parse_size(min_vram or 0)),
+    for wanted, label, fitting in (
+        (min_sm, "compute capability", [gpu for gpu in gpus if gpu.arch >= parse_sm(min_sm or 0)]),
+        (min_vram, "memory", [gpu for gpu in gpus if gpu.memory_total >= parse_size(min_vram or 0)]),
     ):
         if wanted is not None:
-            fitting = [gpu for gpu in gpus if test(gpu)]
-            if len(fitting) < count:
+            still = [gpu for gpu in gpus if gpu in fitting]
+            if len(still) < count:
                 there = ", ".join(_described(gpu) for gpu in gpus)
                 return f"needs {count} GPU(s) of {label} {wanted}, there is {there}"
-            gpus = fitting
+            gpus = still
     if len(gpus) < count:
         return f"needs {count} GPUs, there is {', '.join(_described(gpu) for gpu in gpus)}"
     bundle = _bundle(config)

@@ -1,6 +1,6 @@
-"""On a machine with an NVIDIA GPU: `pytest -m gpu --llcuda-require=gpu`, with LLCUDA_FFI_BUNDLE set or a bundle that fits.
+"""For machines with an NVIDIA GPU: `pytest -m gpu --llcuda-require=gpu`, LLCUDA_FFI_BUNDLE set or a bundle that fits.
 
-The models are made here (tests/tiny_model.py) or named by --llcuda-model, so nothing is fetched.
+The model is that of --llcuda-model.
 """
 
 from __future__ import annotations
