@@ -1,5 +1,7 @@
 """How much of a run is spent inside C calls: the library is wrapped so that every call is timed.
 
+In CPU time of the calling thread, so that what other processes take counts on neither side.
+
 Wrap before the Llama is made: objects keep the library that they were made with.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 from llcuda_ffi.native import load as loading
@@ -29,7 +31,7 @@ class TimedLibrary:
         return found
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        clock = perf_counter
+        clock = thread_time
 
         def timed(*args: Any) -> Any:
             began = clock()
@@ -67,9 +69,9 @@ def overhead(timed: TimedLibrary, calls: int = 200_000) -> tuple[float, float]:
         n = calls // 10
         wrapped.seconds = 0.0
         for i, function in enumerate((nothing, call)):
-            began = perf_counter()
+            began = thread_time()
             for _ in range(n):
                 function(None)
-            best[i] = min(best[i], (perf_counter() - began) / n)
+            best[i] = min(best[i], (thread_time() - began) / n)
         inside = min(inside, wrapped.seconds / n)
     return best[1] - inside, inside

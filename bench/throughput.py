@@ -1,7 +1,8 @@
 """Many prompts at once: 32 prompts of 64 tokens each, over the raw batched loop with the same samplers.
 
 Then the time that Python takes per generated token outside C calls, of `generate` and of 32 concurrent streams: every C
-call of a run is timed by a wrapper, the rest of the run is Python; what the wrapper adds is measured and taken off.
+call of a run is timed by a wrapper, the rest of the run is Python (CPU time of the
+thread); what the wrapper adds is measured and taken off.
 With --peer also llama-cpp-python's own code over the same libllama, one prompt after another (it has no batches).
 
     python bench/throughput.py [-m gemma3-270m] [--peer FOLDER] [--json bench/results/throughput.json]
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from time import perf_counter, process_time
+from time import perf_counter, process_time, thread_time
 from typing import Any
 
 import c_time
@@ -116,18 +117,18 @@ def python_time(
         """The run's Python time per token; the time of each full step goes into `steps`."""
 
         def timed_step() -> bool:
-            c, n, began = timed.seconds, timed.calls, perf_counter()
+            c, n, began = timed.seconds, timed.calls, thread_time()
             going = step()
-            took = perf_counter() - began
+            took = thread_time() - began
             calls = timed.calls - n
             if calls >= len(prompts):  # every request has a token in it
                 steps.append((took - (timed.seconds - c) - calls * outside) / len(prompts))
             return going
 
         scheduler.step = timed_step  # type: ignore[method-assign]
-        c, n, began = timed.seconds, timed.calls, perf_counter()
+        c, n, began = timed.seconds, timed.calls, thread_time()
         everything()
-        took = perf_counter() - began
+        took = thread_time() - began
         return (took - (timed.seconds - c) - (timed.calls - n) * outside) / (len(prompts) * (params.max_tokens or 1))
 
     found: dict[str, Any] = {}

@@ -1,0 +1,159 @@
+"""Time to first token with a cached prefix; the longest gap of streams while a long prompt comes; a busy machine.
+
+python bench/latency.py [--only ttft|gap|busy] [--json bench/results/latency.json]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import subprocess
+import sys
+from time import perf_counter
+from typing import Any
+
+import report
+
+from llcuda_ffi import AsyncLlama, Llama, SamplingParams
+from llcuda_ffi.core.model import Model
+
+GREEDY = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=4)
+
+
+def main() -> None:
+    p = report.parser(__doc__, rounds=5)
+    p.add_argument("--only", choices=["ttft", "gap", "busy"])
+    p.add_argument("--seconds", type=float, default=4.0, help="of each busy measurement")
+    p.add_argument("--streams", type=int, nargs="*", default=[1, 32], help="of the busy measurements")
+    p.add_argument("--spinners", type=int, nargs="*", default=[0, 1, 2], help="of the busy measurements")
+    a = p.parse_args()
+    with Llama(a.model, n_ctx=2048, n_parallel=10, n_threads=a.threads) as llm:
+        out = report.header("latency", llm.model.library, {"model": llm.model.path.name, "threads": a.threads})
+        words = llm.tokenize_prompt("The story of a small dragon who lived in a cave at the edge of a village. " * 140)
+        if a.only in (None, "ttft"):
+            out["ttft"] = ttft(llm, [int(t) for t in words], a.rounds)
+        if a.only in (None, "gap"):
+            out["gap"] = gap(llm.model, [int(t) for t in words], a)
+        model = llm.model
+        if a.only in (None, "busy"):
+            out["busy"] = busy(model, a)
+    report.write(out, a.json)
+
+
+def ttft(llm: Llama, words: list[int], rounds: int) -> dict[str, Any]:
+    """A 1,000-token prefix and 10 new tokens: all computed, and with the prefix in the cache."""
+    cold, warm = [], []
+    for i in range(rounds + 1):
+        llm.clear_cache()
+        # the first token differs from round to round: nothing is shared with an earlier one
+        prefix = [1000 + i, *words[1:1000]]
+        first = llm.generate(prefix + words[100:110], GREEDY)
+        second = llm.generate(prefix + words[200:210], GREEDY)
+        if second.usage.cached_tokens < 1000:
+            raise RuntimeError(f"only {second.usage.cached_tokens} tokens were cached")
+        if i:
+            cold.append(first.timings.ttft_s * 1e3)
+            warm.append(second.timings.ttft_s * 1e3)
+    return {
+        "cold_ms": report.line("TTFT, 1,010 tokens, cold", cold, "ms"),
+        "cached_ms": report.line("TTFT, 1,000 of them cached", warm, "ms"),
+        "share": report.line("cached / cold", report.ratios(warm, cold), "", 4),
+    }
+
+
+def gap(model: Model, words: list[int], a: Any) -> dict[str, Any]:
+    """8 streams run in tasks; when each has had 10 tokens, a prompt of 1,500 tokens comes."""
+    longest, usual, allowed, ubatches = [], [], [], []
+    # n_parallel as a task each, and no prefix is shared
+    with Llama(model, n_ctx=2048, n_parallel=1, n_threads=a.threads, prefix_cache=False) as alone:
+        for i in range(a.rounds + 1):
+            began = perf_counter()
+            alone.generate([2000 + i, *words[1:512]], GREEDY, max_tokens=1)
+            ubatches.append(perf_counter() - began)
+            times = asyncio.run(streams_and_prompt(model, words, i, a.threads))
+            gaps = [late - early for row in times for early, late in itertools.pairwise(row[2:])]
+            if i:
+                longest.append(max(gaps) * 1e3)
+                usual.append(statistics.median(gaps) * 1e3)
+                allowed.append(max(gaps) / (3 * statistics.median(gaps) + ubatches[-1]))
+    ubatch_s = [u * 1e3 for u in ubatches[1:]]
+    return {
+        "median_ms": report.line("8 streams, median gap between tokens", usual, "ms"),
+        "longest_ms": report.line("longest gap while 1,500 tokens come", longest, "ms"),
+        "ubatch_ms": report.line("one micro-batch of 512 tokens", ubatch_s, "ms"),
+        "of_allowed": report.line("longest / (3 medians + one micro-batch)", allowed, "", 3),
+    }
+
+
+async def streams_and_prompt(model: Model, words: list[int], i: int, threads: int) -> list[list[float]]:
+    """When the tokens of each of the 8 streams came."""
+    async with AsyncLlama(model, n_ctx=2048, n_parallel=10, n_threads=threads, prefix_cache=False) as llm:
+        times: list[list[float]] = [[] for _ in range(8)]
+        params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=60)
+        running = asyncio.Event()
+
+        async def stream(s: int) -> None:
+            async for _ in llm.stream([3000 + 100 * i + s, *words[1:20]], params):
+                times[s].append(perf_counter())
+                if all(len(row) >= 10 for row in times):
+                    running.set()
+
+        async def late() -> None:
+            await running.wait()
+            await llm.generate([1500 + i, *words[1:1500]], GREEDY, max_tokens=1)
+
+        await asyncio.gather(*(stream(s) for s in range(8)), late())
+        return times
+
+
+def busy(model: Model, a: Any) -> dict[str, Any]:
+    """Tokens per second with other processes spinning: 1 and 2 threads fixed, and "auto"."""
+    found: dict[str, Any] = {}
+    for n in a.streams:
+        sides: dict[str, Any] = {"1": 1, "2": 2, "auto": "auto"}
+        llms = {
+            name: Llama(model, n_ctx=512, n_parallel=n, n_threads=threads, prefix_cache=False)
+            for name, threads in sides.items()
+        }
+        for spinning in a.spinners:
+            children = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(spinning)]
+            speed: dict[str, list[float]] = {name: [] for name in sides}
+            try:
+                for i in range(a.rounds):
+                    for name in list(sides) if i % 2 else list(sides)[::-1]:
+                        speed[name].append(steady(llms[name], n, a.seconds / (2 if name != "auto" else 1)))
+            finally:
+                for child in children:
+                    child.kill()
+                    child.wait()
+            key = f"{n} stream{'s' if n > 1 else ''}, {spinning} spinning"
+            row: dict[str, Any] = {name: report.line(f"{key}, threads {name}", speed[name], "tok/s") for name in sides}
+            better = [max(one, two) for one, two in zip(speed["1"], speed["2"], strict=True)]
+            row["auto_of_better"] = report.line(f"{key}, auto / better", report.ratios(speed["auto"], better), "", 3)
+            found[key] = row
+        for llm in llms.values():
+            llm.close()
+    return found
+
+
+def steady(llm: Llama, n: int, seconds: float) -> float:
+    """Tokens per second of n requests that run for about so long; a warm machine is assumed."""
+    params = SamplingParams(temperature=0.8, min_p=0.0, ignore_eos=True, max_tokens=400)
+    streams = [llm.stream(f"Story {i}. Once upon a time", params) for i in range(n)]
+    for stream in streams:
+        next(stream)
+    made, began = 0, perf_counter()
+    while perf_counter() - began < seconds:
+        for stream in streams:
+            chunk = next(stream, None)
+            made += len(chunk.token_ids) if chunk is not None else 0
+    took = perf_counter() - began
+    for stream in streams:
+        stream.close()
+    llm.generate("x", max_tokens=1)  # a step, in which the cancelled ones are let go
+    return made / took
+
+
+if __name__ == "__main__":
+    main()
