@@ -67,6 +67,7 @@ class Llama(ChatMethods):
         kv_cells: int | None = None,
         flash_attn: str | FlashAttnType | bool = FlashAttnType.AUTO,
         prefix_cache: bool = True,
+        host_cache_bytes: int = 0,
         draft: str | os.PathLike[str] | Model | None = None,
         n_draft: int | None = None,
         backend_sampling: bool = False,
@@ -90,6 +91,7 @@ class Llama(ChatMethods):
             kv_cells: total tokens of the KV cache, shared by all requests, instead of n_ctx × n_parallel.
             flash_attn: "auto", True/"enabled" or False/"disabled".
             prefix_cache: reuse what earlier requests computed.
+            host_cache_bytes: ordinary memory for prefixes that no longer fit the KV cache; 0 forgets them.
             draft: speculative decoding: "ngram" looks up the prompt; otherwise a smaller model of the same
                 vocabulary (path, name or Model).
             n_draft: tokens drafted at a time (default 8 for "ngram", 5 for a model).
@@ -107,6 +109,7 @@ class Llama(ChatMethods):
         if n_threads != "auto":
             integer("n_threads", n_threads, 1, 512)
         flag("prefix_cache", prefix_cache)
+        integer("host_cache_bytes", host_cache_bytes, 0, 1 << 62)
         if flag("backend_sampling", backend_sampling) and draft is not None:
             raise InvalidRequest("backend_sampling gives one token per sequence and step: it does not go with draft")
         self._owned: list[Any] = []
@@ -150,6 +153,7 @@ class Llama(ChatMethods):
                     drafter=drafter,
                     threads=self._threads,
                     backend_sampling=backend_sampling,
+                    host_cache_bytes=host_cache_bytes,
                 )
             )
         except BaseException:
@@ -374,7 +378,7 @@ class Llama(ChatMethods):
         """Forget every kept prefix of finished requests."""
         self._driver.check()
         with self._driver._lead:
-            self._driver.scheduler.clear_cache()
+            self._driver.scheduler.prefixes.clear()
 
     def save_state(self, path: str | os.PathLike[str]) -> int:
         """Write the kept prefixes of finished requests to a file, for `load_state` in a later process.

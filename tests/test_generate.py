@@ -263,6 +263,23 @@ def test_saved_state(smollm2: Path, tmp_path: Path) -> None:
             llm.load_state(tmp_path / "none")
 
 
+def test_host_tier(smollm2: Path) -> None:
+    """With a host budget, a prefix pushed out of the KV cache by another request comes back; within the budget."""
+    prompts = [f"Story number {i} is about something that nobody had expected at all. " * 12 for i in range(3)]
+    with Llama(smollm2, n_ctx=512, n_parallel=1, host_cache_bytes=64 << 20) as llm:
+        first = [llm.generate(p, max_tokens=4, temperature=0) for p in prompts]
+        again = [llm.generate(p, max_tokens=4, temperature=0) for p in prompts]
+        assert [r.text for r in again] == [r.text for r in first]
+        assert all(r.usage.cached_tokens == r.usage.prompt_tokens - 1 for r in again), [r.usage for r in again]
+        assert 0 < llm._driver.scheduler.prefixes.kept_bytes <= 64 << 20
+        llm.clear_cache()
+        assert llm._driver.scheduler.prefixes.kept_bytes == 0
+    with Llama(smollm2, n_ctx=512, n_parallel=1) as llm:
+        for p in prompts:
+            llm.generate(p, max_tokens=1)
+        assert llm.generate(prompts[0], max_tokens=1).usage.cached_tokens < 10
+
+
 def test_copied_prefix(smollm2: Path) -> None:
     """A prefix that another slot holds is copied, with and without a unified KV cache, and gives the same text."""
     base = "Numbers in words: one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve. " * 6

@@ -15,7 +15,7 @@ from .backend_sampling import BackendSampling
 from .drafting import Drafter
 from .metrics import Metrics
 from .plan import Planner, Row
-from .prefix import place
+from .prefix import PrefixCache
 from .request import Request
 from .results import TokenLogprob
 from .sampling import Chains, RowSampler
@@ -44,6 +44,7 @@ class Scheduler:
         drafter: Drafter | None = None,
         threads: ThreadControl | None = None,
         backend_sampling: bool = False,
+        host_cache_bytes: int = 0,
     ) -> None:
         assert context.memory is not None
         self.context, self.memory = context, context.memory
@@ -57,7 +58,7 @@ class Scheduler:
         self._threads = threads
         self._backend = BackendSampling(context) if backend_sampling else None
         self._waiting = Waiting()
-        self._copies = not (self.model.is_recurrent or self.model.is_hybrid)
+        self.prefixes = PrefixCache(context, self.slots, host_cache_bytes)
         self._sample = context._lib.llama_sampler_sample
         self._attention = False  # a request was cancelled or has a deadline
         self._unfinished = False  # a step was left in the middle
@@ -128,7 +129,7 @@ class Scheduler:
                 continue
             tokens = request.tokens()
             reuse = self.prefix_cache and request.params.prefix_cache
-            slot, n_past = place(request, tokens, self.slots, self.memory, copies=self._copies, reuse=reuse)
+            slot, n_past = self.prefixes.place(request, tokens, reuse=reuse)
             if not request.generated:
                 request.cached = n_past
             slot.request, slot.state, slot.todo, slot.n_past = request, State.PROMPT, tokens, n_past
@@ -297,13 +298,6 @@ class Scheduler:
         slot.kept = slot.kept[:keep]
         slot.shared = keep or -1
         return True
-
-    def clear_cache(self) -> None:
-        """Forget what idle slots keep."""
-        for slot in self.slots:
-            if slot.request is None and len(slot.kept):
-                self.memory.remove(slot.index)
-                slot.forget()
 
     # --- ends ---
 
