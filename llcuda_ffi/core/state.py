@@ -169,7 +169,8 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
         context._n_outputs = 0
         if got != len(state.data):
             raise BackendFailure(f"libllama could not restore the state (is there room for it?){why(point)}")
-    return state.tokens.copy()
+    tokens: npt.NDArray[np.int32] = state.tokens.copy()
+    return tokens
 
 
 def save_state_file(
