@@ -167,7 +167,7 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
             seq = _sequence(context, seq_id)
             got = lib.llama_state_seq_set_data_ext(pointer, source, len(state.data), seq, int(flags))
         context._n_outputs = 0
-        if got != len(state.data):
+        if not got or got != len(state.data):
             raise BackendFailure(f"libllama could not restore the state (is there room for it?){why(point)}")
     tokens: npt.NDArray[np.int32] = state.tokens.copy()
     return tokens

@@ -1,0 +1,41 @@
+"""Importance matrices as llama-imatrix writes them (GGUF): how much each column of a matrix matters."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InvalidModelFile
+from ..gguf import GGUFReader
+
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+
+
+def read_imatrix(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.float32]]:
+    """Tensor name → mean of the squared inputs, float32: one for each column (and expert).
+
+    Raises:
+        ModelNotFound: no such file.
+        InvalidModelFile: no GGUF, or no importance matrix.
+    """
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    with GGUFReader(path) as reader:
+        for name in reader.tensors:
+            if not name.endswith(_SUMS):
+                continue
+            base = name.removesuffix(_SUMS)
+            if base + _COUNTS not in reader.tensors:
+                raise InvalidModelFile(f"{path}: {name} has no {_COUNTS}")
+            sums = reader.get_tensor_data(name).astype(np.float32)
+            sums = sums.reshape(-1, sums.shape[-1])
+            counts = reader.get_tensor_data(base + _COUNTS).astype(np.float32).reshape(-1, 1)
+            if len(counts) != len(sums):
+                raise InvalidModelFile(f"{path}: {name} has {len(sums)} matrices, its counts are {len(counts)}")
+            # an expert that never ran gives no information: all its columns count the same
+            means = np.where(counts > 0, sums / np.where(counts > 0, counts, 1), 1)
+            found[base] = means.astype(np.float32).ravel()
+    if not found:
+        raise InvalidModelFile(f"{path} is no importance matrix in GGUF: llama-imatrix writes one")
+    return found

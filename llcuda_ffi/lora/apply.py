@@ -1,0 +1,51 @@
+"""LoRA adapters on a running Llama: loaded once, swapped between requests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from ..core.adapter import LoraAdapter, active_adapters, set_adapters
+from ..errors import ConcurrentUseError
+from ..llama import Llama
+
+
+def load(llm: Llama, path: str | os.PathLike[str]) -> LoraAdapter:
+    """Load a GGUF adapter for the model of `llm` (see `convert` for PEFT folders)."""
+    return LoraAdapter.load(llm.model, path)
+
+
+def swap(llm: Llama, adapters: Mapping[LoraAdapter, float]) -> None:
+    """Use these adapters, with their scales, for all requests from now on. {} goes back to the base model.
+
+    One batch has one set of adapters, so this waits for nobody: no request may be running. Kept prefixes are
+    forgotten, because they were computed with the adapters of their time.
+
+    Raises:
+        ConcurrentUseError: requests are running or waiting.
+        InvalidRequest, ClosedError: an adapter of another model, or a closed one.
+    """
+    driver = llm._driver
+    driver.check()
+    if driver._lead.locked() or not driver.scheduler.idle:
+        raise ConcurrentUseError("adapters are swapped between requests: wait until the running ones are done")
+    with driver._lead:
+        set_adapters(llm.context, adapters)
+        driver.scheduler.prefixes.clear()
+
+
+@contextmanager
+def applied(llm: Llama, adapters: Mapping[LoraAdapter, float]) -> Iterator[Llama]:
+    """Adapters for the requests inside a `with`; what was set before comes back after it.
+
+    with applied(llm, {adapter: 0.8}):
+        llm.generate("…")
+    """
+    before = active_adapters(llm.context)
+    swap(llm, adapters)
+    try:
+        yield llm
+    finally:
+        if not llm.closed:
+            swap(llm, {a: s for a, s in before.items() if not a.closed})
