@@ -68,6 +68,9 @@ WHOLE_HEAD_ROTATES = _names(
     """
 )
 
+# without attention: no heads
+NO_ATTENTION = _names("arwkv7 mamba mamba2 rwkv6 rwkv6qwen2 rwkv7 wavtokenizer-dec")
+
 # without rotary positions: an odd head size is fine
 NO_ROPE = _names("bert bloom gpt2 jina-bert-v2 jais mpt refact starcoder t5 t5encoder")
 

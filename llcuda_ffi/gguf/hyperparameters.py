@@ -7,6 +7,7 @@ import math
 from .architectures import (
     FULL_EVERY,
     NEEDS_TARGET,
+    NO_ATTENTION,
     NO_ROPE,
     OWN_OUTPUT_WIDTH,
     SAME_KEY_AND_VALUE,
@@ -21,6 +22,7 @@ MORE_EXPERTS = {"kimi-k3": 1024}  # architectures that only builds with a higher
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 POOLINGS = (0, 1, 2, 3, 4, 0xFFFFFFFF)  # enum llama_pooling_type, the last one is UNSPECIFIED
 WHOLE = ("_count", "_count_kv", "_length", "_sections", "_pattern")  # ends of keys of whole numbers
+NUMBERS = (*WHOLE, "alpha_n", "alpha_p", "beta", "eps", "clamp_exp", "clamp_shexp", "_ratios", "_mapping")
 EPSILONS = ("layer_norm_rms_epsilon", "layer_norm_epsilon", "group_norm_epsilon")
 
 
@@ -78,16 +80,18 @@ def _check_arrays(subject: Subject) -> None:
         field = subject.metadata.field(key)
         if field is None or field.item_type is None or not key.startswith(subject.architecture + "."):
             continue
-        text = field.item_type == ValueType.STRING
-        if text != key.endswith("classifier.output_labels"):
-            subject.invalid(f"{key} is {field.kind}: {'numbers are' if text else 'an array of string is'} needed")
+        if field.item_type == ValueType.STRING and key.endswith(NUMBERS):
+            subject.invalid(f"{key} is {field.kind}: numbers are needed")
+        if field.item_type != ValueType.STRING and key.endswith("classifier.output_labels"):
+            subject.invalid(f"{key} is {field.kind}: an array of string is needed")
         if field.item_type == ValueType.FLOAT32 and key.endswith(WHOLE):
             subject.invalid(f"{key} is {field.kind}: an array of uint32 is needed")
 
 
 def _check_experts(subject: Subject, layers: int) -> None:
     experts = subject.u32("expert_count") or 0
-    used = max(subject.per_layer("expert_used_count", layers) or [0])
+    each = subject.per_layer("expert_used_count", layers) or [0]
+    used = max(each)
     groups = subject.u32("expert_group_count") or 0
     chosen = subject.u32("expert_group_used_count") or 0
     key = subject.key("expert_used_count")
@@ -100,6 +104,9 @@ def _check_experts(subject: Subject, layers: int) -> None:
         subject.invalid(f"{key} is {used}, more than expert_count {experts}")
     if experts and not used:
         subject.invalid(f"{key} is missing or 0 with {experts} experts")
+    for i, n in enumerate(each):
+        if used and not n and f"blk.{i}.ffn_gate_inp.weight" in subject.tensors:
+            subject.invalid(f"{key} of layer {i} is 0, and the layer has experts")
     uneven = groups > 1 and experts and (experts % groups or not 0 < chosen < groups)
     if groups and (groups >= experts or uneven):
         subject.invalid(
@@ -120,6 +127,8 @@ def _check_heads(subject: Subject, layers: int) -> None:
             subject.invalid(
                 f"{subject.key('attention.head_count')} {n} of layer {i} is no multiple of head_count_kv {n_kv}"
             )
+    if not any(heads) and subject.architecture not in NO_ATTENTION:
+        subject.invalid(f"{subject.key('attention.head_count')} is 0: {subject.architecture} needs heads")
     if not heads[0]:
         return
     size_k = subject.u32("attention.key_length")
@@ -132,7 +141,7 @@ def _check_heads(subject: Subject, layers: int) -> None:
             f"key_length {size_k}, value_length {size_v}"
         )
     if heads_kv is not None and len(set(heads_kv)) > 1 and subject.u32("attention.kv_lora_rank") is None:
-        _check_layers(subject, heads_kv, {size_k, subject.u32("attention.key_length_swa") or size_k})
+        _check_layers(subject, heads, heads_kv, size_k, size_v)
     architecture = subject.architecture
     if architecture in SAME_KEY_AND_VALUE and size_k != size_v:
         subject.invalid(
@@ -151,12 +160,18 @@ def _check_heads(subject: Subject, layers: int) -> None:
         )
 
 
-def _check_layers(subject: Subject, heads_kv: list[int], sizes: set[int]) -> None:
+def _check_layers(subject: Subject, heads: list[int], heads_kv: list[int], size_k: int, size_v: int) -> None:
     """Where layers differ in heads, so must their tensors: some architectures size all by the first layer."""
-    for i, n in enumerate(heads_kv):
-        info = subject.tensors.get(f"blk.{i}.attn_k.weight")
-        if info is not None and info.ne[1] not in {n * size for size in sizes}:
-            subject.invalid(
-                f"tensor {info.name!r} has the shape {info.shape}: "
-                f"{subject.key('attention.head_count_kv')} of layer {i} is {n}"
-            )
+    swa = subject.u32("attention.key_length_swa") or size_k
+    for i, (n, n_kv) in enumerate(zip(heads, heads_kv, strict=True)):
+        wanted = {
+            f"blk.{i}.attn_k.weight": {n_kv * size_k, n_kv * swa},
+            f"blk.{i}.attn_qkv.weight": {n * size_k + n_kv * (size_k + size_v), n * swa + n_kv * 2 * swa},
+        }
+        for name, rows in wanted.items():
+            info = subject.tensors.get(name)
+            if info is not None and n and info.ne[1] not in rows:
+                subject.invalid(
+                    f"tensor {name!r} has the shape {info.shape}: "
+                    f"{subject.key('attention.head_count_kv')} of layer {i} is {n_kv}"
+                )
