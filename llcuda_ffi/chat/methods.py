@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -174,9 +175,8 @@ class AsyncChatMethods:
         self: _AsyncEngine, messages: Conversations, params: SamplingParams | None = None, **options: Any
     ) -> Any:
         """As Llama.chat: a ChatCompletion, or a list of them for a list of conversations."""
-        import asyncio
-
-        requests, many = prepare_all(self.llama, messages, params, options)
+        # rendering and compiling a grammar take milliseconds: not in the event loop
+        requests, many = await asyncio.to_thread(prepare_all, self.llama, messages, params, options)
         done = await asyncio.gather(*(self.generate(r.tokens, r.params) for r in requests))
         answers = [r.answer(d if isinstance(d, list) else [d]) for r, d in zip(requests, done, strict=True)]
         return answers if many else answers[0]
@@ -185,7 +185,7 @@ class AsyncChatMethods:
         self: _AsyncEngine, messages: Sequence[Message], params: SamplingParams | None = None, **options: Any
     ) -> AsyncIterator[ChatChunk]:
         """As Llama.chat_stream, for `async for`."""
-        requests, many = prepare_all(self.llama, messages, params, options)
+        requests, many = await asyncio.to_thread(prepare_all, self.llama, messages, params, options)
         if many:
             raise InvalidRequest("a stream answers one conversation: give one list of messages")
         stream = requests[0].stream()

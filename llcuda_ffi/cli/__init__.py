@@ -12,6 +12,7 @@ from ..errors import LlcudaError
 # command → module below this package; the module's `command` is the click command
 COMMANDS = {
     "bundle": "bundle",
+    "chat": "chat",
     "demo": "demo",
     "doctor": "doctor",
     "generate": "generate",
