@@ -18,6 +18,7 @@ from .plan import Planner, Row
 from .prefix import PrefixCache
 from .request import Request
 from .results import TokenLogprob
+from .rows import RowPool
 from .sampling import Chains, RowSampler
 from .slot import Slot, State
 from .threads import ThreadControl
@@ -60,6 +61,7 @@ class Scheduler:
         self._waiting = Waiting()
         self.prefixes = PrefixCache(context, self.slots, host_cache_bytes)
         self._sample = context._lib.llama_sampler_sample
+        self._rows = RowPool(context)
         self._attention = False  # a request was cancelled or has a deadline
         self._unfinished = False  # a step was left in the middle
         self._full = False  # a request had to make room: nobody is admitted before another one ends
@@ -176,6 +178,8 @@ class Scheduler:
         self.metrics.batch(n_tokens, now - began)
         if self._threads is not None:
             self._threads.observe(n_tokens, now - began)
+        if self._backend is None and self._rows.pays(len(rows)):
+            self._sample_ahead(rows)
         for row, slot in rows:
             if slot.state is State.GENERATING:
                 slot.n_past += 1 + len(slot.run)
@@ -192,6 +196,20 @@ class Scheduler:
                 slot.state = State.GENERATING
                 self._choose(row, slot)
 
+    def _sample_ahead(self, rows: list[Row]) -> None:
+        """Sample on several cores what is one plain row per slot; `_choose` finds the token in its slot."""
+        plain = []
+        for row, slot in rows:
+            request = slot.request
+            if row < 0 or request is None or request.row_sampler is not None or slot.draft:
+                continue
+            assert request.chain is not None
+            plain.append((slot, (request.chain._resource.pointer, row)))
+        if self._rows.pays(len(plain)):
+            tokens = self._rows.sample([job for _, job in plain])
+            for (slot, _), token in zip(plain, tokens, strict=True):
+                slot.sampled = token
+
     def _decode(self) -> None:
         context = self.context
         with context._exclusive():
@@ -202,7 +220,9 @@ class Scheduler:
         request = slot.request
         assert request is not None
         logprob: TokenLogprob | None = None
-        if request.row_sampler is None:
+        if slot.sampled >= 0:
+            token, slot.sampled = slot.sampled, -1
+        elif request.row_sampler is None:
             assert request.chain is not None
             token = self._sample(request.chain._resource.pointer, self.context._resource.pointer, row)
         else:
@@ -389,3 +409,4 @@ class Scheduler:
         """End every request with Cancelled and free the chains."""
         self.fail_all(lambda: Cancelled("the Llama was closed while the request was running"))
         self._chains.close()
+        self._rows.close()

@@ -32,10 +32,24 @@ class Slot:
         last: the token to be computed next while GENERATING, after `run`.
         run: tokens before it that are accepted but not computed: a constraint left no choice.
         draft: tokens proposed to follow `last`.
+        sampled: the next token where it was sampled ahead of its turn, else -1.
         used: when it was last used, in steps.
     """
 
-    __slots__ = ("draft", "index", "kept", "last", "n_past", "request", "run", "shared", "state", "todo", "used")
+    __slots__ = (
+        "draft",
+        "index",
+        "kept",
+        "last",
+        "n_past",
+        "request",
+        "run",
+        "sampled",
+        "shared",
+        "state",
+        "todo",
+        "used",
+    )
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -49,7 +63,7 @@ class Slot:
         self.request: Request | None = None
         self.todo = _NOTHING
         self.n_past = 0
-        self.last = -1
+        self.last = self.sampled = -1
         self.run: list[int] = []
         self.draft: list[int] = []
         self.shared = 0  # after a context shift, how many tokens at the start still match their positions

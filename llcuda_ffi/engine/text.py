@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
+from codecs import utf_8_decode
 from collections.abc import Sequence
-
-_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class TextStream:
@@ -16,12 +14,11 @@ class TextStream:
         data: the bytes so far, up to a stop string.
     """
 
-    __slots__ = ("_decoder", "_longest", "_sent", "_stops", "data", "stopped")
+    __slots__ = ("_longest", "_sent", "_stops", "data", "stopped")
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stop.encode("utf-8", "surrogatepass") for stop in stops)
         self._longest = max(map(len, self._stops), default=0)
-        self._decoder = _decoder("replace")
         self._sent = 0
         self.data = bytearray()
         self.stopped = False
@@ -49,9 +46,10 @@ class TextStream:
         if self._longest and not final and not self.stopped:
             end -= self._held(data)
         if end <= sent:
-            return self._decoder.decode(b"", True) if final else ""
-        self._sent = end
-        return self._decoder.decode(bytes(data[sent:end]), final)
+            return ""
+        text, used = utf_8_decode(data[sent:end], "replace", final)
+        self._sent = sent + used
+        return text
 
     def _held(self, data: bytearray) -> int:
         """How many bytes at the end could begin a stop string."""
