@@ -64,6 +64,7 @@ def _json(schema: Any) -> tuple[list[str], Read]:
         opened = json.loads(json.dumps(without_nullable(schema)))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"json_schema is no JSON schema: {error}") from None
+    check_ends(opened)
     closed = close_objects(opened)
     return [json_grammar(s) for s in ([closed, opened] if closed != opened else [opened])], read
 
@@ -78,6 +79,86 @@ def guidance(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     return {**schema, "x-guidance": {**_JSON, **schema.get("x-guidance", {})}}
+
+
+def broken_part(grammar: str, fails: Callable[[str], bool]) -> str:
+    """Where in a grammar's JSON schema the deepest part stands that does not compile; "" for other grammars."""
+    schema = json.loads(grammar)["grammars"][0].get("json_schema")
+    if not isinstance(schema, dict):
+        return ""
+    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    place, found = "json_schema", True
+    while found:
+        found = False
+        for path, part in _parts(schema):
+            if isinstance(part, (dict, bool)) and fails(
+                json_grammar({**part, **shared} if isinstance(part, dict) else part)
+            ):
+                place, schema, found = place + path, part, True
+                break
+        if not isinstance(schema, dict):
+            break
+    return place
+
+
+def _parts(schema: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The schemas directly inside `schema`, and their places."""
+    parts: list[tuple[str, Any]] = []
+    for key in ("properties", "patternProperties", "$defs", "definitions"):
+        inside = schema.get(key)
+        if isinstance(inside, dict):
+            parts += [(f"[{key!r}][{name!r}]", part) for name, part in inside.items()]
+    for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        inside = schema.get(key)
+        if isinstance(inside, list):
+            parts += [(f"[{key!r}][{i}]", part) for i, part in enumerate(inside)]
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            parts.append((f"[{key!r}]", schema[key]))
+    return parts
+
+
+def check_ends(schema: Any) -> None:
+    """Refuse a schema whose every value would be endless: an object that requires itself.
+
+    Raises:
+        InvalidRequest: there is no finite value; the message names the part.
+    """
+    if not _ends(schema, schema, ()):
+        raise InvalidRequest("this structured output cannot be had: json_schema requires itself without end ($ref)")
+
+
+def _ends(schema: Any, root: Any, inside: tuple[str, ...]) -> bool:
+    if not isinstance(schema, dict):
+        return True
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        if reference in inside or len(inside) > 64:
+            return False
+        return _ends(_target(root, reference), root, (*inside, reference))
+    for key in ("anyOf", "oneOf"):
+        options = schema.get(key)
+        if isinstance(options, list) and options and not any(_ends(o, root, inside) for o in options):
+            return False
+    if not all(_ends(part, root, inside) for part in schema.get("allOf") or ()):
+        return False
+    properties = schema.get("properties")
+    if schema.get("type", "object") == "object" and isinstance(properties, dict):
+        required = schema.get("required")
+        names = required if isinstance(required, list) else ()
+        return all(_ends(properties.get(name), root, inside) for name in names)
+    if schema.get("type") == "array" and schema.get("minItems"):
+        return _ends(schema.get("items"), root, inside)
+    return True
+
+
+def _target(root: Any, reference: str) -> Any:
+    if not reference.startswith("#"):
+        return None
+    part = root
+    for name in reference[1:].split("/")[1:]:
+        part = part.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(part, dict) else None
+    return part
 
 
 def close_objects(schema: Any) -> Any:

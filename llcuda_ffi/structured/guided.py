@@ -15,7 +15,7 @@ from ..core.model import Model
 from ..core.vocab import Vocab
 from ..enums import TokenAttr
 from ..errors import InvalidRequest
-from .grammars import Read
+from .grammars import Read, broken_part
 
 if TYPE_CHECKING:
     import llguidance
@@ -67,7 +67,14 @@ class _Guide:
             if not message:
                 matcher.reset()
                 return matcher
-        raise InvalidRequest(f"the structured output cannot be had: {message.strip().splitlines()[0]:.400}")
+        raise InvalidRequest(f"this structured output cannot be had: {' '.join(message.split())[:400]}")
+
+    def fails(self, grammar: str) -> bool:
+        """Whether a grammar does not compile."""
+        import llguidance
+
+        limits = llguidance.LLParserLimits(verbose_errors=False)
+        return bool(llguidance.LLMatcher(self.tokenizer, grammar, log_level=0, limits=limits).is_error())
 
 
 class _Tokens:
@@ -114,7 +121,11 @@ class GuidedConstraint:
 
     def __init__(self, model: Model, grammars: Sequence[str], read: Read) -> None:
         guide = guide_of(model)
-        self._matcher = guide.matcher(grammars)
+        try:
+            self._matcher = guide.matcher(grammars)
+        except InvalidRequest as error:
+            place = broken_part(grammars[-1], guide.fails)
+            raise InvalidRequest(f"{error} (at {place})" if place else str(error)) from None
         self._read = read
         self._n_vocab = model.vocab.n_tokens
 
