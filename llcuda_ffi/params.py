@@ -173,13 +173,13 @@ def check_regex(pattern: str) -> None:
     """Refuse what std::regex would refuse: libllama lets its exception end the process."""
     import re
 
+    # ECMAScript, which std::regex speaks, has no lookbehind, no inline flags, no named groups, no possessive repeats
+    if re.search(r"\(\?(?![:=!])|\[\[|[*+?}]\+|\\[AZzGpPNuUQE]", pattern):
+        raise InvalidRequest(f"{pattern!r} uses a construct that ECMAScript regular expressions do not have")
     try:
         re.compile(pattern)
     except re.error as error:
         raise InvalidRequest(f"{pattern!r} is not a regular expression: {error}") from None
-    # ECMAScript, which std::regex speaks, has no lookbehind, no inline flags, no named groups, no possessive repeats
-    if re.search(r"\(\?(?![:=!])|\[\[|[*+?}]\+|\\[AZzGpPNuUQE]", pattern):
-        raise InvalidRequest(f"{pattern!r} uses a construct that ECMAScript regular expressions do not have")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ class Batch:
         self.n_tokens = 0
         rows = self.seq.ctypes.data + np.arange(capacity, dtype=np.uintp) * np.uintp(self.seq.strides[0])
         self._rows: npt.NDArray[np.uintp] = rows
+        self._arrays = (self.token, self.pos, self.seq, self.n_seq, self.output)
         self._struct: Any = ffi.new("struct llama_batch *")
         # views keep the arrays alive and in place: an array with exported memory refuses to be resized
         self._views = (
@@ -66,7 +67,7 @@ class Batch:
         self.n_tokens = 0
 
     def _room(self, n: int) -> int:
-        start = self.n_tokens
+        start = integer("batch.n_tokens", self.n_tokens, 0, self.capacity)
         if start + n > self.capacity:
             raise InvalidRequest(
                 f"the batch has room for {self.capacity - start} more tokens, not {n}: decode it first"
@@ -135,6 +136,9 @@ class Batch:
         n = self.n_tokens
         if not 1 <= n <= self.capacity:
             raise InvalidRequest(f"a batch must hold 1 to {self.capacity} tokens, not {n}")
+        now = (self.token, self.pos, self.seq, self.n_seq, self.output)
+        if any(mine is not theirs for mine, theirs in zip(self._arrays, now, strict=True)):
+            raise InvalidRequest("an array of the batch was replaced, but libllama reads the first: fill it in place")
         token, pos, n_seq = self.token[:n], self.pos[:n], self.n_seq[:n]
         if token.min() < 0 or token.max() >= n_vocab:
             raise InvalidRequest(f"the batch holds a token id outside the vocabulary (0 to {n_vocab - 1})")

@@ -70,10 +70,10 @@ class Model(Handle):
             LoadError, BundleError: the libraries could not be loaded.
         """
         params = override(params or ModelParams(), settings)
-        parts = [_file(p) for p in ([path] if isinstance(path, (str, os.PathLike)) else path)]
+        parts = [_file(p) for p in (path if isinstance(path, (list, tuple)) else [path])]
         if not parts:
             raise InvalidRequest("a model needs at least one file")
-        positions = [gguf.check(part).n_positions for part in parts]
+        positions = [gguf.check(part, params.kv_overrides).n_positions for part in parts]
         library = load(bundle)
         params = placing.spare_unusable(library, params)
         ffi, lib = library.ffi, library.lib
@@ -272,7 +272,7 @@ class Model(Handle):
         return bool(self._lib.llama_model_is_diffusion(self._ptr))
 
 
-def _file(path: str | os.PathLike[str]) -> Path:
+def _file(path: object) -> Path:
     if not isinstance(path, (str, os.PathLike)) or "\0" in os.fspath(path):
         raise InvalidRequest(f"a model path must be a str or a Path without NUL, not {path!r:.80}")
     found = Path(path)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UnsupportedModel
 from .hyperparameters import check_hyperparameters
+from .overrides import Override
 from .reader import GGUFReader
 from .subject import Subject
 from .types import ValueType
@@ -47,8 +49,12 @@ class GGUFReport:
     n_positions: int | None
 
 
-def check(path: str | os.PathLike[str]) -> GGUFReport:
+def check(path: str | os.PathLike[str], overrides: Mapping[str, Override] | None = None) -> GGUFReport:
     """Check a model file before libllama sees it.
+
+    Args:
+        path: the file; of a model in parts the first one, or each.
+        overrides: metadata that libllama will be told to take instead of the file's (kv_overrides).
 
     Raises:
         ModelNotFound: no such file.
@@ -58,7 +64,7 @@ def check(path: str | os.PathLike[str]) -> GGUFReport:
     with GGUFReader(path) as reader:
         if not reader.layout.native:
             raise UnsupportedModel(f"{path} is {reader.byte_order}-endian: this machine needs {sys.byteorder}-endian")
-        subject = Subject(reader)
+        subject = Subject(reader, overrides)
         _check_part(subject)
         check_vocabulary(subject)
         parts = _other_parts(reader)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 
 from ..errors import InvalidModelFile, UnsupportedModel
-from .reader import GGUFReader
+from .overrides import Overridden, Override
+from .reader import GGUFReader, Metadata
 from .types import ValueType
 
 INTEGERS = (ValueType.UINT32, ValueType.INT32, ValueType.BOOL)
@@ -16,9 +18,11 @@ INTEGERS = (ValueType.UINT32, ValueType.INT32, ValueType.BOOL)
 class Subject:
     """A GGUF under check. Getters answer for the type that libllama takes: others it refuses by itself."""
 
-    def __init__(self, reader: GGUFReader) -> None:
+    def __init__(self, reader: GGUFReader, overrides: Mapping[str, Override] | None = None) -> None:
         self.reader = reader
-        self.metadata = reader.metadata
+        self.metadata: Metadata | Overridden = reader.metadata
+        if overrides:
+            self.metadata = Overridden(reader.metadata, overrides)
         self.tensors = reader.tensors
         name = self.text("general.architecture") or ""
         # libllama knows no other names, and this one is put into keys and messages
@@ -26,10 +30,8 @@ class Subject:
 
     def text(self, key: str) -> str | None:
         """A string, as C sees it: up to the first NUL."""
-        found = self.metadata.field(key)
-        if found is None or found.type != ValueType.STRING:
-            return None
-        return str(self.metadata[key]).split("\0", 1)[0]
+        value = self._scalar(key, ValueType.STRING)
+        return None if value is None else str(value).split("\0", 1)[0]
 
     def key(self, name: str) -> str:
         """The full key of a hyperparameter: "block_count" → "llama.block_count"."""
@@ -64,9 +66,10 @@ class Subject:
         found = self.metadata.field(self.key(name))
         if found is None:
             return None
+        if found.item_type is None:
+            one = self.u32(name)
+            return None if one is None else [one] * layers
         value = self.metadata[self.key(name)]
-        if found.type == ValueType.UINT32:
-            return [int(value)] * layers
         if found.item_type in INTEGERS and found.count == layers:
             return [int(x) for x in np.asarray(value).astype(np.uint32)]
         return None
