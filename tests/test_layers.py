@@ -15,7 +15,7 @@ LAYERS = [
     ["params", "sampling_params"],
     ["fetch", "gguf", "hardware"],
     ["bundle"],
-    ["hub", "models"],
+    ["converted", "hub", "models"],
     ["native"],
     ["core"],
     ["engine"],
@@ -35,7 +35,7 @@ LAYERS = [
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
 # not layers of their own: convert stands beside the front ends
-RANK["convert"] = RANK["cli"]
+RANK["convert"] = RANK["__main__"] = RANK["cli"]
 
 
 def _top(path: Path) -> str:

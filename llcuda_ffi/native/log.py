@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 logger = logging.getLogger("llcuda_ffi.native")
+logger.addHandler(logging.NullHandler())  # a library says nothing by itself: what matters travels in exceptions
 
 _DEBUG, _INFO, _WARN, _ERROR, _CONT = 1, 2, 3, 4, 5
 _LEVELS = {

@@ -1,0 +1,5 @@
+"""`python -m llcuda_ffi` is the command `llcuda-ffi`."""
+
+from .cli import main
+
+main()
