@@ -229,7 +229,7 @@ def test_a_split_model_is_checked_whole(tmp_path: Path, bundle: InstalledBundle)
     command = [sys.executable, "-m", "tests.gguf_worker"]
     done = subprocess.run(command, input=f"{good}\n", cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)[0] == "ok"
-    with pytest.raises(InvalidModelFile, match="00002-of-00002.*split.no must be a uint16, not uint32"):
+    with pytest.raises(InvalidModelFile, match=r"00002-of-00002.*split.no must be a uint16, not uint32"):
         check(_split(tmp_path, "u32"))
 
 

@@ -104,6 +104,8 @@ def _check_experts(subject: Subject, layers: int) -> None:
         subject.invalid(f"{key} is {used}, more than expert_count {experts}")
     if experts and not used:
         subject.invalid(f"{key} is missing or 0 with {experts} experts")
+    if len(set(each)) > 1 and not subject.architecture.startswith("nemotron_h"):
+        subject.unsupported(f"{key} differs by layer: libllama takes the first layer's for {subject.architecture}")
     for i, n in enumerate(each):
         if used and not n and f"blk.{i}.ffn_gate_inp.weight" in subject.tensors:
             subject.invalid(f"{key} of layer {i} is 0, and the layer has experts")

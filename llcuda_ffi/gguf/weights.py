@@ -22,7 +22,7 @@ ELEMENTWISE = re.compile(
 DIMENSIONS = (
     (re.compile(r"(attn|ffn|output|embd|attention|ffw)_norm\.weight$|(?<!_exps)\.bias$"), 1),
     (re.compile(r"(attn_(q|k|v|qkv|output)|ffn_(gate|up|down|gate_inp)|_shexp|^output)\.weight$"), 2),
-    (re.compile(r"ssm_(a|(in|x|dt|out|conv1d)\.weight)$"), 2),
+    (re.compile(r"attn_rel_b\.weight$|ssm_(a|(in|x|dt|out|conv1d)\.weight)$"), 2),
     (re.compile(r"^(token_embd|token_types|position_embd)\.weight$|_exps\.bias$"), 2),
     (re.compile(r"_exps\.weight$"), 3),
 )
