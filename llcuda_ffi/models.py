@@ -19,7 +19,10 @@ else:
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """One entry of the registry; `size` and `sha256` are None if recorded at the first download."""
+    """One entry of the registry; `size` and `sha256` are None if recorded at the first download.
+
+    `convert_wheel` (distribution, version, folder) and `convert_type` belong to models that are converted here.
+    """
 
     name: str
     file: str
@@ -31,6 +34,8 @@ class RegisteredModel:
     wheels: tuple[tuple[str, str, str], ...] = ()
     repo: str | None = None
     revision: str | None = None
+    convert_wheel: tuple[str, str, str] = ("", "", "")
+    convert_type: str = "f16"
 
     @property
     def estimated_size(self) -> int:
@@ -42,6 +47,7 @@ def _model(table: Mapping[str, Any]) -> RegisteredModel:
     values = dict(table)
     values["sources"] = tuple(values["sources"])
     values["wheels"] = tuple((name, version, member) for name, version, member in values.get("wheels", ()))
+    values["convert_wheel"] = tuple(values.get("convert_wheel", ("", "", "")))
     return RegisteredModel(**values)
 
 
