@@ -84,7 +84,9 @@ def version_problems(library: ctypes.CDLL, profile: Profile) -> list[str]:
             ("llama_version", profile.llama_version),
             ("ggml_version", profile.ggml_version),
         )
-        if expected is not None and (found := version(library, function)) != expected
+        # who builds without the repository's history gets "0.5.0" where others get "0.5.0-dev"
+        if expected is not None
+        and (found := version(library, function) or "").removesuffix("-dev") != expected.removesuffix("-dev")
     ]
 
 
