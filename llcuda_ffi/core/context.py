@@ -82,6 +82,7 @@ class Context(Handle):
         # character instead of none answers "stop".
         self._abort_flag = ffi.new("char[2]")
         point = mark()
+        _check_cache_types(model, params)
         native = _native_params(library, params, self._abort_flag)
         pointer = lib.llama_init_from_model(model._ptr, native[0])
         if not pointer:
@@ -306,6 +307,20 @@ class Context(Handle):
         """Set the counters of `perf` to zero."""
         with self._exclusive():
             self._lib.llama_perf_context_reset(self._ptr)
+
+
+def _check_cache_types(model: Model, params: ContextParams) -> None:
+    """Older bundles abort where a head does not hold whole blocks of a quantized cache."""
+    whole = model.n_embd // model.n_head if model.n_head > 0 else 0
+    for name, key in (("type_k", "key_length"), ("type_v", "value_length")):
+        kind = getattr(params, name)
+        size = model._lib.ggml_blck_size(kind.value)
+        head = int(model.metadata.get(f"{model.architecture}.attention.{key}", whole))
+        if size > 1 and head % size:
+            raise InvalidRequest(
+                f"{name}={kind.name} stores blocks of {size} values, which do not divide this model's heads of {head}: "
+                "use F16 or BF16"
+            )
 
 
 def _native_params(library: Library, params: ContextParams, abort_flag: Any) -> Any:

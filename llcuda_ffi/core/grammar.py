@@ -6,6 +6,8 @@ above any grammar of use.
 
 from __future__ import annotations
 
+import re
+
 from ..errors import InvalidRequest
 
 MAX_BYTES = 1 << 20
@@ -31,8 +33,12 @@ def check_grammar(grammar: object, root: object = "root") -> None:
         raise InvalidRequest("the grammar holds a lone surrogate, which has no UTF-8") from None
     if size > MAX_BYTES:
         raise InvalidRequest(f"the grammar has {size} bytes, more than {MAX_BYTES}")
+    outside = _outside_literals(grammar)
+    rules = set(re.findall(r"([\w-]+)\s*::=", outside))
+    if root not in rules:  # older bundles end the process here
+        raise InvalidRequest(f"the grammar has no rule {root!r}: it has {', '.join(sorted(rules)[:8]) or 'none'}")
     depth = deepest = 0
-    for char in _outside_literals(grammar):
+    for char in outside:
         if char == "(":
             depth += 1
             deepest = max(deepest, depth)
@@ -44,6 +50,4 @@ def check_grammar(grammar: object, root: object = "root") -> None:
 
 def _outside_literals(grammar: str) -> str:
     """The grammar without its quoted texts, character classes and comments."""
-    import re
-
     return re.sub(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', " ", grammar, flags=re.DOTALL)

@@ -70,7 +70,7 @@ def cache_types_that_do_not_fit(w: World) -> None:
             try:
                 with w.context(type_k=kind, type_v=kind, flash_attn_type=flash) as context:
                     context.decode(w.batch())
-            except ModelError:
+            except (ModelError, InvalidRequest):
                 pass
 
 
