@@ -17,7 +17,7 @@ from .core.model import Model
 from .core.placement import Room
 from .core.vocab import Vocab
 from .engine.driver import Driver
-from .engine.metrics import MetricsSnapshot, percentiles
+from .engine.metrics import MetricsSnapshot
 from .engine.request import Request, Tokens
 from .engine.results import Chunk, Completion
 from .engine.sampling import pick_seed
@@ -347,31 +347,13 @@ class Llama(ChatMethods):
 
     def metrics(self) -> MetricsSnapshot:
         """Counters since the Llama was made, and percentiles over the last 1,024 requests."""
-        from time import perf_counter
-
         scheduler = self._driver.scheduler
-        m = scheduler.metrics
-        return MetricsSnapshot(
+        return scheduler.metrics.snapshot(
             queued=len(scheduler._waiting),
             running=sum(slot.request is not None for slot in scheduler.slots),
-            requests=m.requests,
-            cancelled=m.cancelled,
-            failed=m.failures,
-            prompt_tokens=m.prompt_tokens,
-            cached_tokens=m.cached_tokens,
-            completion_tokens=m.completion_tokens,
-            batches=m.batches,
-            batch_tokens=m.batch_tokens,
-            busy_s=m.busy_s,
-            drafted=m.drafted,
-            accepted=m.accepted,
-            ttft_s=percentiles(m.ttft),
-            itl_s=percentiles(m.itl),
-            tokens_per_s=percentiles(m.rate),
             kv_used=sum(max(slot.n_past, len(slot.kept)) for slot in scheduler.slots),
             kv_cells=self.context.n_ctx,
             n_threads=self._threads.n_threads if self._threads else self.context.params.n_threads or 0,
-            uptime_s=perf_counter() - m.began,
         )
 
     def clear_cache(self) -> None:

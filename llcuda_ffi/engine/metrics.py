@@ -101,6 +101,31 @@ class Metrics:
         """A request ended with an exception."""
         self.failures += 1
 
+    def snapshot(self, *, queued: int, running: int, kv_used: int, kv_cells: int, n_threads: int) -> MetricsSnapshot:
+        """The counters now, with what only the scheduler's owner knows."""
+        return MetricsSnapshot(
+            queued=queued,
+            running=running,
+            requests=self.requests,
+            cancelled=self.cancelled,
+            failed=self.failures,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            completion_tokens=self.completion_tokens,
+            batches=self.batches,
+            batch_tokens=self.batch_tokens,
+            busy_s=self.busy_s,
+            drafted=self.drafted,
+            accepted=self.accepted,
+            ttft_s=percentiles(self.ttft),
+            itl_s=percentiles(self.itl),
+            tokens_per_s=percentiles(self.rate),
+            kv_used=kv_used,
+            kv_cells=kv_cells,
+            n_threads=n_threads,
+            uptime_s=perf_counter() - self.began,
+        )
+
 
 def percentiles(values: Sequence[float]) -> Percentiles:
     """The percentiles of some values."""
