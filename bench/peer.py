@@ -31,11 +31,17 @@ class Peer:
         assert self._child.stdout is not None
         self.name = json.loads(self._child.stdout.readline())
 
-    def complete(self, prompts: Sequence[Sequence[int]], n_tokens: int) -> int:
-        """Complete the prompts one after another, sampled as everywhere here; returns the tokens made."""
+    def complete(self, prompts: Sequence[Sequence[int]], n_tokens: int, *, schema: Any = None) -> int:
+        """Complete the prompts one after another, sampled as everywhere here; returns the tokens made.
+
+        Args:
+            schema: a JSON schema, which its own grammar holds the text to.
+        """
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        self._child.stdin.write(json.dumps({"prompts": [list(p) for p in prompts], "n_tokens": n_tokens}) + "\n")
+        self._child.stdin.write(
+            json.dumps({"prompts": [list(p) for p in prompts], "n_tokens": n_tokens, "schema": schema}) + "\n"
+        )
         self._child.stdin.flush()
         made = json.loads(self._child.stdout.readline())
         if made < 0.98 * n_tokens * len(prompts):
@@ -106,7 +112,10 @@ def serve(folder: str, bundle: str, model: str, n_ctx: int, n_threads: int) -> N
             # without logit_bias: its own is a Python callback over all logits, which would be unfair; generate()
             # does not stop at the end token, and the text is made as create_completion makes it at its end
             tokens = []
-            for token in llm.generate(prompt, top_k=40, top_p=0.95, min_p=0.0, temp=0.8):
+            grammar = None
+            if wanted["schema"] is not None:
+                grammar = llama_cpp.LlamaGrammar.from_json_schema(json.dumps(wanted["schema"]), verbose=False)
+            for token in llm.generate(prompt, top_k=40, top_p=0.95, min_p=0.0, temp=0.8, grammar=grammar):
                 tokens.append(token)
                 if len(tokens) == wanted["n_tokens"]:
                     break
