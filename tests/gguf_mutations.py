@@ -135,9 +135,7 @@ def change_type(f: TinyFile, r: random.Random) -> None:
     old = f.metadata[key]
     if isinstance(old, int | float) and not isinstance(old, bool):
         kind = r.choice(["u8", "i8", "u16", "i16", "i32", "u64", "i64", "f32", "f64", "str"])
-        f.metadata[key] = Typed(
-            kind, str(old) if kind == "str" else float(old) if kind[0] == "f" else int(old) & 0x7F
-        )
+        f.metadata[key] = Typed(kind, str(old) if kind == "str" else float(old) if kind[0] == "f" else int(old) & 0x7F)
     elif isinstance(old, list):
         f.metadata[key] = Typed(
             "array",
@@ -198,11 +196,7 @@ def tokenizer(f: TinyFile, r: random.Random) -> None:
     if r.random() < 0.3:
         f.metadata["tokenizer.ggml.pre"] = r.choice(TEXTS)
     if r.random() < 0.3:
-        n = (
-            len(f.metadata["tokenizer.ggml.tokens"])
-            if isinstance(f.metadata.get("tokenizer.ggml.tokens"), list)
-            else 3
-        )
+        n = len(f.metadata["tokenizer.ggml.tokens"]) if isinstance(f.metadata.get("tokenizer.ggml.tokens"), list) else 3
         f.metadata["tokenizer.ggml.scores"] = [r.choice(FLOATS) for _ in range(n + r.choice([0, 0, -1, 1]))]
 
 
@@ -235,9 +229,7 @@ def fit(ne: tuple[int, ...], kind: int, raw: bytes) -> bytes:
 def tensor_type(f: TinyFile, r: random.Random) -> None:
     name = r.choice(list(f.tensors))
     ne, _, raw = f.tensors[name]
-    kind = r.choice(
-        [0, 1, 2, 3, 6, 7, 8, 9, 10, 12, 14, 15, 16, 20, 24, 25, 26, 27, 28, 30, 34, 39, 41, 4, 31, 43, 99]
-    )
+    kind = r.choice([0, 1, 2, 3, 6, 7, 8, 9, 10, 12, 14, 15, 16, 20, 24, 25, 26, 27, 28, 30, 34, 39, 41, 4, 31, 43, 99])
     f.tensors[name] = (ne, kind, fit(ne, kind, raw))
 
 
@@ -298,9 +290,7 @@ def add_tensor(f: TinyFile, r: random.Random) -> None:
                      "blk.0.ffn_gate_inp.weight", "cls.weight", "cls.bias",
                      "blk.0.ffn_gate_exps.weight", "blk.0.attn_q.scale", "output.scale",
                      "token_types.weight"])  # fmt: skip
-    ne = r.choice(
-        [(1,), (4,), (8,), (16,), (32,), (64,), (32, 4), (32, 379), (32, 32), (4, 1), (0,), (2, 2, 2, 2)]
-    )
+    ne = r.choice([(1,), (4,), (8,), (16,), (32,), (64,), (32, 4), (32, 379), (32, 32), (4, 1), (0,), (2, 2, 2, 2)])
     kind = r.choice([F32, F32, F32, F16, 26, 28])
     f.tensors[name] = (ne, kind, fit(ne, kind, b"\x01\x02\x00\x3f" * 4))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +82,7 @@ def test_reads_what_the_gguf_package_reads(tmp_path: Path) -> None:
             assert list(info.shape) == tensor.shape.tolist()
             assert ours.data_offset + info.offset == tensor.data_offset
             assert np.array_equal(ours.get_tensor_data(tensor.name), tensor.data)
-            assert np.array_equal(
-                ours.dequantize(tensor.name), gguf.dequantize(tensor.data, tensor.tensor_type)
-            )
+            assert np.array_equal(ours.dequantize(tensor.name), gguf.dequantize(tensor.data, tensor.tensor_type))
 
 
 def test_block_sizes_agree_with_the_gguf_package() -> None:
@@ -130,20 +127,12 @@ def test_a_large_vocabulary_opens_at_once(tmp_path: Path) -> None:
     tokens[1000] = "x" * 1000
     file = tiny_llama()
     file.metadata.update({"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": tokens})
-    file.metadata.update(
-        {"tokenizer.ggml.scores": [0.0] * len(tokens), "tokenizer.ggml.token_type": [1] * len(tokens)}
-    )
+    file.metadata.update({"tokenizer.ggml.scores": [0.0] * len(tokens), "tokenizer.ggml.token_type": [1] * len(tokens)})
     file.write(path)
-    best = 10.0
-    for _ in range(5):
-        start = time.process_time()
-        with GGUFReader(path) as reader:
-            best = min(best, time.process_time() - start)
-            assert reader.metadata["general.architecture"] == "llama"
     with GGUFReader(path) as reader:
+        assert reader.metadata["general.architecture"] == "llama"
+        assert set(reader.metadata._decoded) == {"general.architecture"}  # only what was asked for
         assert reader.metadata["tokenizer.ggml.tokens"] == tokens
-    # no wall clock is asserted: this is CPU time, and three times what the issue asks for
-    assert best < 0.9
 
 
 @pytest.mark.parametrize("cut", [0, 3, 4, 8, 23, 24, 40, 100, 5000, 9000, -1])

@@ -35,9 +35,7 @@ def _start(architecture: str, **own: Any) -> TinyFile:
     return TinyFile(kept, tensors)
 
 
-def _add(
-    file: TinyFile, shapes: dict[str, tuple[int, ...]], layers: int = LAYERS, prefix: str = "blk"
-) -> None:
+def _add(file: TinyFile, shapes: dict[str, tuple[int, ...]], layers: int = LAYERS, prefix: str = "blk") -> None:
     rng = np.random.default_rng(1)
     for i in range(layers):
         for name, ne in shapes.items():
@@ -137,9 +135,7 @@ def tiny_phi3() -> TinyFile:
     rng = np.random.default_rng(2)
     for name in ("rope_factors_long.weight", "rope_factors_short.weight"):
         file.add(name, (HEAD // 2,), rng, one=True)
-    parts = {
-        k: v for k, v in ATTENTION.items() if k not in ("attn_q.weight", "attn_k.weight", "attn_v.weight")
-    }
+    parts = {k: v for k, v in ATTENTION.items() if k not in ("attn_q.weight", "attn_k.weight", "attn_v.weight")}
     _add(
         file,
         {
@@ -197,9 +193,7 @@ def tiny_t5() -> TinyFile:
     rng = np.random.default_rng(4)
     for side in ("enc", "dec"):
         file.add(f"{side}.output_norm.weight", (EMBD,), rng, one=True)
-        square = dict.fromkeys(
-            ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_o.weight"), (EMBD, EMBD)
-        )
+        square = dict.fromkeys(("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_o.weight"), (EMBD, EMBD))
         shapes: dict[str, tuple[int, ...]] = {
             "attn_norm.weight": (EMBD,),
             "attn_rel_b.weight": (HEADS, 8),
