@@ -146,6 +146,15 @@ def copied_tensor(reader: GGUFReader, name: str) -> Encoded:
     return Encoded(info.ggml_type, tuple(info.shape[::-1]), lambda: reader.get_tensor_data(name))
 
 
+def bfloat16_bits(values: np.ndarray) -> np.ndarray:
+    """Finite numbers as bfloat16, in uint16: rounded to nearest, ties to even."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    rounded: np.ndarray = (
+        (bits + np.uint64(0x7FFF) + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
+    ).astype(np.uint16)
+    return rounded
+
+
 def _tensor(name: str, tensor: Tensor) -> Encoded:
     if not isinstance(name, str) or not name or len(name.encode("utf-8", "replace")) > MAX_NAME or "\0" in name:
         raise InvalidRequest(f"a tensor's name must have 1 to {MAX_NAME} bytes and no NUL, not {name!r:.80}")

@@ -13,7 +13,7 @@ from ..core.quantize import ROW_TYPES, quantize, quantize_rows
 from ..enums import FType
 from ..errors import InvalidModelFile, InvalidRequest
 from ..gguf import GGMLType, GGUFReader, check_adapter
-from ..gguf.writer import Encoded, Tensor, copied_metadata, copied_tensor, write_gguf
+from ..gguf.writer import Encoded, Tensor, bfloat16_bits, copied_metadata, copied_tensor, write_gguf
 from ..params import number
 from .peft import BaseShape, LoraPair, PeftAdapter, gguf_pairs
 
@@ -119,6 +119,5 @@ def encode(values: np.ndarray, kind: GGMLType) -> np.ndarray:
     if kind == GGMLType.F16:
         return values.astype(np.float16)
     if kind == GGMLType.BF16:
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to nearest, ties to even
+        return bfloat16_bits(values)
     return quantize_rows(values, kind)
