@@ -101,8 +101,14 @@ def stream(a: argparse.Namespace) -> dict[str, Any]:
             out[name] = report.line(name, rate(run, a.rounds), "tok/s")
             if decode:
                 out[f"{name}_decode_only"] = report.line(f"{name}, without the prompt", decode[1:], "tok/s")
-    with opened(a, backend_sampling=True) as llm:
-        out["sampled_backend"] = report.line("sampled on the GPU", rate(lambda: whole(**SAMPLED), a.rounds), "tok/s")
+    try:
+        with opened(a, backend_sampling=True) as llm:
+            out["sampled_backend"] = report.line(
+                "sampled on the GPU", rate(lambda: whole(**SAMPLED), a.rounds), "tok/s"
+            )
+    except LlcudaError as error:
+        out["sampled_backend_error"] = f"{type(error).__name__}: {error}"
+        print(f"  sampled on the GPU: {out['sampled_backend_error'][:300]}")
     return out
 
 
@@ -111,25 +117,34 @@ def many(a: argparse.Namespace) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for n in (32, 64):
         for backend in (False, True):
-            label = f"{n} sequences{', sampled on the GPU' if backend else ''}"
-            with opened(a, n_ctx=256, n_parallel=n, n_batch=2048, n_ubatch=512, backend_sampling=backend) as llm:
-                prompts = [[1000 + (i * 131 + k * 17) % 50000 for k in range(128)] for i in range(n)]
-                prompt_rates, rates = [], []
-                for round_ in range(a.rounds + 1):
-                    began = perf_counter()
-                    llm.generate(prompts, max_tokens=1, **PLAIN, **SAMPLED)
-                    first = perf_counter() - began
-                    began = perf_counter()
-                    llm.generate(prompts, max_tokens=128, **PLAIN, **SAMPLED)
-                    both = perf_counter() - began
-                    if round_:
-                        prompt_rates.append(n * 128 / first)
-                        rates.append(n * 127 / (both - first))
-            out[f"{n}{'_backend' if backend else ''}"] = {
-                "prompt": report.line(f"{label}: prompt", prompt_rates, "tok/s"),
-                "generation": report.line(f"{label}: generation", rates, "tok/s"),
-            }
+            try:
+                out[f"{n}{'_backend' if backend else ''}"] = together(a, n, backend)
+            except LlcudaError as error:
+                out[f"{n}_error"] = f"{type(error).__name__}: {error}"
+                print(f"  {n} sequences: {out[f'{n}_error'][:300]}")
     return out
+
+
+def together(a: argparse.Namespace, n: int, backend: bool) -> dict[str, Any]:
+    """Prompt and generation rates of `n` sequences."""
+    label = f"{n} sequences{', sampled on the GPU' if backend else ''}"
+    with opened(a, n_ctx=256, n_parallel=n, n_batch=2048, n_ubatch=512, backend_sampling=backend) as llm:
+        prompts = [[1000 + (i * 131 + k * 17) % 50000 for k in range(128)] for i in range(n)]
+        prompt_rates, rates = [], []
+        for round_ in range(a.rounds + 1):
+            began = perf_counter()
+            llm.generate(prompts, max_tokens=1, **PLAIN, **SAMPLED)
+            first = perf_counter() - began
+            began = perf_counter()
+            llm.generate(prompts, max_tokens=128, **PLAIN, **SAMPLED)
+            both = perf_counter() - began
+            if round_:
+                prompt_rates.append(n * 128 / first)
+                rates.append(n * 127 / (both - first))
+    return {
+        "prompt": report.line(f"{label}: prompt", prompt_rates, "tok/s"),
+        "generation": report.line(f"{label}: generation", rates, "tok/s"),
+    }
 
 
 def one_setting(a: argparse.Namespace) -> dict[str, Any]:
@@ -291,6 +306,8 @@ def compare(out: dict[str, Any], a: argparse.Namespace) -> None:
         }
         out["llama_bench"] = tg
         for name in ("greedy", "streamed", "sampled", "sampled_backend"):
+            if name not in out["stream"]:
+                continue
             ratios[f"{name} / llama-bench tg128"] = out["stream"][name]["median"] / tg[128]
         for name in ("greedy", "sampled"):
             decode = out["stream"][f"{name}_decode_only"]["median"]
@@ -300,6 +317,8 @@ def compare(out: dict[str, Any], a: argparse.Namespace) -> None:
         theirs = {row["pl"]: (row["speed_pp"], row["speed_tg"]) for row in lines}
         out["batched_bench"] = theirs
         for key, ours in out["many"].items():
+            if key.endswith("error"):
+                continue
             pp, tg_rate = theirs[int(key.partition("_")[0])]
             ratios[f"{key} sequences, prompt"] = ours["prompt"]["median"] / pp
             ratios[f"{key} sequences, generation"] = ours["generation"]["median"] / tg_rate

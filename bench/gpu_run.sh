@@ -19,9 +19,8 @@ libraries=$LD_LIBRARY_PATH
 cli() { (cd "$GPU_DIR" && python3 -c 'from llcuda_ffi.cli import main; main()' "$@"); }
 
 step "models"
-one=$GPU_DIR/1b.gguf large=$GPU_DIR/8b.gguf tiny=$GPU_DIR/tiny.gguf
+one=$GPU_DIR/1b.gguf large=$GPU_DIR/8b.gguf
 [ -e "$one" ] || python3 "$kit/make_model.py" 1b "$one" --quantize "$LLAMA_BUNDLE" | tail -1
-[ -e "$tiny" ] || python3 "$kit/make_model.py" tiny "$tiny" | tail -1
 [ -e "$large" ] || python3 "$kit/make_model.py" 8b "$large" --type q4_k_m | tail -1
 
 # from here the package finds cuBLAS and the CUDA runtime by itself
@@ -37,21 +36,21 @@ cli doctor
 cli doctor --json > "$OUT/doctor.json"
 
 if [ "$what" = single ]; then
-    step "tests"
-    python3 -m pytest tests/test_gpu.py -q -m gpu --llcuda-require=gpu --llcuda-model="$tiny" \
-        -p no:cacheprovider --deselect tests/test_gpu.py::test_two_gpus_write_what_one_writes 2>&1 | tee "$OUT/pytest.log" | tail -60
-
     step "llama-bench"
     export LD_LIBRARY_PATH=$libraries
     "$LLAMA_BUNDLE/llama-bench" -m "$one" -ngl 99 -fa on -p 512 -n 128,256 -r 5 -o json > "$GPU_DIR/llama-bench.json" 2> "$GPU_DIR/err" ||
         tail -5 "$GPU_DIR/err"
     "$LLAMA_BUNDLE/llama-batched-bench" -m "$one" -ngl 99 -fa on -c 16384 -b 2048 -ub 512 -npp 128 -ntg 128 -npl 1,32,64 \
-        --output-format jsonl 2> "$GPU_DIR/err" | grep '^{' > "$GPU_DIR/batched.jsonl" || tail -5 "$GPU_DIR/err"
+        --output-format jsonl 2>&1 | tee "$GPU_DIR/err" | grep '^{' > "$GPU_DIR/batched.jsonl" || tail -5 "$GPU_DIR/err"
     unset LD_LIBRARY_PATH
 
     step "this package"
     python3 bench/gpu.py -m "$one" --large "$large" --llama-bench "$GPU_DIR/llama-bench.json" \
         --batched-bench "$GPU_DIR/batched.jsonl" --json "$OUT/gpu.json"
+
+    step "tests"
+    python3 -m pytest tests/test_gpu.py -q -m gpu --llcuda-require=gpu --llcuda-model="$one" \
+        -p no:cacheprovider --deselect tests/test_gpu.py::test_two_gpus_write_what_one_writes 2>&1 | tee "$OUT/pytest.log" | tail -60
 
     step "llama-cpp-python"
     export LD_LIBRARY_PATH=$libraries
@@ -60,7 +59,7 @@ if [ "$what" = single ]; then
     cp "$GPU_DIR/llama-bench.json" "$GPU_DIR/batched.jsonl" "$OUT/"
 else
     step "tests"
-    python3 -m pytest tests/test_gpu.py -q -m gpu -k two_gpus --llcuda-require=gpu --llcuda-model="$tiny" \
+    python3 -m pytest tests/test_gpu.py -q -m gpu -k two_gpus --llcuda-require=gpu --llcuda-model="$one" \
         -p no:cacheprovider 2>&1 | tee "$OUT/pytest-multi.log" | tail -40
     step "several GPUs"
     python3 bench/gpu.py -m "$one" --only verdicts,split --json "$OUT/gpu-multi.json"

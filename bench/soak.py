@@ -1,0 +1,159 @@
+"""Many short requests from threads and from asyncio, some cancelled at random; run by hand.
+
+Each prompt has a known greedy answer: every finished request must give just that, every cancelled one a beginning of
+it. At the end nothing may run or wait, the KV cache must be empty, and the memory must not have grown.
+
+    python bench/soak.py [--requests 20000] [--json bench/results/soak.json]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections import Counter
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import report
+
+from llcuda_ffi import AsyncLlama, Llama, SamplingParams
+
+WORKERS = 64
+PROMPTS = [f"{i} plus {j} is" for i in range(1, 9) for j in range(1, 9)]
+# results must not depend on who else is in the batch: without the prefix cache
+GREEDY = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, prefix_cache=False)
+
+
+def rss_mib() -> float:
+    """Resident memory of this process."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+class Tally:
+    """What became of the requests; raises nothing, counts."""
+
+    def __init__(self, answers: dict[str, list[int]]) -> None:
+        self.answers, self.counts = answers, Counter[str]()
+        self.lock = threading.Lock()
+
+    def add(self, prompt: str, tokens: list[int], *, cancelled: bool) -> None:
+        """A request is over."""
+        answer = self.answers[prompt]
+        right = tokens == (answer[: len(tokens)] if cancelled else answer)
+        kind = ("cancelled" if cancelled else "finished") if right else "WRONG"
+        with self.lock:
+            self.counts[kind] += 1
+
+
+def from_threads(llm: Llama, tally: Tally, requests: int, share: float) -> None:
+    """Each thread asks, and leaves some of its streams early."""
+
+    def work(seed: int) -> None:
+        dice = random.Random(seed)
+        for _ in range(requests // WORKERS):
+            prompt = dice.choice(PROMPTS)
+            if dice.random() < share:
+                stream, tokens = llm.stream(prompt, GREEDY), []
+                leave = dice.randrange(0, 3)
+                for chunk in stream:
+                    tokens += chunk.token_ids
+                    if len(tokens) > leave:
+                        break
+                stream.close()  # type: ignore[attr-defined]
+                tally.add(prompt, tokens, cancelled=True)
+            else:
+                tally.add(prompt, llm.generate(prompt, GREEDY).token_ids, cancelled=False)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(WORKERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+async def from_tasks(llm: AsyncLlama, tally: Tally, requests: int, share: float) -> None:
+    """Each task asks, and cancels some of its own."""
+
+    async def work(seed: int) -> None:
+        dice = random.Random(seed)
+        for _ in range(requests // WORKERS):
+            prompt = dice.choice(PROMPTS)
+            task = asyncio.ensure_future(llm.generate(prompt, GREEDY))
+            if dice.random() < share:
+                await asyncio.sleep(dice.random() * 0.3)
+                task.cancel()
+            try:
+                tokens, cancelled = (await task).token_ids, False
+            except asyncio.CancelledError:
+                tokens, cancelled = [], True
+            tally.add(prompt, tokens, cancelled=cancelled)
+
+    await asyncio.gather(*(work(i) for i in range(WORKERS)))
+
+
+def finish(llm: Llama, tally: Tally, requests: int, began: float, rss: float) -> dict[str, Any]:
+    """Check what must hold at the end."""
+    llm.generate("x", GREEDY, max_tokens=1)  # a step, in which the last cancelled ones are let go
+    llm.clear_cache()
+    took, m = perf_counter() - began, llm.metrics()
+    kv = (
+        [p for p in (llm.context.memory.positions(s) for s in range(llm.n_parallel)) if p] if llm.context.memory else []
+    )
+    found = {
+        **tally.counts,
+        "seconds": round(took, 1),
+        "running": m.running,
+        "queued": m.queued,
+        "kv_sequences": len(kv),
+        "rss_growth_mib": round(rss_mib() - rss, 1),
+    }
+    print("  " + ", ".join(f"{k} {v}" for k, v in found.items()), flush=True)
+    asked = requests // WORKERS * WORKERS
+    if tally.counts["WRONG"] or sum(tally.counts.values()) != asked or m.running or m.queued or kv:
+        raise SystemExit("FAILED")
+    return found
+
+
+def main() -> None:
+    p = report.parser(__doc__, rounds=1)
+    p.add_argument("--requests", type=int, default=20_000, help="half from threads, half from asyncio")
+    p.add_argument("--cancel", type=float, default=0.1, help="share of them that is cancelled")
+    a = p.parse_args()
+    half = a.requests // 2
+    settings = {"n_ctx": 64, "n_parallel": 16, "n_threads": a.threads}
+    with Llama(a.model, **settings) as llm:
+        out = report.header("soak", llm.model.library, {"requests": a.requests, "cancelled": a.cancel, **settings})
+        answers = {prompt: llm.generate(prompt, GREEDY).token_ids for prompt in PROMPTS}
+        together = llm.generate(PROMPTS, GREEDY)
+        # a batch computes in another order than one alone: answers whose choice hangs on that are not asked
+        for prompt, completion in zip(PROMPTS, together, strict=True):
+            if completion.token_ids != answers[prompt]:
+                del answers[prompt]
+        PROMPTS[:] = answers
+        print(f"  {len(PROMPTS)} prompts with known answers")
+        from_threads(llm, Tally(answers), 2 * WORKERS, a.cancel)  # warm-up
+        tally, began, rss = Tally(answers), perf_counter(), rss_mib()
+        from_threads(llm, tally, half, a.cancel)
+        out["threads"] = finish(llm, tally, half, began, rss)
+        model = llm.model
+        tally, began = Tally(answers), perf_counter()
+
+        async def run() -> dict[str, Any]:
+            async with AsyncLlama(model, **settings) as other:
+                await from_tasks(other, Tally(answers), 2 * WORKERS, a.cancel)
+                rss = rss_mib()
+                await from_tasks(other, tally, half, a.cancel)
+                other._engine.close()  # the engine thread must not step beside the check
+                return finish(other.llama, tally, half, began, rss)
+
+        out["asyncio"] = asyncio.run(run())
+    report.write(out, a.json)
+
+
+if __name__ == "__main__":
+    main()
