@@ -16,7 +16,6 @@ from .engine.drafting import Drafter, DraftModel, PromptLookup
 from .engine.threads import ThreadControl
 from .enums import FlashAttnType, GGMLType
 from .errors import InvalidRequest, UnsupportedModel
-from .hardware.cpu import usable_cores
 from .hub import resolve
 from .params import INT32_MAX, ContextParams, ModelParams, integer, member, override
 
@@ -109,6 +108,6 @@ def open_drafter(
     if not isinstance(draft, Model):
         draft = Model.load(resolve(draft))
         owned.append(draft)
-    drafter = DraftModel(draft, target, n_draft=n_draft or 5, n_threads=usable_cores())
+    drafter = DraftModel(draft, target, n_draft=n_draft or 5)
     owned.append(drafter)
     return drafter

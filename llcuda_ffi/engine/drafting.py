@@ -77,12 +77,13 @@ class PromptLookup:
 class DraftModel:
     """Drafts greedily with a smaller model of the same vocabulary, all slots in one batch."""
 
-    def __init__(self, model: Model, target: Context, *, n_draft: int = 5, n_threads: int | None = None) -> None:
+    def __init__(self, model: Model, target: Context, *, n_draft: int = 5) -> None:
         if model.vocab.n_tokens != target.model.vocab.n_tokens or model.vocab.type != target.model.vocab.type:
             raise InvalidRequest(
                 f"the draft model has another vocabulary ({model.vocab.n_tokens} tokens) than the model "
                 f"({target.model.vocab.n_tokens}): they must be of one family"
             )
+        self._target, self._threads = target, 0
         self._n_ctx = target.n_ctx_seq
         self._n_draft = integer("n_draft", n_draft, 1, 64)
         n_seq = target.n_seq_max
@@ -91,7 +92,6 @@ class DraftModel:
             n_ctx=self._n_ctx * n_seq,
             n_seq_max=n_seq,
             n_batch=max(512, n_seq),
-            n_threads=n_threads,
         )
         assert self._context.memory is not None
         self._memory = self._context.memory
@@ -110,8 +110,12 @@ class DraftModel:
                 room -= n
         if not wanted:
             return
-        rows = self._catch_up(list(wanted))
         context, chain = self._context, self._chain
+        threads = self._target.n_threads
+        if threads != self._threads:  # what the thread control gave the target holds for its drafter
+            context.set_threads(threads)
+            self._threads = threads
+        rows = self._catch_up(list(wanted))
         while rows:
             going = []
             for row, slot in rows:
