@@ -13,6 +13,7 @@ from ..errors import InvalidRequest
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 256
 MAX_REPEAT = 2000
+MAX_RULES = 10_000
 
 
 def check_grammar(grammar: object, root: object = "root") -> None:
@@ -37,6 +38,11 @@ def check_grammar(grammar: object, root: object = "root") -> None:
     rules = set(re.findall(r"([\w-]+)\s*::=", outside))
     if root not in rules:  # older bundles end the process here
         raise InvalidRequest(f"the grammar has no rule {root!r}: it has {', '.join(sorted(rules)[:8]) or 'none'}")
+    repeats = [int(n) for pair in re.findall(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}", outside) for n in pair if n]
+    if max(repeats, default=0) > MAX_REPEAT:  # each repeat is written out as rules
+        raise InvalidRequest(f"the grammar repeats something {max(repeats)} times, more than {MAX_REPEAT}")
+    if outside.count("::=") > MAX_RULES:
+        raise InvalidRequest(f"the grammar has {outside.count('::=')} rules, more than {MAX_RULES}")
     depth = deepest = 0
     for char in outside:
         if char == "(":
