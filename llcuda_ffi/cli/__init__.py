@@ -42,7 +42,7 @@ def _root() -> None:
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 an error of ours (one line on stderr), 2 bad usage, 130 Ctrl-C."""
     try:
-        _root.main(standalone_mode=False)
+        _root.main(prog_name="llcuda-ffi", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except KeyboardInterrupt:
@@ -56,3 +56,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except UnicodeDecodeError as error:
+        click.echo(f"error: the input is not UTF-8 text: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:  # a file named on the command line that cannot be read or written
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

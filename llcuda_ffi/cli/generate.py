@@ -86,6 +86,8 @@ def command(
         raise click.UsageError("give a PROMPT, or --file with --output")
     if (source is None) != (output is None):
         raise click.UsageError("--file and --output go together")
+    if source is not None and output is not None and output.exists() and output.samefile(source):
+        raise click.UsageError("--output is the file of prompts itself: give another name")
     if sampling["grammar"] is not None:
         sampling["grammar"] = sampling["grammar"].read()
     params = SamplingParams(**{**sampling, "stop": tuple(sampling["stop"])})

@@ -80,7 +80,7 @@ def _lines(source: Path, skip: int) -> Iterator[bytes]:
 def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the line is no JSON: {error}") from None
     if isinstance(value, str):
         return value, {}
