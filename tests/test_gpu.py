@@ -113,8 +113,11 @@ def test_cpu_with_a_cuda_bundle(llcuda_model: Path, llm: Llama) -> None:
 
 def test_context_too_large_is_an_error_with_sizes(llm: Llama) -> None:
     """A KV cache beyond the GPU's memory is a ModelError that carries libllama's sizes, and the process lives on."""
+    model = llm.model
+    each = model.n_layer * 4 * (model.n_embd // model.n_head) * model.n_head_kv  # bytes of a cell: K and V in F16
+    cells = 2 * sum(d.memory_total for d in placement.gpus(model.library, "cuda")) // each
     with pytest.raises(ModelError, match=r"(?s)context of .*(alloc|memory|size)"):
-        Llama(llm.model, n_ctx=1 << 20, n_parallel=128)
+        Llama(model, n_ctx=cells // 64, n_parallel=64)
     assert llm.generate(PROMPT, max_tokens=2, ignore_eos=True).usage.completion_tokens == 2
 
 
