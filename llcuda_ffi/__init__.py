@@ -21,12 +21,14 @@ __all__ = [
     "Completion",
     "Context",
     "ContextParams",
+    "Embedder",
     "GGUFReader",
     "Llama",
     "LlcudaError",
     "Memory",
     "Model",
     "ModelParams",
+    "Reranker",
     "SamplerChain",
     "SamplingParams",
     "Vocab",
@@ -40,12 +42,14 @@ _WHERE = {
     "Completion": "engine.results",
     "Context": "core.context",
     "ContextParams": "params",
+    "Embedder": "embedder",
     "GGUFReader": "gguf",
     "Llama": "llama",
     "LlcudaError": "errors",
     "Memory": "core.memory",
     "Model": "core.model",
     "ModelParams": "params",
+    "Reranker": "embedding.reranker",
     "SamplerChain": "core.sampler",
     "SamplingParams": "sampling_params",
     "Vocab": "core.vocab",
@@ -59,6 +63,8 @@ if TYPE_CHECKING:
     from .core.model import Model
     from .core.sampler import SamplerChain
     from .core.vocab import Vocab
+    from .embedder import Embedder
+    from .embedding.reranker import Reranker
     from .engine.results import Chunk, Completion
     from .errors import LlcudaError
     from .gguf import GGUFReader

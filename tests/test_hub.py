@@ -333,7 +333,9 @@ def test_registry_is_well_formed() -> None:
     for model in models.all_models():
         assert model.file.endswith(".gguf")
         assert model.sources
-        assert ("hub" in model.sources) == (model.repo is not None)
+        from_hub = {"hub", "hub, converted"} & set(model.sources)
+        assert bool(from_hub) == (model.repo is not None)
+        assert ("wheel, converted" in model.sources) == bool(model.convert_wheel[0])
         assert ("wheels" in model.sources) == bool(model.wheels)
         assert (model.size is None) == (model.sha256 is None)
         assert model.estimated_size > 0

@@ -1,0 +1,170 @@
+"""What embedders and rerankers are made of: the model in its place, and contexts that suit the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..bundle import InstalledBundle
+from ..core.model import Model
+from ..core.placement import Room
+from ..enums import FlashAttnType, PoolingType
+from ..errors import ContextOverflow, InvalidRequest
+from ..hardware.cpu import usable_cores
+from ..params import ModelParams, integer
+from ..runtime import open_model
+from .packing import PackingQueue, open_contexts
+
+# Attention computes a square of the pack, masked between texts: on a CPU that costs time, on a GPU hardly any.
+CPU_BATCH_TOKENS = 128
+GPU_BATCH_TOKENS = 4096
+# libllama's own limit is 256 sequences in most bundles
+MOST_SEQUENCES = 256
+LONGEST = 8192
+
+
+class Backend:
+    """A model for texts that are embedded, not continued.
+
+    Attributes:
+        model: the loaded model.
+        max_tokens: most tokens of a text, special ones included.
+        batch_tokens: tokens of a pack.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Model,
+        *,
+        device: str = "auto",
+        n_gpu_layers: int | Literal["auto"] = "auto",
+        max_tokens: int | None = None,
+        batch_tokens: int | None = None,
+        n_threads: int | None = None,
+        n_contexts: int | None = None,
+        flash_attn: bool | None = None,
+        bundle: str | InstalledBundle | None = None,
+        model_params: ModelParams | None = None,
+    ) -> None:
+        self._owns = not isinstance(model, Model)
+        if isinstance(model, Model):
+            self.model = model
+        else:
+            room = Room(n_cells=GPU_BATCH_TOKENS, n_ubatch=GPU_BATCH_TOKENS)
+            self.model = open_model(model, device, n_gpu_layers, bundle, model_params, None, room)
+        try:
+            self._set(max_tokens, batch_tokens, n_threads, n_contexts, flash_attn)
+        except BaseException:
+            if self._owns:
+                self.model.close()
+            raise
+        self._queues: dict[PoolingType, PackingQueue] = {}
+
+    def _set(
+        self,
+        max_tokens: int | None,
+        batch_tokens: int | None,
+        n_threads: int | None,
+        n_contexts: int | None,
+        flash_attn: bool | None,
+    ) -> None:
+        loaded = self.model
+        on_gpu = any(name != "CPU" for name in loaded.placement.by_device)
+        positions = loaded.n_positions or 1 << 30
+        longest = min(positions, max(1, loaded.n_ctx_train)) if loaded.n_ctx_train > 0 else positions
+        if max_tokens is None:
+            stated = loaded.metadata.get("llcuda_ffi.max_tokens", "")
+            max_tokens = min(longest, int(stated) if stated.isdigit() and int(stated) else LONGEST)
+        self.max_tokens = integer("max_tokens", max_tokens, 1, longest)
+        if batch_tokens is None:
+            batch_tokens = GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS
+        self.batch_tokens = integer("batch_tokens", batch_tokens, 1, 1 << 17)
+        # Threads of one context meet at barriers several times per layer; contexts of one thread each never wait.
+        cores = usable_cores()
+        if n_contexts is None:
+            n_contexts = 1 if on_gpu else max(1, cores // (n_threads or 1))
+        self._n_contexts = integer("n_contexts", n_contexts, 1, 256)
+        self._n_threads = integer("n_threads", n_threads or max(1, cores // self._n_contexts), 1, 512)
+        enabled = {None: FlashAttnType.AUTO, True: FlashAttnType.ENABLED, False: FlashAttnType.DISABLED}
+        if flash_attn not in enabled:
+            raise InvalidRequest(f"flash_attn must be True, False or None, not {flash_attn!r}")
+        self._flash_attn = enabled[flash_attn]
+
+    def queue(self, pooling: PoolingType) -> PackingQueue:
+        """The contexts of one kind of pooling, made when they are first needed."""
+        queue = self._queues.get(pooling)
+        if queue is None:
+            rows = max(self.batch_tokens, self.max_tokens)
+            most = min(MOST_SEQUENCES, rows, max(1, self.batch_tokens // 2))
+            settings: dict[str, Any] = {
+                "n_ctx": rows,
+                "n_batch": rows,
+                "n_ubatch": rows,
+                "n_seq_max": most,
+                "kv_unified": True,
+                "n_threads": self._n_threads,
+                "pooling_type": pooling,
+                "flash_attn_type": self._flash_attn,
+                "embeddings": True,
+            }
+            queue = self._queues[pooling] = PackingQueue(open_contexts(self.model, self._n_contexts, **settings))
+        return queue
+
+    def fit(
+        self, tokens: npt.NDArray[np.int32], index: int, truncate: bool, what: str = "text"
+    ) -> npt.NDArray[np.int32]:
+        """Tokens that the model can take.
+
+        Raises:
+            ContextOverflow: too many, and not to be truncated.
+            InvalidRequest: none at all.
+        """
+        n = len(tokens)
+        if n > self.max_tokens:
+            if not truncate:
+                raise ContextOverflow(
+                    f"{what} {index} has {n} tokens, more than {self.max_tokens}: shorten it, or pass truncate=True"
+                )
+            # the end mark stays, as in the tokenizers of the models' own libraries
+            ends = self.model.metadata.get("tokenizer.ggml.add_eos_token") == "true" or (
+                self.model.metadata.get("tokenizer.ggml.model") == "bert"
+            )
+            kept = self.max_tokens - ends
+            return np.concatenate([tokens[:kept], tokens[n - 1 :]]) if ends else tokens[:kept]
+        if not n:
+            raise InvalidRequest(f"{what} {index} is empty, and this model adds no tokens of its own: leave it out")
+        return tokens
+
+    def tokens_per_pack(self, asked: int | None) -> int:
+        """Pack size of one call."""
+        if asked is None:
+            return self.batch_tokens
+        return integer("batch_tokens", asked, 1, max(self.batch_tokens, self.max_tokens))
+
+    def close(self) -> None:
+        """Free contexts and, where it was opened here, the model."""
+        for queue in self._queues.values():
+            queue.close()
+        self._queues.clear()
+        if self._owns:
+            self.model.close()
+
+
+def check_texts(texts: Sequence[str]) -> list[str]:
+    """A list of str.
+
+    Raises:
+        InvalidRequest: something else is among them; the message names its index.
+    """
+    try:
+        found = list(texts)
+    except TypeError:
+        raise InvalidRequest(f"texts must be a str or a list of str, not {type(texts).__name__}") from None
+    for i, text in enumerate(found):
+        if not isinstance(text, str):
+            raise InvalidRequest(f"text {i} must be a str, not {type(text).__name__}")
+    return found

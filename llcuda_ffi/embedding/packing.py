@@ -1,0 +1,190 @@
+"""One queue of tokenized texts, whoever asked; any thread that waits computes packs from it.
+
+A pack is one batch: many texts, a sequence each. Texts wait sorted by length, longest first, so that packs are full and
+the short ones at the end even out what the contexts still have to do. There are no threads of its own between calls: a
+caller computes packs, its own or another caller's, until its texts are done; for many texts it starts helpers, one for
+each further context, which end with the work.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.batch import Batch
+from ..core.context import Context
+from ..enums import PoolingType
+from ..errors import ClosedError
+
+Tokens = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+
+class Job:
+    """The texts of one call and their results.
+
+    Attributes:
+        results: a vector for each text, or a (tokens, width) array without pooling; None until computed.
+        left: texts not computed yet.
+    """
+
+    def __init__(self, texts: Sequence[Tokens], batch_tokens: int, report: Callable[[int], object] | None) -> None:
+        self.texts = texts
+        self.batch_tokens = batch_tokens
+        self.report = report
+        self.results: list[Floats | None] = [None] * len(texts)
+        self.left = len(texts)
+        self.error: BaseException | None = None
+
+
+class PackingQueue:
+    """Contexts over one model, and the texts that wait for them."""
+
+    def __init__(self, contexts: Sequence[Context]) -> None:
+        self._contexts = list(contexts)
+        self._free = deque((context, Batch(context.n_ubatch)) for context in contexts)
+        self._pending: deque[tuple[Job, int]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def compute(
+        self, texts: Sequence[Tokens], batch_tokens: int, report: Callable[[int], object] | None = None
+    ) -> list[Floats]:
+        """The results of tokenized texts, in their order.
+
+        Args:
+            texts: none empty, none longer than a context's micro-batch.
+            batch_tokens: most tokens in a pack, unless one text alone has more.
+            report: called with the number of texts done by each pack.
+
+        Raises:
+            ClosedError: the queue was closed.
+            DecodeError: libllama failed.
+        """
+        job = Job(texts, batch_tokens, report)
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        helpers = []
+        try:
+            with self._changed:
+                if self._closed:
+                    raise ClosedError("the embedder is closed")
+                self._pending.extend((job, i) for i in order)
+                self._changed.notify_all()
+            packs = sum(len(text) for text in texts) // batch_tokens
+            for _ in range(min(packs, len(self._contexts) - 1)):
+                helpers.append(threading.Thread(target=self._work, args=(job,), name="llcuda-embed", daemon=True))
+                helpers[-1].start()
+            self._work(job)
+        except BaseException:
+            self._forget(job)
+            raise
+        finally:
+            for helper in helpers:
+                helper.join()
+        if job.error is not None:
+            raise job.error
+        return [result for result in job.results if result is not None]
+
+    def _work(self, job: Job) -> None:
+        """Compute packs until `job` is done."""
+        while True:
+            with self._changed:
+                while job.left and job.error is None and not (self._free and self._pending):
+                    if self._closed:
+                        job.error = ClosedError("the embedder was closed while this call waited")
+                        break
+                    self._changed.wait()
+                if not job.left or job.error is not None:
+                    return
+                worker = self._free.popleft()
+                pack = self._take()
+            try:
+                self._compute(*worker, pack)
+            except BaseException as error:
+                with self._changed:
+                    for owner in {id(item[0]): item[0] for item in pack}.values():
+                        owner.error = owner.error or error
+                        self._drop(owner)
+                if not isinstance(error, Exception):
+                    raise
+            finally:
+                with self._changed:
+                    self._free.append(worker)
+                    self._changed.notify_all()
+
+    def _take(self) -> list[tuple[Job, int]]:
+        """The next pack: the first text that waits, and those after it while there is room."""
+        first = self._pending.popleft()
+        pack, tokens = [first], len(first[0].texts[first[1]])
+        limit, most = first[0].batch_tokens, self._contexts[0].n_seq_max
+        while self._pending and len(pack) < most:
+            job, i = self._pending[0]
+            n = len(job.texts[i])
+            if tokens + n > min(limit, job.batch_tokens):
+                break
+            pack.append(self._pending.popleft())
+            tokens += n
+        return pack
+
+    def _compute(self, context: Context, batch: Batch, pack: list[tuple[Job, int]]) -> None:
+        batch.clear()
+        rows = [batch.extend(job.texts[i], seq_id=s, output="all") for s, (job, i) in enumerate(pack)]
+        if context.memory is not None:
+            context.memory.clear()
+        context.decode(batch)
+        if context.pooling_type == PoolingType.NONE:
+            found = [np.stack([context.embeddings(row) for row in range(*span)]) for span in rows]
+        else:
+            found = [context.sequence_embedding(s) for s in range(len(pack))]
+        done: dict[int, tuple[Job, int]] = {}
+        with self._changed:
+            for (job, i), result in zip(pack, found, strict=True):
+                job.results[i] = result
+                job.left -= 1
+                done[id(job)] = job, done.get(id(job), (job, 0))[1] + 1
+        for job, count in done.values():
+            if job.report is not None:
+                job.report(count)
+
+    def _drop(self, job: Job) -> None:
+        kept = [item for item in self._pending if item[0] is not job]
+        self._pending.clear()
+        self._pending.extend(kept)
+
+    def _forget(self, job: Job) -> None:
+        """What was not computed yet is no longer wanted."""
+        with self._changed:
+            self._drop(job)
+            job.error = job.error or ClosedError("the call was interrupted")
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wait for packs in the making, then free the contexts; calls that wait raise ClosedError."""
+        with self._changed:
+            self._closed = True
+            self._pending.clear()
+            self._changed.notify_all()
+            while len(self._free) < len(self._contexts):
+                self._changed.wait()
+            self._free.clear()
+            contexts, self._contexts = self._contexts, []
+        for context in contexts:
+            context.close()
+
+
+def open_contexts(model: Any, count: int, **settings: Any) -> list[Context]:
+    """`count` contexts, or none of them if one cannot be made."""
+    made: list[Context] = []
+    try:
+        for _ in range(count):
+            made.append(Context(model, **settings))
+    except BaseException:
+        for context in made:
+            context.close()
+        raise
+    return made
