@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InvalidRequest
+from ..errors import BackendFailure, InvalidRequest
 from ..native.handle import Handle
 from ..native.log import mark, why
 from ..params import INT32_MAX, UINT32_MAX, integer, number
@@ -48,7 +48,7 @@ class SamplerChain(Handle):
         self._attached = False
         self._lazy: dict[int, LazyGrammar] = {}  # by its place in `names`
         free = freeing(self._lib, self._lazy.values())
-        self._own(self._lib.llama_sampler_chain_init(params[0]), free, model)
+        self._own(_made(self._lib.llama_sampler_chain_init(params[0])), free, model)
 
     def __repr__(self) -> str:
         return f"<SamplerChain {' → '.join(self.names) or 'empty'}{' closed' if self.closed else ''}>"
@@ -365,14 +365,14 @@ class SamplerChain(Handle):
             other.model, other._ffi, other._lib = self.model, self._ffi, self._lib
             other.names = list(self.names)
             other._attached = False
-            lib, pointer = self._lib, self._lib.llama_sampler_clone(self._ptr)
+            lib, pointer = self._lib, _made(self._lib.llama_sampler_clone(self._ptr))
             other._lazy = {}
             other._own(pointer, freeing(lib, other._lazy.values()), self.model)
             other._grammars = []
             for place, name in enumerate(self.names):
                 lazy = self._lazy.get(place)
                 if lazy is not None and lazy.waiting:
-                    other._lazy[place] = lazy.copy(lib.llama_sampler_clone(lazy.sampler))
+                    other._lazy[place] = lazy.copy(_made(lib.llama_sampler_clone(lazy.sampler)))
                 elif name == "grammar":
                     sampler = lib.llama_sampler_chain_get(pointer, self._index(place))
                     if lazy is None:
@@ -395,6 +395,12 @@ class SamplerChain(Handle):
 
 # struct llama_token_data
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+def _made(pointer: Any) -> Any:
+    if not pointer:
+        raise BackendFailure("libllama could not make a sampler: is there memory left?")
+    return pointer
 
 
 def _seed(seed: int | None) -> int:
