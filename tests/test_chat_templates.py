@@ -46,7 +46,7 @@ def test_upstream_templates_render_as_transformers_renders_them() -> None:
 def test_templates_against_transformers_itself() -> None:
     """Character for character what the installed transformers renders: upstream's templates and ours."""
     pytest.importorskip("transformers")
-    sources = {**upstream_templates(upstream_sdist()), **TEMPLATES, **OWN}
+    sources = {**upstream_templates(upstream_sdist()), **TEMPLATES, **{source: source for source in OWN}}
     for name, source in sources.items():
         template = ChatTemplate(source, VARIABLES)
         for case, settings in cases():
