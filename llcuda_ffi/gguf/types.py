@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import numpy as np
 
+from ..enums import GGMLType
+from ..enums import GGUFType as ValueType
 
-class ValueType(IntEnum):
-    """Type of a metadata value."""
-
-    UINT8 = 0
-    INT8 = 1
-    UINT16 = 2
-    INT16 = 3
-    UINT32 = 4
-    INT32 = 5
-    FLOAT32 = 6
-    BOOL = 7
-    STRING = 8
-    ARRAY = 9
-    UINT64 = 10
-    INT64 = 11
-    FLOAT64 = 12
+__all__ = ["BLOCKS", "NUMBERS", "NUMPY", "SIZES", "GGMLType", "ValueType", "value_name"]
 
 
 # value type → numpy code without byte order; strings and arrays have no fixed size
@@ -40,46 +25,6 @@ NUMBERS: dict[int, str] = {
     ValueType.FLOAT64: "f8",
 }
 SIZES: dict[int, int] = {kind: np.dtype(code).itemsize for kind, code in NUMBERS.items()}
-
-
-class GGMLType(IntEnum):
-    """Type of a tensor."""
-
-    F32 = 0
-    F16 = 1
-    Q4_0 = 2
-    Q4_1 = 3
-    Q5_0 = 6
-    Q5_1 = 7
-    Q8_0 = 8
-    Q8_1 = 9
-    Q2_K = 10
-    Q3_K = 11
-    Q4_K = 12
-    Q5_K = 13
-    Q6_K = 14
-    Q8_K = 15
-    IQ2_XXS = 16
-    IQ2_XS = 17
-    IQ3_XXS = 18
-    IQ1_S = 19
-    IQ4_NL = 20
-    IQ3_S = 21
-    IQ2_S = 22
-    IQ4_XS = 23
-    I8 = 24
-    I16 = 25
-    I32 = 26
-    I64 = 27
-    F64 = 28
-    IQ1_M = 29
-    BF16 = 30
-    TQ1_0 = 34
-    TQ2_0 = 35
-    MXFP4 = 39
-    NVFP4 = 40
-    Q1_0 = 41
-    Q2_0 = 42
 
 
 # type → (weights of a block, bytes of a block)
