@@ -54,7 +54,6 @@ class Context(Handle):
         params: what it was made with.
         n_ctx, n_batch, n_ubatch, n_seq_max: what libllama granted (it may round n_ctx up).
         n_ctx_seq: most tokens of one sequence.
-        memory: the KV cache, or None for models without one (BERT).
     """
 
     def __init__(self, model: Model, params: ContextParams | None = None, **settings: Any) -> None:
@@ -101,8 +100,7 @@ class Context(Handle):
         self.kv_unified = params.kv_unified
         self.n_vocab = model.vocab.n_tokens
         self.pooling_type = PoolingType(lib.llama_pooling_type(pointer))
-        memory = lib.llama_get_memory(pointer)
-        self.memory: Memory | None = Memory(self, memory) if memory else None
+        self._memory = lib.llama_get_memory(pointer)
         causal = model.metadata.get(f"{model.architecture}.attention.causal", "true") != "false"
         self._causal = (
             causal
@@ -118,6 +116,12 @@ class Context(Handle):
         state = " closed" if self.closed else ""
         return f"<Context n_ctx={self.n_ctx} n_seq_max={self.n_seq_max} {self.model.path.name}{state}>"
 
+    @property
+    def memory(self) -> Memory | None:
+        """The KV cache, or None for models without one (BERT)."""
+        # made anew each time: one kept here would make a cycle, and a dropped context would wait for the collector
+        return Memory(self, self._memory) if self._memory else None
+
     # --- computing ---
 
     def decode(self, batch: Batch) -> None:
@@ -132,7 +136,7 @@ class Context(Handle):
         """
         with self._exclusive():
             pointer = self._ptr
-            if self.memory is None:
+            if not self._memory:
                 self._check(batch, self.n_ubatch, "n_ubatch")
             else:
                 if self._two_part and not self._encoded:
@@ -153,7 +157,7 @@ class Context(Handle):
         """
         with self._exclusive():
             pointer = self._ptr
-            if self.memory is not None and not self.model.has_encoder:
+            if self._memory and not self.model.has_encoder:
                 raise UnsupportedModel(f"{self.model.path.name} has no encoder: use decode()")
             self._check(batch, min(self.n_batch, self.n_ubatch), "n_ubatch")
             self._compute(self._lib.llama_encode, pointer, batch)

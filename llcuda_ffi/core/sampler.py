@@ -41,6 +41,7 @@ class SamplerChain(Handle):
             raise InvalidRequest(f"a SamplerChain is made for a Model, not for {type(model).__name__}")
         self.model = model
         self._ffi, self._lib = model._ffi, model._lib
+        model._ptr  # noqa: B018 - raises when the model is closed
         params = self._ffi.new("struct llama_sampler_chain_params *", self._lib.llama_sampler_chain_default_params())
         params.no_perf = True
         self.names: list[str] = []
