@@ -1,0 +1,320 @@
+"""InferenceEngine: llcuda's class, in this process instead of over HTTP."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..engine.results import Completion
+from ..errors import InvalidRequest, LlcudaError
+from ..hub import resolve
+from ..llama import Llama
+from ..sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_SLOTS = 8  # prompts that batch_infer computes together
+
+
+@dataclass
+class InferResult:
+    """What a request gave. `str()` is the text.
+
+    Attributes:
+        success: whether there is a text; otherwise error_message says why not.
+        tokens_generated: tokens of the answer.
+        latency_ms: from the call to the last token.
+        tokens_per_sec: of the answer alone: the prompt's time is not in it.
+    """
+
+    success: bool
+    text: str = ""
+    tokens_generated: int = 0
+    latency_ms: float = 0.0
+    tokens_per_sec: float = 0.0
+    error_message: str | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class InferenceEngine:
+    """llcuda's engine with its names and defaults.
+
+        engine = InferenceEngine()
+        engine.load_model("gemma-3-1b-Q4_K_M")
+        print(engine.infer("What is AI?", max_tokens=100).text)
+
+    What differs: there is no server (server_url must stay None); nothing is asked on the terminal; a second load_model
+    replaces the model; temperature=0 is greedy; infer_stream streams; batch_infer computes its prompts together.
+    """
+
+    def __init__(self, server_url: str | None = None) -> None:
+        if server_url is not None:
+            raise InvalidRequest(
+                f"server_url={server_url!r}: this engine computes in its own process and asks no server; leave it out"
+            )
+        self._llm: Llama | None = None
+        self._later: Callable[[], Llama] | None = None
+        self._lock = threading.Lock()
+        self.model_path: Path | None = None
+        self.reset_metrics()
+
+    # --- the model ---
+
+    def load_model(
+        self,
+        model_name_or_path: str | os.PathLike[str],
+        gpu_layers: int | None = None,
+        ctx_size: int | None = None,
+        auto_start: bool = True,
+        auto_configure: bool = True,
+        n_parallel: int = 1,
+        verbose: bool = True,
+        interactive_download: bool = True,
+        silent: bool = False,
+        **settings: Any,
+    ) -> bool:
+        """Load a model in the place of the one before, which is unloaded first.
+
+        Args:
+            model_name_or_path: a registry name, a path, "owner/repo:file.gguf" or "hf://owner/repo/file@revision".
+            gpu_layers: layers on the GPU; None puts as many as fit.
+            ctx_size: longest request in tokens; None: the model's, at most 4,096.
+            auto_start: False fetches the file now and loads it at the first request.
+            auto_configure: False with gpu_layers=None keeps the model on the CPU.
+            n_parallel: full-length requests for which the KV cache has room.
+            verbose, silent: whether to print what is done (to stderr).
+            interactive_download: kept for llcuda's signature. Nothing is ever asked: what is missing is fetched.
+            **settings: further arguments of Llama.
+
+        Returns:
+            True; what goes wrong raises.
+
+        Raises:
+            ModelError, BundleError, LoadError, InvalidRequest: as Llama.
+        """
+        told = verbose and not silent
+        path = resolve(model_name_or_path, progress=None if told else False)
+        self.unload_model()
+        layers: Any = gpu_layers if gpu_layers is not None else "auto" if auto_configure else 0
+        arguments: dict[str, Any] = {"n_ctx": ctx_size, "n_gpu_layers": layers, "n_parallel": max(n_parallel, _SLOTS)}
+
+        def load() -> Llama:
+            llm = _open(path, {**arguments, **settings}, n_parallel)
+            if told:
+                placed = str(llm.model.placement) or "on the CPU"
+                print(f"{path.name}: {llm.model.description}, n_ctx {llm.n_ctx}, {placed}", file=sys.stderr)
+            return llm
+
+        self.model_path = path
+        if auto_start:
+            self._llm = load()
+        else:
+            self._later = load
+        return True
+
+    def unload_model(self) -> None:
+        """Free the model. Does nothing when there is none."""
+        with self._lock:
+            llm, self._llm, self._later, self.model_path = self._llm, None, None, None
+        if llm is not None:
+            llm.close()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether a model is there (with auto_start=False: or will be at the first request)."""
+        return self._llm is not None or self._later is not None
+
+    @property
+    def llm(self) -> Llama:
+        """The Llama behind this engine.
+
+        Raises:
+            InvalidRequest: no model is loaded.
+        """
+        with self._lock:
+            if self._llm is None:
+                if self._later is None:
+                    raise InvalidRequest("no model is loaded: call load_model() first")
+                self._llm, self._later = self._later(), None
+            return self._llm
+
+    # --- requests ---
+
+    def infer(
+        self,
+        prompt: str,
+        max_tokens: int = 128,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+        top_k: int = 40,
+        seed: int = 0,
+        stop_sequences: Sequence[str] | None = None,
+        **settings: Any,
+    ) -> InferResult:
+        """Answer a prompt.
+
+        Args:
+            temperature: 0 takes the likeliest token always.
+            seed: the same one gives the same text.
+            stop_sequences: texts that end the answer.
+            **settings: further fields of SamplingParams.
+
+        Returns:
+            a result; of a request that could not be computed with success=False.
+        """
+        began = perf_counter()
+        try:
+            params = _params(max_tokens, temperature, top_p, top_k, seed, stop_sequences, settings)
+            completion = self.llm.generate(prompt, params)
+        except LlcudaError as error:
+            return InferResult(False, latency_ms=(perf_counter() - began) * 1e3, error_message=str(error))
+        return self._result(completion, began)
+
+    def infer_stream(
+        self,
+        prompt: str,
+        callback: Callable[[str], object],
+        max_tokens: int = 128,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+        top_k: int = 40,
+        seed: int = 0,
+        stop_sequences: Sequence[str] | None = None,
+        **settings: Any,
+    ) -> InferResult:
+        """As `infer`; `callback` gets each piece of text as soon as it is there."""
+        began = perf_counter()
+        completion = None
+        try:
+            params = _params(max_tokens, temperature, top_p, top_k, seed, stop_sequences, settings)
+            for chunk in self.llm.stream(prompt, params):
+                completion = chunk.completion
+                if chunk.text:
+                    callback(chunk.text)
+        except LlcudaError as error:
+            return InferResult(False, latency_ms=(perf_counter() - began) * 1e3, error_message=str(error))
+        assert completion is not None
+        return self._result(completion, began)
+
+    def batch_infer(self, prompts: Sequence[str], max_tokens: int = 128, **settings: Any) -> list[InferResult]:
+        """Answer many prompts, computed together; results in their order."""
+        began = perf_counter()
+        try:
+            named = {name: settings.pop(name) for name in list(settings) if name in _DEFAULTS}
+            params = _params(max_tokens, **{**_DEFAULTS, **named}, settings=settings)
+            completions = self.llm.generate(list(prompts), params)
+        except LlcudaError as error:
+            spent = (perf_counter() - began) * 1e3
+            return [InferResult(False, latency_ms=spent, error_message=str(error)) for _ in prompts]
+        return [self._result(completion, began) for completion in completions]
+
+    def _result(self, completion: Completion, began: float) -> InferResult:
+        timings, n = completion.timings, completion.usage.completion_tokens
+        seconds = timings.queue_s + timings.prompt_s + timings.decode_s
+        with self._lock:
+            self._latencies.append(seconds * 1e3)
+            self._tokens += n
+            self._requests += 1
+            self._first = min(self._first, began)
+            self._last = perf_counter()
+        return InferResult(True, completion.text, n, seconds * 1e3, timings.tokens_per_s)
+
+    # --- metrics ---
+
+    def get_metrics(self) -> dict[str, dict[str, float]]:
+        """Latencies of the last 10,000 requests, and throughput since the first one, in llcuda's keys."""
+        with self._lock:
+            values = sorted(self._latencies)
+            tokens, requests = self._tokens, self._requests
+            wall = self._last - self._first if requests else 0.0
+
+        def percentile(share: float) -> float:
+            return values[min(len(values) - 1, int(share * len(values)))] if values else 0.0
+
+        return {
+            "latency": {
+                "mean_ms": sum(values) / len(values) if values else 0.0,
+                "p50_ms": percentile(0.5),
+                "p95_ms": percentile(0.95),
+                "p99_ms": percentile(0.99),
+                "min_ms": values[0] if values else 0.0,
+                "max_ms": values[-1] if values else 0.0,
+                "sample_count": len(values),
+            },
+            "throughput": {
+                "total_tokens": tokens,
+                "total_requests": requests,
+                "tokens_per_sec": tokens / wall if wall > 0 else 0.0,
+                "requests_per_sec": requests / wall if wall > 0 else 0.0,
+            },
+        }
+
+    def reset_metrics(self) -> None:
+        """Begin to count again."""
+        self._latencies: deque[float] = deque(maxlen=10_000)
+        self._tokens = self._requests = 0
+        self._first: float = float("inf")
+        self._last: float = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.unload_model()
+
+
+_DEFAULTS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 0, "stop_sequences": None}
+
+
+def _params(
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    seed: int,
+    stop_sequences: Sequence[str] | None,
+    settings: dict[str, Any],
+) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop_sequences or ()
+    ).replace(**settings)
+
+
+def _open(path: Path, arguments: dict[str, Any], n_parallel: int) -> Llama:
+    """A Llama with slots for a batch, whose KV cache has room for n_parallel requests of full length."""
+    if "kv_cells" not in arguments:
+        from ..gguf import GGUFReader
+        from ..runtime import DEFAULT_N_CTX
+
+        with GGUFReader(path) as reader:
+            trained = reader.metadata.get(f"{reader.architecture}.context_length", DEFAULT_N_CTX)
+        length = arguments["n_ctx"] or min(int(trained), DEFAULT_N_CTX)
+        arguments["kv_cells"] = -(-length // 256) * 256 * max(1, n_parallel)
+    return Llama(path, **arguments)
+
+
+def quick_infer(prompt: str, model_path: str | os.PathLike[str] | None = None, max_tokens: int = 128) -> str:
+    """One answer: the model is loaded, used and unloaded. Default: the smallest model of the registry.
+
+    Raises:
+        LlcudaError: whatever went wrong.
+    """
+    with InferenceEngine() as engine:
+        engine.load_model(model_path or "smollm2-135m", silent=True)
+        result = engine.infer(prompt, max_tokens)
+        if not result.success:
+            raise InvalidRequest(result.error_message or "no answer")
+        return result.text
