@@ -170,7 +170,7 @@ class Embedder:
 
     def tokenize(self, text: str, prompt: str | None = None) -> npt.NDArray[np.int32]:
         """The tokens that `encode` computes for a text, of any length."""
-        return self.model.vocab.tokenize(self._prompt(prompt) + text)
+        return self._backend.tokenize(self._prompt(prompt) + text)
 
     def _compute(
         self,
@@ -183,10 +183,12 @@ class Embedder:
     ) -> list[npt.NDArray[np.float32]]:
         if self._closed:
             raise ClosedError("the embedder is closed")
-        backend, tokenize, before = self._backend, self.model.vocab.tokenize, self._prompt(prompt)
+        backend, before = self._backend, self._prompt(prompt)
         per_pack = backend.tokens_per_pack(batch_tokens)
         flag("truncate", truncate)
-        tokens = [backend.fit(tokenize(before + text), i, truncate) for i, text in enumerate(check_texts(texts))]
+        tokens = [
+            backend.fit(backend.tokenize(before + text), i, truncate) for i, text in enumerate(check_texts(texts))
+        ]
         if not tokens:
             return []
         with self._lock:

@@ -18,6 +18,7 @@ from ..hardware.cpu import usable_cores
 from ..params import ModelParams, integer
 from ..runtime import open_model
 from .packing import PackingQueue, open_contexts
+from .wordpiece import WordPiece, needs_wordpiece
 
 # Attention computes a square of the pack, masked between texts: on a CPU that costs time, on a GPU hardly any.
 CPU_BATCH_TOKENS = 128
@@ -63,6 +64,8 @@ class Backend:
                 self.model.close()
             raise
         self._queues: dict[PoolingType, PackingQueue] = {}
+        self._wordpiece_of_its_own = self.model.metadata.get("tokenizer.ggml.model") == "bert"
+        self._wordpiece: WordPiece | None = None
 
     def _set(
         self,
@@ -113,6 +116,16 @@ class Backend:
             }
             queue = self._queues[pooling] = PackingQueue(open_contexts(self.model, self._n_contexts, **settings))
         return queue
+
+    def tokenize(self, text: str, add_special: bool = True) -> npt.NDArray[np.int32]:
+        """The tokens of a text, of any length."""
+        if self._wordpiece_of_its_own and needs_wordpiece(text):
+            if self._wordpiece is None:
+                metadata = self.model.metadata
+                uncased = metadata.get("tokenizer.ggml.normalizer.lowercase", "true") == "true"
+                self._wordpiece = WordPiece(self.model.vocab, uncased)
+            return self._wordpiece.tokenize(text, add_special)
+        return self.model.vocab.tokenize(text, add_special=add_special)
 
     def fit(
         self, tokens: npt.NDArray[np.int32], index: int, truncate: bool, what: str = "text"

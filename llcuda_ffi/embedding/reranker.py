@@ -141,8 +141,8 @@ class Reranker:
             return [token] if token is not None and (default if asked is None else asked == "true") else []
 
         end = mark("eos", bert) or (mark("sep", bert) if bert else [])
-        parts: list[Any] = [mark("bos", bert), vocab.tokenize(query, add_special=False), end]
-        parts += [[] if end and bert else mark("sep", bert), vocab.tokenize(document, add_special=False), end]
+        parts: list[Any] = [mark("bos", bert), self._backend.tokenize(query, False), end]
+        parts += [[] if end and bert else mark("sep", bert), self._backend.tokenize(document, False), end]
         return np.concatenate([np.asarray(part, np.int32) for part in parts])
 
     def close(self) -> None:
