@@ -67,6 +67,11 @@ class InferenceEngine:
         self._later: Callable[[], Llama] | None = None
         self._lock = threading.Lock()
         self.model_path: Path | None = None
+        self._latencies: deque[float]
+        self._tokens: int
+        self._requests: int
+        self._first: float
+        self._last: float
         self.reset_metrics()
 
     # --- the model ---
@@ -262,10 +267,9 @@ class InferenceEngine:
 
     def reset_metrics(self) -> None:
         """Begin to count again."""
-        self._latencies: deque[float] = deque(maxlen=10_000)
+        self._latencies = deque(maxlen=10_000)
         self._tokens = self._requests = 0
-        self._first: float = float("inf")
-        self._last: float = 0.0
+        self._first, self._last = float("inf"), 0.0
 
     def __enter__(self) -> Self:
         return self
