@@ -1,6 +1,6 @@
-"""The texts of the embedding tests, with reference vectors of sentence-transformers in data/minilm_reference.npz.
+"""The texts of the embedding tests; data/minilm_reference.npz has the vectors that sentence-transformers gives them.
 
-The reference is written by `python -m tests.embedding_texts FOLDER`, FOLDER holding all-MiniLM-L6-v2 as it is published.
+It is written by `python -m tests.embedding_texts FOLDER`, FOLDER holding all-MiniLM-L6-v2 as it is published.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ TEXTS = [
     "https://example.org/path?query=value#fragment",
     "42",
     "zero\u200bwidth and non\u00a0breaking",
-    "The committee met on Tuesday to discuss the budget for the coming year, and after a long debate agreed to postpone "
-    "the decision until the figures for the last quarter were known.",
+    "The committee met on Tuesday to discuss the budget for the coming year, and after a long debate agreed to "
+    "postpone the decision until the figures for the last quarter were known.",
     *[" ".join(_WORDS[(i * k) % 10] for i in range(n)) for k, n in ((1, 20), (3, 50), (7, 90), (9, 130), (3, 200))],
     " ".join(_WORDS[i % 10] for i in range(254)),  # 256 tokens with the two marks: exactly the limit
 ]

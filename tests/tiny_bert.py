@@ -9,28 +9,8 @@ import numpy as np
 
 from llcuda_ffi.gguf.safetensors import write_safetensors
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "mat",
-    "dog",
-    "ran",
-    "in",
-    "sun",
-    "river",
-    "stone",
-    "blue",
-    "red",
-    "big",
-    "small",
-    "old",
-    "new",
-    "good",
-    "bad",
-    "tree",
-]
+_WORDS = "the cat sat on mat dog ran in sun river stone blue red big small old new good bad tree"
+WORDS = _WORDS.split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WIDTH, LAYERS, HEADS, FF, POSITIONS = 64, 2, 2, 128, 64
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "chat": "chat",
     "demo": "demo",
     "doctor": "doctor",
+    "embed": "embed",
     "generate": "generate",
     "gguf": "gguf",
     "model": "model",

@@ -1,0 +1,1 @@
+"""Many texts: files on one machine, data sets on a cluster."""
