@@ -56,7 +56,7 @@ class Tensor(Handle):
         if values.dtype.kind not in "fiub" or not 1 <= values.ndim <= _MAX_DIMS or not values.size:
             raise InvalidRequest(f"a tensor has numbers in 1 to 4 dimensions, not {values.dtype} of {values.shape}")
         if kind == GGMLType.F32:
-            raw = np.ascontiguousarray(values, np.float32)
+            raw: np.ndarray = np.ascontiguousarray(values, np.float32)
         elif kind == GGMLType.F16:
             with np.errstate(over="ignore"):
                 raw = np.ascontiguousarray(values, np.float16)
