@@ -9,15 +9,21 @@ from __future__ import annotations
 import re
 
 from ..errors import InvalidRequest
+from .gbnf import MOST, count_ways
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 256
 MAX_REPEAT = 2000
 MAX_RULES = 10_000
+MAX_BEGINS = 50_000
+MAX_SKIPS = 64
 
 
-def check_grammar(grammar: object, root: object = "root") -> None:
-    """Refuse what libllama could not survive.
+def check_grammar(grammar: object, root: object = "root", *, repeats_nothing: bool = True) -> None:
+    """Refuse what libllama could not survive, or would not come back from.
+
+    Args:
+        repeats_nothing: whether the bundle bears `(x*)*`, Profile.has("grammar.repeats_nothing").
 
     Raises:
         InvalidRequest: not a text, NUL inside, over 1 MiB, brackets nested over 256 deep.
@@ -52,6 +58,17 @@ def check_grammar(grammar: object, root: object = "root") -> None:
             depth -= 1
     if deepest > MAX_DEPTH:
         raise InvalidRequest(f"the grammar nests brackets {deepest} deep, more than {MAX_DEPTH}")
+    ways = count_ways(grammar)
+    if ways.begins > MAX_BEGINS or ways.skips > MAX_SKIPS:
+        raise InvalidRequest(
+            "the grammar is too ambiguous: libllama would follow "
+            f"{'more than ' if ways.begins >= MOST else ''}{max(ways.begins, ways.skips)} ways at once"
+        )
+    if ways.repeats_nothing and not repeats_nothing:
+        raise InvalidRequest(
+            "the grammar repeats without end something that may be empty, which this bundle does not survive: "
+            "make the inner part not empty, or use the v0.5.0 bundle"
+        )
 
 
 def _outside_literals(grammar: str) -> str:

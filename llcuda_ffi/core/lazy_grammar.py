@@ -93,6 +93,13 @@ class LazyGrammar:
         """Back to the grammar's start."""
         lib.llama_sampler_reset(self.sampler)
 
+    def join(self, lib: Any, chain: Any, at: int) -> None:
+        """Become the chain's sampler number `at`."""
+        after = [lib.llama_sampler_chain_remove(chain, at) for _ in range(lib.llama_sampler_chain_n(chain) - at)]
+        for sampler in (self.sampler, *after):
+            lib.llama_sampler_chain_add(chain, sampler)
+        self.waiting = False
+
     def forget(self) -> None:
         """Wait again, with no text."""
         self.waiting, self._text = True, b""

@@ -234,7 +234,8 @@ class SamplerChain(Handle):
         return self._append("grammar", sampler, LazyGrammar(sampler, compiled, ids))
 
     def _grammar_sampler(self, grammar: str, root: str) -> Any:
-        check_grammar(grammar, root)
+        repeats_nothing = self.model.library.profile.has("grammar.repeats_nothing")
+        check_grammar(grammar, root, repeats_nothing=repeats_nothing)
         point = mark()
         sampler = self._lib.llama_sampler_init_grammar(self.model.vocab._ptr, grammar.encode(), root.encode())
         if not sampler:
@@ -327,13 +328,7 @@ class SamplerChain(Handle):
             raise
         lib.llama_sampler_accept(chain, token)
         for place, lazy in triggered.items():
-            at = self._index(place)
-            following = [
-                lib.llama_sampler_chain_remove(chain, at) for _ in range(lib.llama_sampler_chain_n(chain) - at)
-            ]
-            for sampler in (lazy.sampler, *following):
-                lib.llama_sampler_chain_add(chain, sampler)
-            lazy.waiting = False
+            lazy.join(lib, chain, self._index(place))
 
     def reset(self) -> None:
         """Forget what was accepted; random states start again from their seeds."""

@@ -38,7 +38,8 @@ class GrammarConstraint(Handle):
     """A GBNF grammar, matched by libllama (llama_sampler_init_grammar)."""
 
     def __init__(self, model: Model, grammar: str, root: str = "root") -> None:
-        check_grammar(grammar, root)
+        repeats_nothing = model.library.profile.has("grammar.repeats_nothing")
+        check_grammar(grammar, root, repeats_nothing=repeats_nothing)
         self.model = model
         self._ffi, self._lib = model._ffi, model._lib
         point = mark()

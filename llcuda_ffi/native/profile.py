@@ -41,7 +41,7 @@ class Profile:
         required, forbidden: exported symbols.
         canaries: function → what it writes.
         defaults: function → field → value that it must hold; every field not named holds 0.
-        signatures: parameters that drifted, for `has`.
+        signatures: parameters and behaviour that drifted, for `has`.
     """
 
     name: str
@@ -162,7 +162,7 @@ PROFILES: dict[str, Profile] = {
         forbidden=("llama_batch_ext_init", "llama_set_adapter_lora"),
         canaries=_NEW_CANARIES,
         defaults=_NEW_DEFAULTS,
-        signatures=frozenset({"llama_sampler_init_penalties.n_vocab"}),
+        signatures=frozenset({"llama_sampler_init_penalties.n_vocab", "grammar.repeats_nothing"}),
     ),
     "b11227": Profile(
         name="b11227",
@@ -178,6 +178,6 @@ PROFILES: dict[str, Profile] = {
         forbidden=("llama_set_adapter_lora",),
         canaries=_NEW_CANARIES,
         defaults=_NEW_DEFAULTS,
-        signatures=frozenset({"llama_sampler_init_penalties.n_vocab"}),
+        signatures=frozenset({"llama_sampler_init_penalties.n_vocab", "grammar.repeats_nothing"}),
     ),
 }

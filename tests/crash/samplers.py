@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 from llcuda_ffi.core.sampler import SamplerChain
@@ -58,6 +59,23 @@ def deeply_nested_grammar(w: World) -> None:
         refuses(InvalidRequest, functools.partial(SamplerChain(w.model()).grammar, "root ::= " + text))
     refuses(InvalidRequest, lambda: SamplerChain(w.model()).grammar('root ::= "' + "a" * 2_000_000 + '"'))
     SamplerChain(w.model()).grammar("root ::= " + "(" * 200 + '"a"' + ")" * 200)
+
+
+@row
+def grammar_that_begins_in_too_many_ways(w: World) -> None:
+    doubled = "".join(f"r{i} ::= r{i + 1} r{i + 1}\n" for i in range(40))
+    for grammar in (
+        "root ::= r0\n" + doubled + "r40 ::= [a-z]?",
+        "root ::= r0\n" + doubled.replace(" r", " | r").replace("::= |", "::=") + "r40 ::= [a-z]?",
+        'root ::= "a"{0,100000000}',
+        "root ::= ((([a-z]{0,99}){0,99}){0,99})",
+        "root ::= " + '"a"? ' * 3000,
+        "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(50_000)) + 'r50000 ::= "a"',
+    ):
+        refuses(InvalidRequest, functools.partial(SamplerChain(w.model()).grammar, grammar))
+    for grammar in ("root ::= " + '("a"*)* ' * 50, "root ::= (a | b)*\na ::= [a-z]*\nb ::= a a"):
+        with contextlib.suppress(InvalidRequest):  # some bundles bear it
+            SamplerChain(w.model()).grammar(grammar).greedy().sample(w.decoded())
 
 
 @row
