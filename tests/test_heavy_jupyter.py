@@ -41,5 +41,5 @@ def test_notebook(tmp_path: Path) -> None:
     assert "<pre" in shown[2]
     assert "completion_tokens" in shown[4]
     assert "<table>" in shown[5]
-    assert "&lt;b&gt;" in shown[6]
+    assert "&lt;</span>" in shown[6]
     assert "widget-view" in shown[7]
