@@ -37,7 +37,7 @@ class Request:
     """
 
     __slots__ = (
-        "arrival", "cached", "cancelled", "chain", "completion", "constraint", "deadline", "done", "drafted",
+        "argmax", "arrival", "cached", "cancelled", "chain", "completion", "constraint", "deadline", "done", "drafted",
         "drafts_kept", "error", "generated", "group", "limit", "logprobs", "number", "on_chunk", "params", "pending",
         "prompt", "row_sampler", "seed", "stream", "t_first", "t_last", "t_slot", "text", "vocab", "wake",
     )  # fmt: skip
@@ -68,7 +68,7 @@ class Request:
         self.group: Request | None = None  # the first of n completions of one prompt
         self.t_slot = self.t_first = self.t_last = 0.0
         self.cached = self.drafted = self.drafts_kept = 0
-        self.cancelled = self.done = False
+        self.cancelled = self.done = self.argmax = False
         self.completion: Completion | None = None
         self.error: BaseException | None = None
         self.wake: threading.Event | None = None  # set when something happened, for a thread that waits

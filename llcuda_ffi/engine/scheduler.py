@@ -153,6 +153,8 @@ class Scheduler:
         request.chain = chain = self._chains.take(params, request.seed)
         if request.constraint is not None or params.logprobs is not None:
             request.row_sampler = RowSampler(self.context, chain, request.constraint, params.logprobs)
+        # libllama's greedy sampler alone keeps no state; numpy finds the same token without a copy of the row
+        request.argmax = chain.names == ["greedy"] and request.row_sampler is None and self._backend is None
         if "penalties" in chain.names or "dry" in chain.names:
             accept, pointer = chain._lib.llama_sampler_accept, chain._ptr
             look_back = max(params.penalty_last_n, params.dry_penalty_last_n)
@@ -201,7 +203,7 @@ class Scheduler:
         plain = []
         for row, slot in rows:
             request = slot.request
-            if row < 0 or request is None or request.row_sampler is not None or slot.draft:
+            if row < 0 or request is None or request.argmax or request.row_sampler is not None or slot.draft:
                 continue
             assert request.chain is not None
             plain.append((slot, (request.chain._resource.pointer, row)))
@@ -222,6 +224,8 @@ class Scheduler:
         logprob: TokenLogprob | None = None
         if slot.sampled >= 0:
             token, slot.sampled = slot.sampled, -1
+        elif request.argmax:
+            token = int(self.context._logits(row).argmax())
         elif request.row_sampler is None:
             assert request.chain is not None
             token = self._sample(request.chain._resource.pointer, self.context._resource.pointer, row)
