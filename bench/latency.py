@@ -27,6 +27,7 @@ def main() -> None:
     p.add_argument("--seconds", type=float, default=4.0, help="of each busy measurement")
     p.add_argument("--streams", type=int, nargs="*", default=[1, 32], help="of the busy measurements")
     p.add_argument("--spinners", type=int, nargs="*", default=[0, 1, 2], help="of the busy measurements")
+    p.add_argument("--fixed", type=int, nargs="*", default=[1, 2], help="thread counts beside auto")
     a = p.parse_args()
     with Llama(a.model, n_ctx=2048, n_parallel=10, n_threads=a.threads) as llm:
         out = report.header("latency", llm.model.library, {"model": llm.model.path.name, "threads": a.threads})
@@ -112,7 +113,7 @@ def busy(model: Model, a: Any) -> dict[str, Any]:
     """Tokens per second with other processes spinning: 1 and 2 threads fixed, and "auto"."""
     found: dict[str, Any] = {}
     for n in a.streams:
-        sides: dict[str, Any] = {"1": 1, "2": 2, "auto": "auto"}
+        sides: dict[str, Any] = {**{str(n): n for n in a.fixed}, "auto": "auto"}
         llms = {
             name: Llama(model, n_ctx=2048, n_parallel=n, n_threads=threads, prefix_cache=False)
             for name, threads in sides.items()
@@ -130,7 +131,7 @@ def busy(model: Model, a: Any) -> dict[str, Any]:
                     child.wait()
             key = f"{n} stream{'s' if n > 1 else ''}, {spinning} spinning"
             row: dict[str, Any] = {name: report.line(f"{key}, threads {name}", speed[name], "tok/s") for name in sides}
-            better = [max(one, two) for one, two in zip(speed["1"], speed["2"], strict=True)]
+            better = [max(values) for values in zip(*(speed[str(t)] for t in a.fixed), strict=True)]
             row["auto_of_better"] = report.line(f"{key}, auto / better", report.ratios(speed["auto"], better), "", 3)
             found[key] = row
         for llm in llms.values():

@@ -21,7 +21,8 @@ from typing import Protocol
 from ..hardware.supply import CpuSupply
 
 _BINS = 12  # batch sizes by power of two: steps are compared with steps of their kind
-_LOOK_S = 0.1  # the system's own figures are in steps of 10 ms
+_LOOK_S = 0.5  # a look reads /proc/stat, which takes most of a millisecond on large machines
+_LOOK_NOW_S = 0.1  # after slow steps; the system's figures are in steps of 10 ms
 _LACK = 0.5  # cores missing in one look
 _LACK_TWICE = 0.3  # cores missing in two looks, one after the other
 _SLOW = 1.5  # a step this much slower than usual counts against the thread count
@@ -68,6 +69,7 @@ class ThreadControl:
         self._last_step = self._looked = now
         self._taken_back = now - _LONGEST_TRIAL_S
         self._lacked = self._blind = False
+        self._every = _LOOK_NOW_S  # the first look is early: the machine may be busy from the start
         # usual[t][bin]: seconds per token with t threads, a running mean
         self._usual = [[0.0] * _BINS for _ in range(most + 1)]
         self._strikes = 0
@@ -93,7 +95,7 @@ class ThreadControl:
         if self._strikes >= (_STRIKES_BLIND if self._blind else _STRIKES) and self.n_threads > 1:
             self._give_way(self.n_threads - 1 if self.n_threads <= 4 else self.n_threads // 2, now)
             return
-        if now - self._looked >= _LOOK_S:
+        if now - self._looked >= (_LOOK_NOW_S if self._strikes or self._lacked else self._every):
             self._look(now)
 
     def _forget(self, now: float) -> None:
@@ -113,7 +115,7 @@ class ThreadControl:
 
     def _look(self, now: float) -> None:
         """Compare the threads in use with the cores that could be had."""
-        self._looked = now
+        self._looked, self._every = now, _LOOK_S
         available = self._supply.available()
         self._blind = available is None
         threads = self.n_threads
