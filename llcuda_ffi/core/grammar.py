@@ -7,9 +7,14 @@ above any grammar of use.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequest
+from ..native.log import mark, why
 from .gbnf import MOST, count_ways
+
+if TYPE_CHECKING:
+    from .model import Model
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 256
@@ -69,6 +74,20 @@ def check_grammar(grammar: object, root: object = "root", *, repeats_nothing: bo
             "the grammar repeats without end something that may be empty, which this bundle does not survive: "
             "make the inner part not empty, or use the v0.5.0 bundle"
         )
+
+
+def grammar_sampler(model: Model, grammar: str, root: str = "root") -> Any:
+    """The native sampler of a checked grammar (llama_sampler_init_grammar); the caller frees it.
+
+    Raises:
+        InvalidRequest: the check or libllama refused it; the message carries libllama's log.
+    """
+    check_grammar(grammar, root, repeats_nothing=model.library.profile.has("grammar.repeats_nothing"))
+    point = mark()
+    sampler = model._lib.llama_sampler_init_grammar(model.vocab._ptr, grammar.encode(), root.encode())
+    if not sampler:
+        raise InvalidRequest(f"libllama refused the grammar{why(point)}")
+    return sampler
 
 
 def _outside_literals(grammar: str) -> str:

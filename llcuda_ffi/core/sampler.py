@@ -11,10 +11,9 @@ import numpy.typing as npt
 
 from ..errors import BackendFailure, InvalidRequest
 from ..native.handle import Handle
-from ..native.log import mark, why
 from ..params import INT32_MAX, UINT32_MAX, integer, number
 from .context import Context
-from .grammar import check_grammar
+from .grammar import grammar_sampler
 from .lazy_grammar import LazyGrammar, allows, compile_patterns, freeing
 from .model import Model
 
@@ -211,7 +210,7 @@ class SamplerChain(Handle):
         Raises:
             InvalidRequest: the grammar does not parse, is too large, or its root is missing; libllama's log says why.
         """
-        sampler = self._grammar_sampler(grammar, root)
+        sampler = grammar_sampler(self.model, grammar, root)
         self._append("grammar", sampler)
         self._grammars.append(sampler)
         return self
@@ -230,17 +229,8 @@ class SamplerChain(Handle):
         ids = frozenset(integer("a trigger token", t, 0, self.model.vocab.n_tokens - 1) for t in tokens)
         if not compiled and not ids:
             raise InvalidRequest("a lazy grammar needs a trigger pattern or a trigger token")
-        sampler = self._grammar_sampler(grammar, root)
+        sampler = grammar_sampler(self.model, grammar, root)
         return self._append("grammar", sampler, LazyGrammar(sampler, compiled, ids))
-
-    def _grammar_sampler(self, grammar: str, root: str) -> Any:
-        repeats_nothing = self.model.library.profile.has("grammar.repeats_nothing")
-        check_grammar(grammar, root, repeats_nothing=repeats_nothing)
-        point = mark()
-        sampler = self._lib.llama_sampler_init_grammar(self.model.vocab._ptr, grammar.encode(), root.encode())
-        if not sampler:
-            raise InvalidRequest(f"libllama refused the grammar{why(point)}")
-        return sampler
 
     # --- use ---
 

@@ -7,12 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..core.grammar import check_grammar
+from ..core.grammar import grammar_sampler
 from ..core.model import Model
 from ..core.sampler import CANDIDATE
-from ..errors import InvalidRequest
 from ..native.handle import Handle
-from ..native.log import mark, why
 
 
 class Constraint(Protocol):
@@ -38,15 +36,9 @@ class GrammarConstraint(Handle):
     """A GBNF grammar, matched by libllama (llama_sampler_init_grammar)."""
 
     def __init__(self, model: Model, grammar: str, root: str = "root") -> None:
-        repeats_nothing = model.library.profile.has("grammar.repeats_nothing")
-        check_grammar(grammar, root, repeats_nothing=repeats_nothing)
         self.model = model
         self._ffi, self._lib = model._ffi, model._lib
-        point = mark()
-        pointer = self._lib.llama_sampler_init_grammar(model.vocab._ptr, grammar.encode(), root.encode())
-        if not pointer:
-            raise InvalidRequest(f"libllama refused the grammar{why(point)}")
-        self._own(pointer, self._lib.llama_sampler_free, model)
+        self._own(grammar_sampler(model, grammar, root), self._lib.llama_sampler_free, model)
         n_vocab = model.vocab.n_tokens
         self._candidates = np.zeros(n_vocab, CANDIDATE)
         self._ids = np.arange(n_vocab, dtype=np.int32)
