@@ -23,7 +23,7 @@ from ..hardware.supply import CpuSupply
 _BINS = 12  # batch sizes by power of two: steps are compared with steps of their kind
 _LOOK_S = 0.5  # a look reads /proc/stat, which takes most of a millisecond on large machines
 _LOOK_NOW_S = 0.1  # after slow steps; the system's figures are in steps of 10 ms
-_LACK = 0.5  # cores missing in one look
+_LACK = 0.4  # cores missing in one look
 _LACK_TWICE = 0.3  # cores missing in two looks, one after the other
 _SLOW = 1.5  # a step this much slower than usual counts against the thread count
 _STRIKES = 8  # such steps cost a thread, though the supply looks well
