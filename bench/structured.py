@@ -32,7 +32,7 @@ PERSON = {
     "properties": {
         "name": {"type": "string", "maxLength": 20},
         "age": {"type": "integer", "minimum": 0, "maximum": 150},
-        "email": {"type": "string", "pattern": "^[a-z]{3,12}@[a-z]{3,10}\\.com$"},
+        "email": {"type": "string", "pattern": "^[a-z]{3,12}@[a-z]{3,10}[.]com$"},
         "skills": {"type": "array", "items": {"type": "string", "maxLength": 15}, "minItems": 1, "maxItems": 3},
     },
     "required": ["name", "age", "email", "skills"],
@@ -46,6 +46,7 @@ def main() -> None:
     p = report.parser(__doc__, rounds=3)
     p.add_argument("--schemas", type=int, default=200)
     p.add_argument("--tokens", type=int, default=96)
+    p.add_argument("--sequences", type=int, nargs="*", default=[1, 16])
     p.add_argument("--peer", metavar="FOLDER", help="a folder with llama_cpp 0.3.36 and what it imports")
     a = p.parse_args()
     with Llama(a.model, n_ctx=512, n_parallel=16, n_threads=a.threads) as llm:
@@ -53,7 +54,7 @@ def main() -> None:
         out = report.header("structured output", llm.model.library, settings)
         if a.schemas:
             out["validity"] = validity(llm, a.schemas)
-        for n in (1, 16):
+        for n in a.sequences:
             out[f"sequences_{n}"] = cost(llm, n, a)
     if a.peer:
         with Llama(a.model, n_ctx=512, n_parallel=1, n_threads=a.threads) as llm:
