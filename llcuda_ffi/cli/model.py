@@ -9,6 +9,7 @@ import click
 from .. import hub, models
 from ..errors import ModelNotFound
 from ..fetch.progress import megabytes
+from .convert import command as convert
 
 
 @click.group()
@@ -83,3 +84,6 @@ def _free_memory() -> tuple[int, str]:
     from ..hardware.memory import free_memory
 
     return free_memory()
+
+
+command.add_command(convert)
