@@ -84,8 +84,7 @@ HOSTILE = {
     "output": "{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
     "nested lists": "{% set n = namespace(l=[1]) %}{% for a in range(60) %}"
     "{% set n.l = [n.l, n.l] %}{% endfor %}{{ n.l | tojson }}",
-    "concatenation": "{% set n = namespace(l='xx') %}{% for a in range(60) %}"
-    "{% set n.l = n.l ~ n.l %}{% endfor %}",
+    "concatenation": "{% set n = namespace(l='xx') %}{% for a in range(60) %}{% set n.l = n.l ~ n.l %}{% endfor %}",
     "format": "{{ '%0999999999999d' % 1 }}",
     "center": "{{ 'x' | center(10 ** 12) }}",
     "comparison": "{% set n = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}"
@@ -143,9 +142,7 @@ def test_rendering_process_ends_with_its_parent() -> None:
         "assert T('{{ 1 }}').render([{'role': 'user', 'content': 'x'}]) == '1'\n"
         "print(shared._process.pid, flush=True)"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     for _ in range(100):
         try:
@@ -159,14 +156,10 @@ def test_rendering_process_ends_with_its_parent() -> None:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_builtin_templates(name: str) -> None:
     """Each named template writes the system text, every message in order, and opens the answer."""
-    text = ChatTemplate(name, VARIABLES).prompt(
-        CONVERSATIONS["multi"]["messages"], add_generation_prompt=True
-    )
+    text = ChatTemplate(name, VARIABLES).prompt(CONVERSATIONS["multi"]["messages"], add_generation_prompt=True)
     places = [text.find(part) for part in ("You are terse.", "Hello.", "Count to three.", "1 2 3", "Thanks")]
     assert -1 not in places
-    if (
-        name != "mistral"
-    ):  # its system text stands before the last question, as mistral's own tokenizer puts it
+    if name != "mistral":  # its system text stands before the last question, as mistral's own tokenizer puts it
         assert places == sorted(places)
     assert text != ChatTemplate(name, VARIABLES).prompt(CONVERSATIONS["multi"]["messages"][:-1])
 
@@ -196,9 +189,7 @@ def test_text_parts_are_joined_for_templates_that_read_texts() -> None:
     """Content parts reach a template that concatenates contents as one text, and another one as parts."""
     parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
     assert ChatTemplate("{{ '>' + messages[0].content }}").prompt(parts) == ">ab"
-    reads = ChatTemplate(
-        "{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endfor %}"
-    )
+    reads = ChatTemplate("{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endfor %}")
     assert reads.prompt(parts) == "[a][b]"
 
 
