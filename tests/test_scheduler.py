@@ -217,3 +217,22 @@ def test_prefix_lookup_is_of_tokens() -> None:
     assert common_prefix(a, np.array([1, 2, 9], np.int32)) == 2
     assert common_prefix(a, np.array([7], np.int32)) == 0
     assert common_prefix(a, a[:0]) == 0
+
+
+def test_request_added_during_a_step_waits_for_the_next(llm: Llama, oracle: dict[str, list[int]]) -> None:
+    """A request that another thread submits after the queue was read is admitted in the next step, not half in this."""
+    scheduler = llm._driver.scheduler
+    first, second = _request(llm, TEXTS[0]), _request(llm, TEXTS[1])
+    scheduler.submit(first)
+    collect = scheduler._waiting.collect
+
+    def collect_then_submit() -> bool:
+        found = collect()
+        scheduler._waiting.collect = collect  # type: ignore[method-assign]
+        scheduler.submit(second)
+        return found
+
+    scheduler._waiting.collect = collect_then_submit  # type: ignore[method-assign]
+    _finish(llm)
+    assert first.result().token_ids == oracle[TEXTS[0]]
+    assert second.result().token_ids == oracle[TEXTS[1]]

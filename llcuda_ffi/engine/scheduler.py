@@ -124,7 +124,7 @@ class Scheduler:
         """Give waiting requests the free slots, by priority, then in order of arrival."""
         later = []
         free = sum(slot.request is None for slot in self.slots)
-        while len(self._waiting) and free:
+        while self._waiting.ready and free:
             request = self._waiting.pop()
             if request.group is not None and self._prompting(request.group):
                 later.append(request)  # its prompt is being computed for the first of the group

@@ -34,6 +34,11 @@ class Waiting:
             self.push(self._inbox.popleft())
         return bool(self._heap)
 
+    @property
+    def ready(self) -> bool:
+        """Whether `pop` has one. What another thread adds meanwhile waits for the next `collect`."""
+        return bool(self._heap)
+
     def sweep(self, now: float) -> list[Request]:
         """Take out what was cancelled or is too late."""
         over = [item[2] for item in self._heap if item[2].over(now)]
