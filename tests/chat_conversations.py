@@ -119,9 +119,7 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
     },
     "no thinking": {"messages": [_ASK], "enable_thinking": False},
     "parts": {
-        "messages": [
-            {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}
-        ]
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}]
     },
     "unknown role": {"messages": [_ASK, {"role": "narrator", "content": "It rains."}]},
     "continued": {

@@ -22,9 +22,7 @@ def by_transformers(source: str, messages: list[dict[str, Any]], **settings: Any
     import jinja2
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    chat = [
-        {k: v for k, v in m.items() if v is not None} for m in messages
-    ]  # as apply_chat_template does first
+    chat = [{k: v for k, v in m.items() if v is not None} for m in messages]  # as apply_chat_template does first
     try:
         rendered, _ = render_jinja_template([chat], chat_template=source, **VARIABLES, **settings)
     except jinja2.TemplateError as error:

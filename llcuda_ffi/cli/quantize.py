@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -45,7 +46,7 @@ def command(
     """Write a quantized copy of SOURCE (a path or a model's name) to TARGET."""
     if (target is None) != dry_run:
         raise click.UsageError("give TARGET, or --dry-run without it")
-    options = {
+    options: dict[str, Any] = {
         "tensor_types": dict(_pairs(tensor_type)) or None,
         "output_type": output_type,
         "embedding_type": embedding_type,
