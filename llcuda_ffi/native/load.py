@@ -82,6 +82,9 @@ def _load(bundle: InstalledBundle) -> Library:
     # libggml forks and runs a debugger when it aborts, and reads a backend from GGML_BACKEND_PATH
     os.environ["GGML_NO_BACKTRACE"] = "1"
     os.environ.pop("GGML_BACKEND_PATH", None)
+    if not abi.has("llama_set_adapters_lora"):
+        # these builds compute with the graph of the batch before, although its adapters were changed since
+        os.environ["LLAMA_GRAPH_REUSE_DISABLE"] = "1"
     if bundle.backend == "cuda":
         from . import cuda
 
