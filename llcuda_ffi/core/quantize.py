@@ -40,7 +40,7 @@ ROW_TYPES = (
     "TQ2_0", "MXFP4",
 )  # fmt: skip
 
-_HEAD = re.compile(r"\[ *(\d+)/ *(\d+)\] (\S+) +- \[([ \d,]+)\], type = +(\w+),")
+_HEAD = re.compile(r"\[ *(\d+)/ *(\d+)\] +(\S+) +- \[([ \d,]+)\], type = +(\w+),")
 _CONVERT = re.compile(r"converting to (\w+) \.\.")
 _PLANNED = re.compile(r"size = .* MiB -> .* MiB \((\w+)\)")
 
