@@ -20,47 +20,10 @@ import numpy as np
 from llcuda_ffi import Embedder
 from llcuda_ffi.hardware.cpu import cpu_name, usable_cores
 
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "that",
-    "for",
-    "it",
-    "as",
-    "was",
-    "with",
-    "be",
-    "by",
-    "on",
-    "not",
-    "system",
-    "language",
-    "model",
-    "network",
-    "river",
-    "mountain",
-    "history",
-    "science",
-    "music",
-    "energy",
-    "question",
-    "number",
-    "theory",
-    "water",
-    "light",
-    "market",
-    "people",
-    "government",
-    "health",
-    "doctor",
-    "animal",
-    "plant",
-    "city",
-]
+_WORDS = "the of and to in is that for it as was with be by on not system language model network river mountain history"
+WORDS = (
+    _WORDS + " science music energy question number theory water light market people health doctor animal plant"
+).split()
 
 
 def texts(n: int) -> list[str]:
