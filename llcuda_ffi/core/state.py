@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..enums import StateSeqFlags
-from ..errors import BackendFailure, InvalidRequest, UnsupportedModel
+from ..errors import BackendFailure, InvalidRequest, UnsupportedByBundle, UnsupportedModel
 from ..native.log import mark, why
 from ..params import integer
 from .context import Context
@@ -151,6 +151,13 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
     with context._exclusive():
         pointer, ffi, lib = context._ptr, context._ffi, context._lib
         _needs_memory(context)
+        separate = context.n_seq_max > 1 and not context.kv_unified
+        if seq_id is None and separate and not context.model.library.profile.has("llama_set_adapters_lora"):
+            # seen on b7698: libllama reports success and then computes wrong logits
+            raise UnsupportedByBundle(
+                f"bundle {context.model.library.bundle.name} does not restore several sequences at once correctly: "
+                "restore them one by one (seq_id), make the context with kv_unified=True, or use bundle v0.5.0-cpu"
+            )
         wanted = _header(context, state.header["kind"], state.header.get("partial_only", False))
         for key, value in wanted.items():
             if state.header.get(key) != value:
