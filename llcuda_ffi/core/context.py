@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from ..enums import AttentionType, PoolingType
 from ..errors import InvalidRequest, ModelError, UnsupportedByBundle, UnsupportedModel
 from ..hardware.cpu import usable_cores
-from ..native.handle import Handle
+from ..native.handle import Handle, in_flight
 from ..native.load import Library
 from ..native.log import mark, why
 from ..native.status import check_decode
@@ -83,13 +84,15 @@ class Context(Handle):
         point = mark()
         _check_cache_types(model, params)
         native = _native_params(library, params, self._abort_flag)
-        pointer = lib.llama_init_from_model(model._ptr, native[0])
+        with in_flight():
+            pointer = lib.llama_init_from_model(model._ptr, native[0])
         if not pointer:
             raise ModelError(
                 f"libllama could not make a context of {params.n_ctx} tokens for {model.path.name}: "
                 f"try a smaller n_ctx, n_ubatch or another KV type{why(point)}"
             )
         self._own(pointer, lib.llama_free, model)
+        self._resource.stop = partial(self._abort_flag.__setitem__, 0, b"!")
         self.model, self.params = model, params
         self._ffi, self._lib = ffi, lib
         self.n_ctx: int = lib.llama_n_ctx(pointer)
@@ -184,6 +187,7 @@ class Context(Handle):
         """The C call itself, for a batch already checked."""
         point = mark()
         code = call(pointer, batch._take())
+        self._back()
         self._n_outputs = batch.n_tokens
         if code:
             if code == 2:

@@ -12,7 +12,7 @@ from .. import gguf
 from ..bundle import InstalledBundle
 from ..enums import FType, LoadMode, RopeType
 from ..errors import Cancelled, InvalidRequest, ModelError, ModelNotFound, UnsupportedByBundle
-from ..native.handle import Handle
+from ..native.handle import Handle, in_flight, leaving
 from ..native.load import Library, load
 from ..native.log import capture, mark, why
 from ..params import ModelParams, override
@@ -88,13 +88,13 @@ class Model(Handle):
                 stopped = progress is not None and progress(share) is False
             except BaseException as error:
                 raised.append(error)
-            return not (stopped or raised)
+            return not (stopped or raised or leaving())
 
         callback = ffi.callback("bool(float, void *)", report, error=False)
         native, keep = _native_params(library, params)
         native.progress_callback = callback
         point = mark()
-        with capture() as lines:
+        with in_flight(), capture() as lines:
             if len(parts) == 1:
                 pointer = lib.llama_model_load_from_file(os.fsencode(parts[0]), native[0])
             else:
