@@ -236,3 +236,25 @@ def test_request_added_during_a_step_waits_for_the_next(llm: Llama, oracle: dict
     _finish(llm)
     assert first.result().token_ids == oracle[TEXTS[0]]
     assert second.result().token_ids == oracle[TEXTS[1]]
+
+
+def test_cancel_of_what_was_just_added(llm: Llama) -> None:
+    """A request submitted and cancelled between the reading of the queue and the sweep is not forgotten."""
+    scheduler = llm._driver.scheduler
+    running, added = _request(llm, TEXTS[0]), _request(llm, TEXTS[1])
+    for slot_filler in (running, _request(llm, TEXTS[2]), _request(llm, TEXTS[3])):
+        scheduler.submit(slot_filler)
+    scheduler.step()
+    collect = scheduler._waiting.collect
+
+    def collect_then_cancel() -> bool:
+        found = collect()
+        scheduler._waiting.collect = collect  # type: ignore[method-assign]
+        scheduler.submit(added)
+        scheduler.cancel(added)
+        return found
+
+    scheduler._waiting.collect = collect_then_cancel  # type: ignore[method-assign]
+    _finish(llm)
+    assert running.result().finish_reason == "length"
+    assert (added.result().finish_reason, added.result().token_ids) == ("cancelled", [])

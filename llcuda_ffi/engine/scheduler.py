@@ -71,9 +71,9 @@ class Scheduler:
 
     def submit(self, request: Request) -> None:
         """Queue a request."""
+        self._waiting.add(request)
         if request.deadline is not None:
             self._attention = True
-        self._waiting.add(request)
 
     def cancel(self, request: Request) -> None:
         """End a request as "cancelled" in the next step."""
@@ -118,7 +118,8 @@ class Scheduler:
             request.finish("cancelled")
             self.metrics.finished(request)
         running = [slot.request for slot in self.slots if slot.request is not None]
-        self._attention = self._attention or any(r.deadline is not None for r in (*running, *self._waiting))
+        if any(r.cancelled or r.deadline is not None for r in (*running, *self._waiting)):
+            self._attention = True
 
     def _admit(self) -> None:
         """Give waiting requests the free slots, by priority, then in order of arrival."""
@@ -160,7 +161,7 @@ class Scheduler:
             look_back = max(params.penalty_last_n, params.dry_penalty_last_n)
             if min(params.penalty_last_n, params.dry_penalty_last_n) < 0:
                 look_back = len(request.prompt)
-            for token in request.prompt[-look_back:].tolist():
+            for token in request.prompt[max(0, len(request.prompt) - look_back) :].tolist():
                 accept(pointer, token)
 
     def _run(self, rows: list[Row]) -> None:

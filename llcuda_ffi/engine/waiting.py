@@ -51,5 +51,5 @@ class Waiting:
         return len(self._inbox) + len(self._heap)
 
     def __iter__(self) -> Iterator[Request]:
-        """Those brought in, in no order."""
-        return iter([item[2] for item in self._heap])
+        """All of them, in no order."""
+        return iter([*(item[2] for item in self._heap), *self._inbox.copy()])
