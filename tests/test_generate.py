@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +11,7 @@ import numpy as np
 import pytest
 
 from llcuda_ffi import Completion, Llama, SamplingParams
-from llcuda_ffi.errors import (
-    ClosedError,
-    ContextOverflow,
-    InvalidModelFile,
-    InvalidRequest,
-    LlcudaError,
-    ModelNotFound,
-)
+from llcuda_ffi.errors import ContextOverflow
 
 STORY = "Once upon a time"
 PROMPTS = [STORY, "The capital of France is", "def fib(n):", "One, two, three, four,"]
@@ -133,86 +123,6 @@ def test_logprobs(llm: Llama) -> None:
     assert np.allclose([e.logprob for e in streamed], [e.logprob for e in done.logprobs], atol=0.05)
 
 
-def test_samplers_change_the_text(llm: Llama) -> None:
-    """Each setting reaches libllama: bans, penalties, every sampler gives text; greedy ignores the seed."""
-    first = llm.generate(STORY, max_tokens=1, temperature=0).token_ids[0]
-    banned = llm.generate(STORY, max_tokens=1, temperature=0, logit_bias={first: float("-inf")})
-    assert banned.token_ids[0] != first
-    forced = llm.generate(STORY, max_tokens=2, temperature=0, logit_bias={100: 1000.0})
-    assert forced.token_ids == [100, 100]
-    loop = llm.generate("a a a a a a a a", max_tokens=8, temperature=0)
-    free = llm.generate("a a a a a a a a", max_tokens=8, temperature=0, repeat_penalty=1.8, presence_penalty=1.0)
-    assert loop.text != free.text
-    for settings in (
-        {"mirostat": 1},
-        {"mirostat": 2},
-        {"typical_p": 0.5},
-        {"top_n_sigma": 1.0},
-        {"xtc_probability": 0.5, "top_p": 1.0},
-        {"dynatemp_range": 0.5},
-        {"dry_multiplier": 0.8},
-        {"adaptive_p_target": 0.3},
-        {"top_k": 1},
-        {"frequency_penalty": 0.5, "penalty_last_n": -1},
-    ):
-        a = llm.generate(STORY, SamplingParams(max_tokens=6, seed=3, **settings))
-        b = llm.generate(STORY, SamplingParams(max_tokens=6, seed=3, **settings))
-        assert a.text == b.text, settings
-    assert (
-        llm.generate(STORY, max_tokens=6, top_k=1, seed=1).text == llm.generate(STORY, max_tokens=6, temperature=0).text
-    )
-
-
-def test_grammar(llm: Llama) -> None:
-    """A GBNF grammar holds for every sampled token, and ends the text."""
-    for seed in range(4):
-        done = llm.generate("Is water wet? Answer:", grammar='root ::= " yes" | " no"', temperature=1.0, seed=seed)
-        assert done.text in (" yes", " no")
-        assert done.finish_reason == "eog"
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"temperature": float("nan")}, "temperature"),
-        ({"temperature": -1}, "temperature"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": -5}, "max_tokens"),
-        ({"max_tokens": 1.5}, "max_tokens"),
-        ({"top_p": 1.5}, "top_p"),
-        ({"top_k": -1}, "top_k"),
-        ({"seed": -1}, "seed"),
-        ({"seed": 2**32}, "seed"),
-        ({"stop": [""]}, "stop"),
-        ({"stop": 5}, "stop"),
-        ({"tempreature": 1.0}, "temperature"),
-        ({"n": 0}, "n must"),
-        ({"logit_bias": {10**6: 1.0}}, "logit_bias"),
-        ({"overflow": "wrap"}, "overflow"),
-        ({"grammar": "root ::= ("}, "grammar"),
-        ({"grammar": "root ::= missing"}, "grammar"),
-        ({"grammar": "root ::= " + "(" * 5000}, "grammar"),
-        ({"mirostat": 3}, "mirostat"),
-        ({"repeat_penalty": 0.0}, "repeat_penalty"),
-    ],
-)
-def test_bad_settings(llm: Llama, settings: dict[str, object], words: str) -> None:
-    """Each bad setting is one InvalidRequest that names it; the Llama stays usable."""
-    with pytest.raises(InvalidRequest, match=words):
-        llm.generate(STORY, **settings)
-    assert llm.generate(STORY, max_tokens=1).text
-
-
-@pytest.mark.parametrize("prompt", ["", b"", [], 5, None, [1, 2, 10**9], [-1], ["a", ""], [["x"]], {"a": 1}])
-def test_bad_prompts(llm: Llama, prompt: object) -> None:
-    """Each bad prompt is one InvalidRequest."""
-    if prompt == []:
-        assert llm.generate(prompt) == []  # no prompts, no results
-        return
-    with pytest.raises(InvalidRequest):
-        llm.generate(prompt)
-
-
 def test_context_overflow(llm: Llama) -> None:
     """A prompt longer than the context is refused; so is a sum that exceeds it, unless the policy allows it."""
     with pytest.raises(ContextOverflow, match="512"):
@@ -227,80 +137,6 @@ def test_context_overflow(llm: Llama) -> None:
     assert len(unlimited.token_ids) == 12
     shifted = llm.generate(tokens, max_tokens=300, overflow="shift", keep=4, ignore_eos=True)
     assert len(shifted.token_ids) == 300
-
-
-def test_prefix_cache(llm: Llama) -> None:
-    """A prompt that continues an earlier one computes only the new tokens; off, it computes all."""
-    base = "The following is a long system prompt that every request of this test begins with. " * 8
-    llm.generate(base + "A", max_tokens=2)
-    again = llm.generate(base + "B", max_tokens=2, temperature=0)
-    assert again.usage.cached_tokens >= again.usage.prompt_tokens - 3
-    off = llm.generate(base + "B", max_tokens=2, temperature=0, prefix_cache=False)
-    assert off.usage.cached_tokens == 0
-    assert off.token_ids == again.token_ids
-    llm.clear_cache()
-    assert llm.generate(base + "B", max_tokens=2).usage.cached_tokens == 0
-
-
-def test_saved_state(smollm2: Path, tmp_path: Path) -> None:
-    """Kept prefixes survive in a file: another Llama continues them without computing, with the same text."""
-    prompt = "A rather long beginning that is worth keeping from one process to the next one. " * 6
-    file = tmp_path / "state"
-    with Llama(smollm2, n_ctx=512, n_parallel=2) as llm:
-        want = llm.generate(prompt, max_tokens=6, temperature=0)
-        assert llm.save_state(file) >= want.usage.prompt_tokens
-    with Llama(smollm2, n_ctx=512, n_parallel=2) as llm:
-        assert llm.load_state(file) >= want.usage.prompt_tokens
-        got = llm.generate(prompt, max_tokens=6, temperature=0)
-        assert got.usage.cached_tokens == want.usage.prompt_tokens - 1
-        assert got.text == want.text
-        for bad in (file.read_bytes()[:-5], b"nothing", file.read_bytes()[:200] + b"x" + file.read_bytes()[201:]):
-            (tmp_path / "bad").write_bytes(bad)
-            with pytest.raises(InvalidRequest):
-                llm.load_state(tmp_path / "bad")
-        with pytest.raises(InvalidRequest):
-            llm.load_state(tmp_path / "none")
-
-
-def test_host_tier(smollm2: Path) -> None:
-    """With a host budget, a prefix pushed out of the KV cache by another request comes back; within the budget."""
-    prompts = [f"Story number {i} is about something that nobody had expected at all. " * 12 for i in range(3)]
-    with Llama(smollm2, n_ctx=512, n_parallel=1, host_cache_bytes=64 << 20) as llm:
-        first = [llm.generate(p, max_tokens=4, temperature=0) for p in prompts]
-        again = [llm.generate(p, max_tokens=4, temperature=0) for p in prompts]
-        assert [r.text for r in again] == [r.text for r in first]
-        assert all(r.usage.cached_tokens == r.usage.prompt_tokens - 1 for r in again), [r.usage for r in again]
-        assert 0 < llm._driver.scheduler.prefixes.kept_bytes <= 64 << 20
-        llm.clear_cache()
-        assert llm._driver.scheduler.prefixes.kept_bytes == 0
-    with Llama(smollm2, n_ctx=512, n_parallel=1) as llm:
-        for p in prompts:
-            llm.generate(p, max_tokens=1)
-        assert llm.generate(prompts[0], max_tokens=1).usage.cached_tokens < 10
-
-
-def test_copied_prefix(smollm2: Path) -> None:
-    """A prefix that another slot holds is copied, with and without a unified KV cache, and gives the same text."""
-    base = "Numbers in words: one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve. " * 6
-    prompts = [base + tail for tail in ("A", "B", "C", "D")]
-    for kv_cells in (None, 1536):
-        with Llama(smollm2, n_ctx=512, n_parallel=3, kv_cells=kv_cells) as llm:
-            cold = [llm.generate(p, max_tokens=6, temperature=0, prefix_cache=False).text for p in prompts]
-            llm.generate(prompts[0], max_tokens=1)
-            warm = llm.generate(prompts, max_tokens=6, temperature=0)
-            assert [r.text for r in warm] == cold
-            assert all(r.usage.cached_tokens > 64 for r in warm), [r.usage for r in warm]
-
-
-def test_full_kv_cache_loses_no_request(smollm2: Path) -> None:
-    """With fewer KV cells than the requests need, some wait; all get their own answer."""
-    with Llama(smollm2, n_ctx=256, n_parallel=4, kv_cells=256) as llm:
-        alone = {p: llm.generate(p, max_tokens=90, temperature=0, ignore_eos=True).token_ids for p in PROMPTS}
-        llm.clear_cache()
-        results = llm.generate(PROMPTS * 2, max_tokens=90, temperature=0, ignore_eos=True)
-        assert [len(r.token_ids) for r in results] == [90] * 8
-        # cells in another order round otherwise, so a close choice may fall the other way later on
-        assert [r.token_ids[:3] for r in results] == [alone[p][:3] for p in PROMPTS * 2]
 
 
 def test_cancel_by_leaving_the_stream(llm: Llama) -> None:
@@ -361,88 +197,3 @@ def test_speculative_decoding_is_greedy_decoding(smollm2: Path, draft: str) -> N
     assert got[0].timings.drafted >= got[0].timings.accepted
     if draft == "model":
         assert got[1].timings.accepted > 0.7 * got[1].timings.drafted
-
-
-def test_interrupt_leaves_a_usable_llama(smollm2: Path) -> None:
-    """Ctrl-C in the middle of a generation: KeyboardInterrupt, then the same Llama answers as before."""
-    code = f"""
-import os, signal, sys, threading
-from llcuda_ffi import Llama
-llm = Llama({str(smollm2)!r}, n_ctx=512, n_parallel=2)
-want = llm.generate("Once upon a time", max_tokens=8, temperature=0).text
-for wait in (0.05, 0.11, 0.23, 0.31):
-    timer = threading.Timer(wait, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
-    try:
-        llm.generate(["Tell me more"] * 4, max_tokens=400, ignore_eos=True)
-        sys.exit("not interrupted")
-    except KeyboardInterrupt:
-        pass
-    timer.join()
-    assert llm.generate("Once upon a time", max_tokens=8, temperature=0).text == want
-m = llm.metrics()
-assert m.running == 0 and m.queued == 0, m
-llm.close()
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
-
-
-def test_close(smollm2: Path) -> None:
-    """After close every use raises ClosedError; closing twice is fine; streams end."""
-    llm = Llama(smollm2, n_ctx=256, n_parallel=1)
-    stream = llm.stream(STORY, max_tokens=50)
-    next(stream)
-    llm.close()
-    llm.close()
-    assert llm.closed
-    with pytest.raises(ClosedError):
-        llm.generate(STORY)
-    with pytest.raises(LlcudaError):
-        list(stream)
-    assert "closed" in repr(llm)
-
-
-def test_bad_model_files(tmp_path: Path) -> None:
-    """No file, a folder, no GGUF: one exception each."""
-    with pytest.raises(ModelNotFound):
-        Llama(tmp_path / "none.gguf")
-    with pytest.raises(ModelNotFound):
-        Llama(tmp_path)
-    bad = tmp_path / "bad.gguf"
-    bad.write_bytes(b"not a model at all" * 10)
-    with pytest.raises(InvalidModelFile):
-        Llama(bad)
-
-
-def test_truncated_model(smollm2: Path, tmp_path: Path) -> None:
-    """A model whose end is missing is refused before libllama sees it."""
-    cut = tmp_path / "cut.gguf"
-    with smollm2.open("rb") as source:
-        cut.write_bytes(source.read(5_000_000))
-    with pytest.raises(InvalidModelFile):
-        Llama(cut)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"n_ctx": 0},
-        {"n_parallel": 0},
-        {"n_parallel": 1000},
-        {"n_threads": 0},
-        {"kv_type": "q3_k"},
-        {"kv_type": "nonsense"},
-        {"flash_attn": "maybe"},
-        {"device": "tpu"},
-        {"n_ctx": 2**31 - 1, "n_parallel": 8},
-    ],
-)
-def test_bad_llama_settings(smollm2: Path, settings: dict[str, object]) -> None:
-    """A bad setting of Llama is one InvalidRequest; nothing stays loaded."""
-    with pytest.raises(InvalidRequest):
-        Llama(smollm2, **settings)  # type: ignore[arg-type]
-
-
-def test_signal_module_is_untouched() -> None:
-    """Importing and using the package installs no signal handler."""
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

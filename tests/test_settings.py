@@ -1,0 +1,119 @@
+"""Settings of a request and of a Llama: what each does, and how a bad one is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llcuda_ffi import Llama, SamplingParams
+from llcuda_ffi.errors import InvalidRequest
+
+STORY = "Once upon a time"
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2: Path) -> Iterator[Llama]:
+    with Llama(smollm2, n_ctx=512, n_parallel=4) as llm:
+        yield llm
+
+
+def test_samplers_change_the_text(llm: Llama) -> None:
+    """Each setting reaches libllama: bans, penalties, every sampler gives text; greedy ignores the seed."""
+    first = llm.generate(STORY, max_tokens=1, temperature=0).token_ids[0]
+    banned = llm.generate(STORY, max_tokens=1, temperature=0, logit_bias={first: float("-inf")})
+    assert banned.token_ids[0] != first
+    forced = llm.generate(STORY, max_tokens=2, temperature=0, logit_bias={100: 1000.0})
+    assert forced.token_ids == [100, 100]
+    loop = llm.generate("a a a a a a a a", max_tokens=8, temperature=0)
+    free = llm.generate("a a a a a a a a", max_tokens=8, temperature=0, repeat_penalty=1.8, presence_penalty=1.0)
+    assert loop.text != free.text
+    for settings in (
+        {"mirostat": 1},
+        {"mirostat": 2},
+        {"typical_p": 0.5},
+        {"top_n_sigma": 1.0},
+        {"xtc_probability": 0.5, "top_p": 1.0},
+        {"dynatemp_range": 0.5},
+        {"dry_multiplier": 0.8},
+        {"adaptive_p_target": 0.3},
+        {"top_k": 1},
+        {"frequency_penalty": 0.5, "penalty_last_n": -1},
+    ):
+        a = llm.generate(STORY, SamplingParams(max_tokens=6, seed=3, **settings))
+        b = llm.generate(STORY, SamplingParams(max_tokens=6, seed=3, **settings))
+        assert a.text == b.text, settings
+    assert (
+        llm.generate(STORY, max_tokens=6, top_k=1, seed=1).text == llm.generate(STORY, max_tokens=6, temperature=0).text
+    )
+
+
+def test_grammar(llm: Llama) -> None:
+    """A GBNF grammar holds for every sampled token, and ends the text."""
+    for seed in range(4):
+        done = llm.generate("Is water wet? Answer:", grammar='root ::= " yes" | " no"', temperature=1.0, seed=seed)
+        assert done.text in (" yes", " no")
+        assert done.finish_reason == "eog"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": -1}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -5}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**32}, "seed"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": 5}, "stop"),
+        ({"tempreature": 1.0}, "temperature"),
+        ({"n": 0}, "n must"),
+        ({"logit_bias": {10**6: 1.0}}, "logit_bias"),
+        ({"overflow": "wrap"}, "overflow"),
+        ({"grammar": "root ::= ("}, "grammar"),
+        ({"grammar": "root ::= missing"}, "grammar"),
+        ({"grammar": "root ::= " + "(" * 5000}, "grammar"),
+        ({"mirostat": 3}, "mirostat"),
+        ({"repeat_penalty": 0.0}, "repeat_penalty"),
+    ],
+)
+def test_bad_settings(llm: Llama, settings: dict[str, object], words: str) -> None:
+    """Each bad setting is one InvalidRequest that names it; the Llama stays usable."""
+    with pytest.raises(InvalidRequest, match=words):
+        llm.generate(STORY, **settings)
+    assert llm.generate(STORY, max_tokens=1).text
+
+
+@pytest.mark.parametrize("prompt", ["", b"", [], 5, None, [1, 2, 10**9], [-1], ["a", ""], [["x"]], {"a": 1}])
+def test_bad_prompts(llm: Llama, prompt: object) -> None:
+    """Each bad prompt is one InvalidRequest."""
+    if prompt == []:
+        assert llm.generate(prompt) == []  # no prompts, no results
+        return
+    with pytest.raises(InvalidRequest):
+        llm.generate(prompt)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n_ctx": 0},
+        {"n_parallel": 0},
+        {"n_parallel": 1000},
+        {"n_threads": 0},
+        {"kv_type": "q3_k"},
+        {"kv_type": "nonsense"},
+        {"flash_attn": "maybe"},
+        {"device": "tpu"},
+        {"n_ctx": 2**31 - 1, "n_parallel": 8},
+    ],
+)
+def test_bad_llama_settings(smollm2: Path, settings: dict[str, object]) -> None:
+    """A bad setting of Llama is one InvalidRequest; nothing stays loaded."""
+    with pytest.raises(InvalidRequest):
+        Llama(smollm2, **settings)  # type: ignore[arg-type]
