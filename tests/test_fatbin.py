@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llcuda_ffi import bundle
@@ -132,6 +132,7 @@ def test_broken_files(data: bytes, tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, 400))
+@example(b"\x80", 47)  # a section table beyond 2^63
 def test_random_damage(tmp_path_factory: pytest.TempPathFactory, noise: bytes, at: int) -> None:
     """Any bytes over any place give a result or an InvalidRequest."""
     data = bytearray(elf(container(entry(SASS, 86), entry(PTX, 80, (8, 4)))))

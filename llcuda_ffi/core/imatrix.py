@@ -39,3 +39,21 @@ def read_imatrix(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.float
     if not found:
         raise InvalidModelFile(f"{path} is no importance matrix in GGUF: llama-imatrix writes one")
     return found
+
+
+@contextmanager
+def _imatrix_file(imatrix: Any) -> Any:
+    """The importance matrix where the child finds it, or None."""
+    if imatrix is None:
+        yield None
+        return
+    values = imatrix if isinstance(imatrix, Mapping) else read_imatrix(imatrix)
+    arrays = {name: np.ascontiguousarray(value, np.float32).ravel() for name, value in values.items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise InvalidRequest(f"the importance matrix holds values for {name!r} that are not finite")
+    with tempfile.TemporaryDirectory(prefix="llcuda-ffi-") as folder:
+        names = list(arrays)
+        file: Any = {"names": np.array(names), **{f"v{i}": arrays[name] for i, name in enumerate(names)}}
+        np.savez(Path(folder) / "imatrix.npz", **file)
+        yield str(Path(folder) / "imatrix.npz")

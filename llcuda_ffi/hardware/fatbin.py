@@ -64,7 +64,7 @@ def read_fatbin(path: str | os.PathLike[str]) -> Fatbin:
                         isa = version if isa is None else max(isa, version)
                     if count > _MOST:
                         raise ValueError("it has too many fat binary entries")
-    except (ValueError, struct.error) as error:
+    except (ValueError, OverflowError, struct.error) as error:  # OverflowError: an offset beyond 2^63
         raise InvalidRequest(f"{place} is no ELF library, or a broken one: {error}") from error
     return Fatbin(tuple(sorted(sass)), tuple(sorted(ptx)), isa, count)
 
