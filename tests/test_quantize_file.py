@@ -10,7 +10,8 @@ import pytest
 from llcuda_ffi.core.context import Batch, Context
 from llcuda_ffi.core.imatrix import read_imatrix
 from llcuda_ffi.core.model import Model
-from llcuda_ffi.core.quantize import ROW_TYPES, plan_quantize, quantize, quantize_rows
+from llcuda_ffi.core.quantize import plan_quantize, quantize
+from llcuda_ffi.core.quantize_rows import ROW_TYPES, quantize_rows
 from llcuda_ffi.enums import FType
 from llcuda_ffi.errors import Cancelled, InvalidModelFile, InvalidRequest, ModelError, ModelNotFound
 from llcuda_ffi.gguf import GGMLType, GGUFReader

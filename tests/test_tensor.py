@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from llcuda_ffi.core.quantize import ROW_TYPES
+from llcuda_ffi.core.quantize_rows import ROW_TYPES
 from llcuda_ffi.errors import ClosedError, InvalidRequest
 from llcuda_ffi.tensor import Device, Tensor
 

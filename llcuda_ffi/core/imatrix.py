@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InvalidModelFile
+from ..errors import InvalidModelFile, InvalidRequest
 from ..gguf import GGUFReader
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -42,8 +47,8 @@ def read_imatrix(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.float
 
 
 @contextmanager
-def _imatrix_file(imatrix: Any) -> Any:
-    """The importance matrix where the child finds it, or None."""
+def imatrix_file(imatrix: str | os.PathLike[str] | Mapping[str, npt.ArrayLike] | None) -> Iterator[str | None]:
+    """An importance matrix as a file that the process of quantize_process.py reads; None when there is none."""
     if imatrix is None:
         yield None
         return

@@ -1,4 +1,4 @@
-"""Quantizing model files (llama_model_quantize), and rows of numbers (ggml_quantize_chunk).
+"""Quantizing model files (llama_model_quantize).
 
 A file is quantized in a child process. libllama offers no way to stop it, and aborts the process on values that its
 kernels do not expect; a child can be stopped, and its end is an exception here.
@@ -11,10 +11,8 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -29,10 +27,10 @@ from ..enums import FType
 from ..errors import Cancelled, InvalidRequest, ModelError
 from ..gguf.types import BLOCKS, GGMLType
 from ..hardware.cpu import usable_cores
-from ..native.load import load, loaded
+from ..native.load import loaded
 from ..native.profile import profile
 from ..params import ModelParams, check_regex, flag, integer, member
-from .imatrix import read_imatrix
+from .imatrix import imatrix_file
 
 _HEAD = re.compile(r"\[ *(\d+)/ *(\d+)\] +(\S+) +- \[([ \d,]+)\], type = +(\w+),")
 _CONVERT = re.compile(r"converting to (\w+) \.\.")
@@ -237,7 +235,7 @@ def _run(
         "prune_layers": [int(layer) for layer in options.prune_layers],
         "kv_overrides": dict(options.kv_overrides or {}),
     }
-    with _imatrix_file(options.imatrix) as file:
+    with imatrix_file(options.imatrix) as file:
         job["imatrix"] = file
         return _child(job, chosen, progress)
 

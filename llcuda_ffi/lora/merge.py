@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.quantize import ROW_TYPES, quantize, quantize_rows
+from ..core.quantize import quantize
+from ..core.quantize_rows import ROW_TYPES, quantize_rows
 from ..enums import FType
 from ..errors import InvalidModelFile, InvalidRequest
 from ..gguf import GGMLType, GGUFReader, check_adapter

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.quantize import ROW_TYPES, quantize, quantize_rows
+from ..core.quantize import quantize
+from ..core.quantize_rows import ROW_TYPES, quantize_rows
 from ..enums import FType
 from ..errors import InvalidRequest, LlcudaError, ModelError, ModelNotFound
 from ..gguf import GGMLType, check

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..core.quantize import quantize_rows
+from ..core.quantize_rows import quantize_rows
 from ..errors import BackendFailure, InvalidRequest
 from ..gguf.types import BLOCKS, GGMLType
 from ..native.handle import Handle
@@ -44,7 +44,7 @@ class Tensor(Handle):
 
         Args:
             array: numbers of one to four dimensions.
-            type: F32, F16, or a type of blocks (Q8_0, Q4_K, …: core.quantize.ROW_TYPES), for matrices to multiply
+            type: F32, F16, or a type of blocks (Q8_0, Q4_K, …: core.quantize_rows.ROW_TYPES), for matrices to multiply
                 with.
 
         Raises:
