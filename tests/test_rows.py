@@ -39,7 +39,7 @@ def test_rows_with_and_without_the_pool_in_one_batch(llm: Llama) -> None:
     found = []
     for cores in (1, 6):
         scheduler._rows = RowPool(llm.context, cores=cores)
-        scheduler._rows._rows = 4
+        scheduler._rows._least = 4
         each = [SamplingParams(**SETTINGS, **p) for p in params]
         completions = llm.generate(PROMPTS, each)
         found.append([c.token_ids for c in completions])

@@ -187,9 +187,11 @@ def tiny_llama(
     ff: int = 64,
     kind: int = F32,
     seed: int = 0,
+    n_vocab: int = 0,
 ) -> TinyFile:
-    """A llama in parts."""
+    """A llama in parts; `n_vocab` fills the vocabulary up with words that no text holds."""
     tokens, merges = bpe()
+    tokens += [f"unused{i}" for i in range(n_vocab - len(tokens) - 3)]
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     types = [1] * len(tokens) + [3] * len(specials)
     tokens = tokens + specials

@@ -39,7 +39,7 @@ class Request:
     __slots__ = (
         "argmax", "arrival", "cached", "cancelled", "chain", "completion", "constraint", "deadline", "done", "drafted",
         "drafts_kept", "error", "generated", "group", "limit", "logprobs", "number", "on_chunk", "params", "pending",
-        "prompt", "row_sampler", "seed", "stream", "t_first", "t_last", "t_slot", "text", "vocab", "wake",
+        "prompt", "reach", "row_sampler", "seed", "stream", "t_first", "t_last", "t_slot", "text", "vocab", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -67,7 +67,7 @@ class Request:
         self.row_sampler: RowSampler | None = None
         self.group: Request | None = None  # the first of n completions of one prompt
         self.t_slot = self.t_first = self.t_last = 0.0
-        self.cached = self.drafted = self.drafts_kept = 0
+        self.cached = self.drafted = self.drafts_kept = self.reach = 0
         self.cancelled = self.done = self.argmax = False
         self.completion: Completion | None = None
         self.error: BaseException | None = None

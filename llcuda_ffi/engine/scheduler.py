@@ -20,6 +20,7 @@ from .request import Request
 from .results import TokenLogprob
 from .rows import RowPool
 from .sampling import Chains, RowSampler
+from .shortlist import reach
 from .slot import Slot, State
 from .threads import ThreadControl
 from .waiting import Waiting
@@ -156,6 +157,7 @@ class Scheduler:
             request.row_sampler = RowSampler(self.context, chain, request.constraint, params.logprobs)
         # libllama's greedy sampler alone keeps no state; numpy finds the same token without a copy of the row
         request.argmax = chain.names == ["greedy"] and request.row_sampler is None and self._backend is None
+        request.reach = reach(chain.names, params, self.vocab)
         if "penalties" in chain.names or "dry" in chain.names:
             accept, pointer = chain._lib.llama_sampler_accept, chain._ptr
             look_back = max(params.penalty_last_n, params.dry_penalty_last_n)
@@ -181,7 +183,7 @@ class Scheduler:
         self.metrics.batch(n_tokens, now - began)
         if self._threads is not None:
             self._threads.observe(n_tokens, now - began)
-        if self._backend is None and self._rows.pays(len(rows)):
+        if self._backend is None:
             self._sample_ahead(rows)
         for row, slot in rows:
             if slot.state is State.GENERATING:
@@ -200,17 +202,23 @@ class Scheduler:
                 self._choose(row, slot)
 
     def _sample_ahead(self, rows: list[Row]) -> None:
-        """Sample on several cores what is one plain row per slot; `_choose` finds the token in its slot."""
-        plain = []
+        """Sample what is one plain row per slot, together; `_choose` finds the token in its slot."""
+        threaded = self._rows.pays(len(rows))
+        if not threaded and not self._rows.wide:
+            return
+        plain, jobs = [], []
         for row, slot in rows:
             request = slot.request
-            if row < 0 or request is None or request.argmax or request.row_sampler is not None or slot.draft:
+            if row < 0 or request is None or request.row_sampler is not None or slot.draft:
+                continue
+            if not (threaded if request.argmax else threaded or request.reach):
                 continue
             assert request.chain is not None
-            plain.append((slot, (request.chain._resource.pointer, row)))
-        if self._rows.pays(len(plain)):
-            tokens = self._rows.sample([job for _, job in plain])
-            for (slot, _), token in zip(plain, tokens, strict=True):
+            plain.append(slot)
+            jobs.append((request.chain._resource.pointer, row, request.reach))
+        if jobs:
+            batch = self._planner.batch
+            for slot, token in zip(plain, self._rows.sample(jobs, batch.output[: batch.n_tokens]), strict=True):
                 slot.sampled = token
 
     def _decode(self) -> None:
