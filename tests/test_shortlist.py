@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ import pytest
 from llcuda_ffi import Batch, Context, Llama, Model, SamplerChain, SamplingParams
 from llcuda_ffi.engine import shortlist
 from llcuda_ffi.engine.rows import RowPool
-from llcuda_ffi.engine.shortlist import Shortlist, reach
+from llcuda_ffi.engine.sampling import build_chain
+from llcuda_ffi.engine.shortlist import Shortlist, lowered_by, reach
 
 from .tiny_model import make_tiny_llama
 
@@ -51,7 +52,7 @@ def _near(rng: np.random.Generator, rows: np.ndarray) -> None:
 def _one_column(rng: np.random.Generator, rows: np.ndarray) -> None:
     """The highest share a column."""
     _normal(rng, rows)
-    rows[:, 17::4096] += 20
+    rows[:, 17::8192] += 20
 
 
 def _masked(rng: np.random.Generator, rows: np.ndarray) -> None:
@@ -60,12 +61,16 @@ def _masked(rng: np.random.Generator, rows: np.ndarray) -> None:
     rows[:, rng.integers(0, rows.shape[1], 5)] = rng.normal(size=5)
 
 
+def _one_by_one(calls: Sequence[Callable[[], object]]) -> None:
+    for call in calls:
+        call()
+
+
 FILLS: list[Callable[[np.random.Generator, np.ndarray], None]] = [_normal, _near, _one_column, _masked]
 CHAINS: list[dict[str, float]] = [
     {"temperature": 0.9},
-    {"temperature": 1.5, "top_k": 300, "top_p": 1.0, "min_p": 0.0},
+    {"temperature": 1.5, "top_k": 200, "top_p": 1.0, "min_p": 0.0},
     {"temperature": 0.7, "top_k": 1},
-    {"temperature": 0.0, "ignore_eos": True},
     {"temperature": 1.0, "ignore_eos": True, "xtc_probability": 0.5, "xtc_threshold": 0.05},
     {"temperature": 1.0, "adaptive_p_target": 0.4},
 ]
@@ -79,8 +84,6 @@ def test_as_libllama(
     """The same tokens as llama_sampler_sample, row after row, draw after draw."""
     if "adaptive_p_target" in settings and not context.model.library.profile.has("llama_sampler_init_adaptive_p"):
         pytest.skip(f"profile {context.model.library.profile.name} has no adaptive-p")
-    from llcuda_ffi.engine.sampling import build_chain
-
     params = SamplingParams(**settings)  # type: ignore[arg-type]
     rng = np.random.default_rng(5)
     ours = [build_chain(context.model, params, i) for i in range(N_ROWS)]
@@ -96,7 +99,7 @@ def test_as_libllama(
         expected = [
             context._lib.llama_sampler_sample(chain._ptr, context._ptr, row) for row, chain in enumerate(theirs)
         ]
-        got = short.sample(logits, [(chain._ptr, row, needed) for row, chain in enumerate(ours)])
+        got = short.sample(logits, [(chain._ptr, row, needed) for row, chain in enumerate(ours)], _one_by_one)
         assert got == expected
 
 
@@ -106,7 +109,7 @@ def test_no_number_to_choose_by(context: Context, value: float) -> None:
     chain = SamplerChain(context.model).top_k(40).dist(1)
     rows = np.random.default_rng(1).normal(size=(2, N_VOCAB)).astype(np.float32)
     rows[0] = value
-    found = Shortlist(context).sample(rows, [(chain._ptr, 0, 40), (chain._ptr, 1, 40)])
+    found = Shortlist(context).sample(rows, [(chain._ptr, 0, 40), (chain._ptr, 1, 40)], _one_by_one)
     assert found[0] == -1
     assert found[1] >= 0
 
@@ -118,7 +121,7 @@ def test_reach(context: Context) -> None:
     def of(*names: str, **settings: object) -> int:
         return reach(names, SamplingParams(**settings), vocab)  # type: ignore[arg-type]
 
-    assert of("greedy", temperature=0) == 1
+    assert of("greedy", temperature=0) == 0
     assert of("top_k", "dist", top_k=20) == 20
     assert of("logit_bias", "top_k", "dist", top_k=20, logit_bias={5: -1.0, 6: -2.0}) == 22
     assert of("logit_bias", "top_k", "dist", top_k=20, logit_bias={5: 1.0}) == 0
@@ -127,13 +130,33 @@ def test_reach(context: Context) -> None:
     assert of("top_k", "dist", top_k=5000) == 0
 
 
+def test_greedy(context: Context) -> None:
+    """A greedy chain takes the highest logit, unless a bias lowers just that one."""
+    vocab = context.model.vocab
+    assert lowered_by(["greedy"], SamplingParams(temperature=0), vocab) == frozenset()
+    assert lowered_by(["logit_bias", "greedy"], SamplingParams(temperature=0, logit_bias={3: -1.0}), vocab) == frozenset({3})
+    assert lowered_by(["logit_bias", "greedy"], SamplingParams(temperature=0, logit_bias={3: 1.0}), vocab) is None
+    assert lowered_by(["penalties", "greedy"], SamplingParams(temperature=0), vocab) is None
+
+
+def test_a_bias_on_the_highest(path: Path) -> None:
+    """What greedy would choose is forbidden token after token: it gives the next best, as libllama does."""
+    with Llama(path, n_ctx=64, n_parallel=1) as llm:
+        banned: dict[int, float] = {}
+        for _ in range(5):
+            token = llm.generate("text", max_tokens=1, temperature=0, logit_bias=banned, ignore_eos=True).token_ids[0]
+            assert token not in banned
+            banned[token] = float("-inf")
+
+
 def test_the_same_generation(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole requests of many kinds get the same tokens with shortlists, with threads as well, and without."""
     prompts = [f"text {i}" for i in range(N_ROWS)]
     each = [
         SamplingParams(max_tokens=8, seed=i, prefix_cache=False, logit_bias={i: -5.0}, **CHAINS[i])  # type: ignore[arg-type]
-        for i in range(5)
+        for i in range(4)
     ]
+    each.append(SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, prefix_cache=False))
     each.append(SamplingParams(max_tokens=8, seed=9, prefix_cache=False, logprobs=1))
     found = []
     with Llama(path, n_ctx=64, n_parallel=N_ROWS) as llm:

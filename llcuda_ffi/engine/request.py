@@ -68,7 +68,8 @@ class Request:
         self.group: Request | None = None  # the first of n completions of one prompt
         self.t_slot = self.t_first = self.t_last = 0.0
         self.cached = self.drafted = self.drafts_kept = self.reach = 0
-        self.cancelled = self.done = self.argmax = False
+        self.cancelled = self.done = False
+        self.argmax: frozenset[int] | None = None  # greedy: the highest logit is the token, unless it is one of these
         self.completion: Completion | None = None
         self.error: BaseException | None = None
         self.wake: threading.Event | None = None  # set when something happened, for a thread that waits

@@ -7,7 +7,8 @@ vocabulary a row takes a good part of a millisecond: on a GPU, 32 of them one af
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -16,9 +17,11 @@ import numpy.typing as npt
 
 from ..core.context import Context
 from ..hardware.cpu import usable_cores
-from .shortlist import Shortlist, wide
+from .shortlist import Rows, Shortlist, wide
 
-# a chain's pointer, a row of the last batch, the reach of the chain (shortlist.py)
+HIGHEST = -1
+# a chain's pointer, a row of the last batch, and how its token is found: HIGHEST takes the highest logit,
+# a number above 0 is the chain's reach (shortlist.py), 0 leaves it to llama_sampler_sample
 Job = tuple[Any, int, int]
 
 _LEAST_ROWS = 4
@@ -40,8 +43,8 @@ class RowPool:
         self._threads = min(cores - 1, _MOST_THREADS) if cores >= _LEAST_CORES else 1
         self._least = max(_LEAST_ROWS, _LEAST_LOGITS // max(1, context.n_vocab))
         self.wide = wide(context.n_vocab)
-        self._short = [Shortlist(context) for _ in range(self._threads)]
-        self._jobs: SimpleQueue[Any] = SimpleQueue()
+        self._short = Shortlist(context)
+        self._calls: SimpleQueue[Any] = SimpleQueue()
         self._done: SimpleQueue[Any] = SimpleQueue()
         self._started = False
 
@@ -50,7 +53,7 @@ class RowPool:
         return n_rows >= self._least and self._threads > 1
 
     def sample(self, jobs: Sequence[Job], output: npt.NDArray[np.int8]) -> list[int]:
-        """The next token for each job, in order; -1 where `llama_sampler_sample` has to say.
+        """The next token for each job, in order; -1 where a row has no number to choose by.
 
         Args:
             output: the batch's output flags, int8 (n_tokens,).
@@ -62,64 +65,75 @@ class RowPool:
         places = np.cumsum(output, dtype=np.int64)
         size = 4 * int(places[-1]) * self._context.n_vocab
         logits = np.frombuffer(self._ffi.buffer(first, size), np.float32).reshape(-1, self._context.n_vocab)
-        if not self.pays(len(jobs)):
-            return self._part(self._short[0], logits, places, jobs)
-        self._start()
-        share = -(-len(jobs) // self._threads)
-        parts = [jobs[start : start + share] for start in range(0, len(jobs), share)]
-        for i, part in enumerate(parts[1:], 1):
-            self._jobs.put((i, self._part, self._short[i], logits, places, part))
-        found: list[list[int]] = [[] for _ in parts]
+        tokens = [-1] * len(jobs)
+        for how, sample in ((HIGHEST, self._highest), (1, self._listed), (0, self._plain)):
+            mine = [i for i, (_, _, need) in enumerate(jobs) if min(need, 1) == how]
+            if mine:
+                rows = [int(places[jobs[i][1]]) - 1 for i in mine]
+                for i, token in zip(mine, sample(logits, rows, [jobs[i] for i in mine]), strict=True):
+                    tokens[i] = token
+        return tokens
+
+    def _highest(self, logits: Rows, rows: Sequence[int], _jobs: Sequence[Job]) -> list[int]:
+        return self._parts(rows, lambda part: [int(logits[row].argmax()) for row in part])
+
+    def _listed(self, logits: Rows, rows: Sequence[int], jobs: Sequence[Job]) -> list[int]:
+        listed = [(chain, row, need) for (chain, _, need), row in zip(jobs, rows, strict=True)]
+        return self._short.sample(logits, listed, self._run, self._threads if self.pays(len(jobs)) else 1)
+
+    def _plain(self, _logits: Rows, _rows: Sequence[int], jobs: Sequence[Job]) -> list[int]:
+        context, sample = self._context._resource.pointer, self._lib.llama_sampler_sample
+        return self._parts(jobs, lambda part: [sample(chain, context, row) for chain, row, _ in part])
+
+    def _parts(self, items: Sequence[Any], call: Callable[[Sequence[Any]], list[int]]) -> list[int]:
+        """The results of `call` for all items, each thread with a part of them."""
+        share = -(-len(items) // (self._threads if self.pays(len(items)) else 1))
+        found = self._run([partial(call, items[at : at + share]) for at in range(0, len(items), share)])
+        return [token for part in found for token in part]
+
+    def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        """The results of calls that may run side by side: the first in this thread, the others in the pool."""
+        if len(calls) > 1 and not self._started:
+            self._start()
+        for i, call in enumerate(calls[1:], 1):
+            self._calls.put((i, call))
+        found: list[Any] = [None] * len(calls)
         failed: list[BaseException] = []
-        left = len(parts) - 1
+        left = len(calls) - 1
         try:
-            found[0] = self._part(self._short[0], logits, places, parts[0])
+            found[0] = calls[0]()
         finally:
             # also after Ctrl-C: no thread may touch the context when this returns
             while left:
-                i, tokens = self._done.get()
-                if isinstance(tokens, BaseException):
-                    failed.append(tokens)
-                else:
-                    found[i] = tokens
+                i, found[i], error = self._done.get()
+                failed += error
                 left -= 1
         if failed:
             raise failed[0]
-        return [token for part in found for token in part]
-
-    def _part(
-        self, short: Shortlist, logits: npt.NDArray[np.float32], places: npt.NDArray[np.int64], jobs: Sequence[Job]
-    ) -> list[int]:
-        """What one thread samples."""
-        listed = [(chain, int(places[row]) - 1, need) for chain, row, need in jobs if need]
-        tokens = iter(short.sample(logits, listed) if listed else ())
-        context, sample = self._context._resource.pointer, self._lib.llama_sampler_sample
-        return [next(tokens) if need else sample(chain, context, row) for chain, row, need in jobs]
+        return found
 
     def _start(self) -> None:
-        if not self._started:
-            self._started = True
-            for i in range(self._threads - 1):
-                threading.Thread(
-                    target=_work, args=(self._jobs, self._done), name=f"llcuda_ffi-rows-{i}", daemon=True
-                ).start()
+        self._started = True
+        for i in range(self._threads - 1):
+            name = f"llcuda_ffi-rows-{i}"
+            threading.Thread(target=_work, args=(self._calls, self._done), name=name, daemon=True).start()
 
     def close(self) -> None:
         """End the threads."""
         if self._started:
             for _ in range(self._threads - 1):
-                self._jobs.put(None)
+                self._calls.put(None)
             self._started = False
 
 
-def _work(jobs: SimpleQueue[Any], done: SimpleQueue[Any]) -> None:
+def _work(calls: SimpleQueue[Any], done: SimpleQueue[Any]) -> None:
     while True:
-        job = jobs.get()
+        job = calls.get()
         if job is None:
             return
-        i, call, *arguments = job
+        i, call = job
         try:
-            done.put((i, call(*arguments)))
+            done.put((i, call(), []))
         except BaseException as error:
-            done.put((i, error))
-        job = call = arguments = None  # hold nothing while waiting
+            done.put((i, None, [error]))
+        job = call = None  # hold nothing while waiting

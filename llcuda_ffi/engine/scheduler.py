@@ -18,9 +18,9 @@ from .plan import Planner, Row
 from .prefix import PrefixCache
 from .request import Request
 from .results import TokenLogprob
-from .rows import RowPool
+from .rows import HIGHEST, RowPool
 from .sampling import Chains, RowSampler
-from .shortlist import reach
+from .shortlist import lowered_by, reach
 from .slot import Slot, State
 from .threads import ThreadControl
 from .waiting import Waiting
@@ -155,8 +155,8 @@ class Scheduler:
         request.chain = chain = self._chains.take(params, request.seed)
         if request.constraint is not None or params.logprobs is not None:
             request.row_sampler = RowSampler(self.context, chain, request.constraint, params.logprobs)
-        # libllama's greedy sampler alone keeps no state; numpy finds the same token without a copy of the row
-        request.argmax = chain.names == ["greedy"] and request.row_sampler is None and self._backend is None
+        if request.row_sampler is None and self._backend is None:
+            request.argmax = lowered_by(chain.names, params, self.vocab)
         request.reach = reach(chain.names, params, self.vocab)
         if "penalties" in chain.names or "dry" in chain.names:
             accept, pointer = chain._lib.llama_sampler_accept, chain._ptr
@@ -211,11 +211,11 @@ class Scheduler:
             request = slot.request
             if row < 0 or request is None or request.row_sampler is not None or slot.draft:
                 continue
-            if not (threaded if request.argmax else threaded or request.reach):
-                continue
-            assert request.chain is not None
-            plain.append(slot)
-            jobs.append((request.chain._resource.pointer, row, request.reach))
+            how = HIGHEST if request.argmax is not None else request.reach
+            if threaded or how > 0:
+                assert request.chain is not None
+                plain.append(slot)
+                jobs.append((request.chain._resource.pointer, row, how))
         if jobs:
             batch = self._planner.batch
             for slot, token in zip(plain, self._rows.sample(jobs, batch.output[: batch.n_tokens]), strict=True):
@@ -231,13 +231,14 @@ class Scheduler:
         request = slot.request
         assert request is not None
         logprob: TokenLogprob | None = None
-        if slot.sampled >= 0:
-            token, slot.sampled = slot.sampled, -1
-        elif request.argmax:
-            token = int(self.context._logits(row).argmax())
-        elif request.row_sampler is None:
-            assert request.chain is not None
-            token = self._sample(request.chain._resource.pointer, self.context._resource.pointer, row)
+        token, slot.sampled = slot.sampled, -1
+        if request.row_sampler is None:
+            lowered = request.argmax
+            if token < 0 and lowered is not None:
+                token = int(self.context._logits(row).argmax())
+            if token < 0 or (lowered and token in lowered):
+                assert request.chain is not None
+                token = self._sample(request.chain._resource.pointer, self.context._resource.pointer, row)
         else:
             try:
                 token, logprob = request.row_sampler.sample(row)
