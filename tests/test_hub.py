@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from llcuda_ffi import hub, models
 from llcuda_ffi.cli.model import command
-from llcuda_ffi.errors import ChecksumError, DownloadError, ModelNotFound
+from llcuda_ffi.errors import ChecksumError, DownloadError, InvalidRequest, ModelNotFound
 
 from .loopback import Loopback, Served
 
@@ -354,3 +354,14 @@ def test_commands(cache: Path) -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert 0 < max(sizes) < 1.5e9
     assert run(command, ["recommend"]).exit_code == 0
+
+
+def test_recommend_for_odd_memory(cache: Path) -> None:
+    """`model recommend` refuses what is no amount of memory, and says so where nothing fits."""
+    run = CliRunner().invoke
+    for value in ("nan", "inf", "-1"):
+        assert isinstance(run(command, ["recommend", "--memory", value]).exception, InvalidRequest)
+    nothing = run(command, ["recommend", "--memory", "0.1"])
+    assert nothing.exit_code == 0
+    assert not nothing.stdout
+    assert "no model of the list fits" in nothing.stderr

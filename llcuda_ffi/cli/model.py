@@ -9,6 +9,7 @@ import click
 from .. import hub, models
 from ..errors import ModelNotFound
 from ..fetch.progress import megabytes
+from ..params import number
 from .convert import command as convert
 
 
@@ -75,9 +76,12 @@ def recommend(memory: float | None, as_json: bool) -> None:
     if memory is None:
         free, where = _free_memory()
     else:
-        free, where = int(memory * 1e9), "given"
+        free, where = int(number("--memory", memory, 0, 1e6) * 1e9), "given"
     click.echo(f"memory: {free / 1e9:.1f} GB ({where})", err=True)
-    _show([_row(model) for model in models.recommended(free)], as_json)
+    rows = [_row(model) for model in models.recommended(free)]
+    if not rows:
+        click.echo("no model of the list fits: `llcuda-ffi model list` shows them all", err=True)
+    _show(rows, as_json)
 
 
 def _free_memory() -> tuple[int, str]:
