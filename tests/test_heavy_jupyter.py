@@ -1,8 +1,10 @@
-"""The notebook helpers, executed in a real notebook (extra jupyter)."""
+"""Notebooks executed by a real kernel: the helpers (extra jupyter), and the notebook of docs/."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from .tiny_model import make_tiny_llama
 
 pytestmark = pytest.mark.heavy
+
+COLAB = Path(__file__).resolve().parent.parent / "docs" / "llcuda_colab.ipynb"
 
 CELLS = [
     "from llcuda_ffi import Llama, jupyter\nllm = Llama(MODEL, n_ctx=256)\nS = dict(max_tokens=8, ignore_eos=True)",
@@ -43,3 +47,35 @@ def test_notebook(tmp_path: Path) -> None:
     assert "<table>" in shown[5]
     assert "&lt;</span>" in shown[6]
     assert "widget-view" in shown[7]
+
+
+@pytest.mark.filterwarnings("ignore")  # Jupyter's own deprecations are not ours
+def test_colab_notebook(smollm2: Path, minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell of docs/llcuda_colab.ipynb runs, with the real models, and shows what its text says."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # its `!llcuda-ffi`
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipywidgets")
+    pytest.importorskip("sklearn")
+    notebook = nbformat.read(COLAB, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)  # none that no run produced
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+
+    def shown(source: str) -> str:
+        found = [cell for cell in cells if source in cell.source]
+        assert len(found) == 1, source
+        return json.dumps(found[0].outputs, ensure_ascii=False)
+
+    assert "local" in shown("detect_platform")
+    assert "tokens/s" in shown("demo --max-tokens")
+    assert "tokens/s" in shown("engine.infer(")
+    assert shown("batch_infer").count("→") == 4
+    assert "tokens_per_sec" in shown("batch_infer")
+    assert len(shown("infer_stream")) > 100
+    assert "<pre" in shown("stream_generate")
+    assert "widget-view" in shown("ChatWidget")
+    assert "cat sleeps" in shown("SemanticSearch")
+    assert "['A cat sleeps on the sofa', 'Kittens like to play', 'Dogs bark at the postman']" in shown("TextClustering")

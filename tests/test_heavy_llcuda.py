@@ -1,4 +1,4 @@
-"""Against the heavy originals: LoRA in peft and transformers, NF4 in bitsandbytes (extra test-heavy)."""
+"""With the heavy packages: LoRA in peft and transformers, NF4 in bitsandbytes, k-means of scikit-learn."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llcuda_ffi import lora
+from llcuda_ffi import llcuda, lora
 from llcuda_ffi.core.adapter import LoraAdapter, set_adapters
 from llcuda_ffi.core.batch import Batch
 from llcuda_ffi.core.context import Context
 from llcuda_ffi.core.model import Model
+from llcuda_ffi.errors import InvalidRequest
 from llcuda_ffi.lora.names import gguf_name
 from llcuda_ffi.lora.peft import permute_rows
 from llcuda_ffi.quantization import dequantize_nf4, quantize_nf4
@@ -183,3 +184,37 @@ def test_convert_folder(tmp_path: Path) -> None:
     for kind, least in (("F32", 0.9999), ("Q8_0", 0.995)):
         with Embedder(convert_to_gguf(folder, tmp_path / f"{kind}.gguf", kind)) as embedder:
             assert (embedder.encode(texts) * expected).sum(1).min() > least
+
+
+def test_clustering(minilm: Path) -> None:
+    """k-means of scikit-learn over real vectors: texts of three subjects fall apart into these, seed by seed alike."""
+    pytest.importorskip("sklearn")
+    subjects = [
+        ["A cat sleeps on the sofa", "Kittens play with wool", "The dog barks at the cat", "Our puppy chews shoes"],
+        [
+            "Interest rates rose again",
+            "The bank lends money",
+            "Shares fell on Monday",
+            "A bond pays interest",
+        ],
+        [
+            "The striker scored a goal",
+            "The goalkeeper saved a penalty",
+            "The team won the match",
+            "A red card",
+        ],
+    ]
+    texts = [text for row in zip(*subjects, strict=True) for text in row]  # mixed
+    engine = llcuda.EmbeddingEngine(minilm)
+    try:
+        groups = llcuda.TextClustering(engine, n_clusters=3).cluster(texts)
+        assert groups == subjects
+        assert llcuda.TextClustering(engine, n_clusters=3, seed=7).cluster(texts) == subjects
+        assert llcuda.TextClustering(engine, n_clusters=1).cluster(texts) == [texts]
+        assert sorted(map(len, llcuda.TextClustering(engine, n_clusters=12).cluster(texts))) == [1] * 12
+        for bad in (0, -1, 13, 1.5, True):
+            with pytest.raises(InvalidRequest):
+                llcuda.TextClustering(engine, n_clusters=bad).cluster(texts)  # type: ignore[arg-type]
+        assert len(llcuda.TextClustering(engine, n_clusters=3).cluster(["same"] * 5)) == 1
+    finally:
+        engine.close()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..core.model import Model
 from ..embedder import Embedder
 from ..errors import InvalidRequest, LlcudaError
+from ..params import INT32_MAX, integer
 from .engine import InferenceEngine
 
 Floats = npt.NDArray[np.float32]
@@ -112,10 +113,12 @@ class TextClustering:
     """Groups of texts by meaning: k-means over their vectors (scikit-learn)."""
 
     def __init__(self, embedder: EmbeddingEngine, n_clusters: int = 5, seed: int = 0) -> None:
-        self.embedder, self.n_clusters, self.seed = embedder, n_clusters, seed
+        self.embedder = embedder
+        self.n_clusters = integer("n_clusters", n_clusters, 1, INT32_MAX)
+        self.seed = integer("seed", seed, 0, 2**32 - 1)
 
     def cluster(self, texts: Sequence[str]) -> list[list[str]]:
-        """The texts of each group, groups in the order of their first text.
+        """The texts of each group, groups in the order of their first text; no more groups than different texts.
 
         Raises:
             InvalidRequest: fewer texts than groups.
@@ -128,7 +131,8 @@ class TextClustering:
         except ImportError:
             raise LlcudaError("TextClustering needs scikit-learn: pip install scikit-learn") from None
         vectors = self.embedder.embed_batch(texts)
-        labels = k_means(self.n_clusters, n_init=10, random_state=self.seed).fit_predict(vectors)
+        n_groups = min(self.n_clusters, len(set(texts)))
+        labels = k_means(n_groups, n_init=10, random_state=self.seed).fit_predict(vectors)
         groups: dict[int, list[str]] = {}
         for text, label in zip(texts, labels, strict=True):
             groups.setdefault(int(label), []).append(text)
