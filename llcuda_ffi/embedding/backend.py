@@ -103,6 +103,8 @@ class Backend:
         if queue is None:
             rows = max(self.batch_tokens, self.max_tokens)
             most = min(MOST_SEQUENCES, rows, max(1, self.batch_tokens // 2))
+            # libllama aborts when it pools a micro-batch that its sequences do not divide
+            rows += -rows % most
             settings: dict[str, Any] = {
                 "n_ctx": rows,
                 "n_batch": rows,
