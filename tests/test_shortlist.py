@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +61,6 @@ def _masked(rng: np.random.Generator, rows: np.ndarray) -> None:
     rows[:, rng.integers(0, rows.shape[1], 5)] = rng.normal(size=5)
 
 
-def _one_by_one(calls: Sequence[Callable[[], object]]) -> None:
-    for call in calls:
-        call()
-
-
 FILLS: list[Callable[[np.random.Generator, np.ndarray], None]] = [_normal, _near, _one_column, _masked]
 CHAINS: list[dict[str, float]] = [
     {"temperature": 0.9},
@@ -99,7 +94,7 @@ def test_as_libllama(
         expected = [
             context._lib.llama_sampler_sample(chain._ptr, context._ptr, row) for row, chain in enumerate(theirs)
         ]
-        got = short.sample(logits, [(chain._ptr, row, needed) for row, chain in enumerate(ours)], _one_by_one)
+        got = short.sample(logits, [(chain._ptr, row, needed) for row, chain in enumerate(ours)])
         assert got == expected
 
 
@@ -109,7 +104,7 @@ def test_no_number_to_choose_by(context: Context, value: float) -> None:
     chain = SamplerChain(context.model).top_k(40).dist(1)
     rows = np.random.default_rng(1).normal(size=(2, N_VOCAB)).astype(np.float32)
     rows[0] = value
-    found = Shortlist(context).sample(rows, [(chain._ptr, 0, 40), (chain._ptr, 1, 40)], _one_by_one)
+    found = Shortlist(context).sample(rows, [(chain._ptr, 0, 40), (chain._ptr, 1, 40)])
     assert found[0] == -1
     assert found[1] >= 0
 
@@ -133,10 +128,16 @@ def test_reach(context: Context) -> None:
 def test_greedy(context: Context) -> None:
     """A greedy chain takes the highest logit, unless a bias lowers just that one."""
     vocab = context.model.vocab
-    assert lowered_by(["greedy"], SamplingParams(temperature=0), vocab) == frozenset()
-    assert lowered_by(["logit_bias", "greedy"], SamplingParams(temperature=0, logit_bias={3: -1.0}), vocab) == frozenset({3})
-    assert lowered_by(["logit_bias", "greedy"], SamplingParams(temperature=0, logit_bias={3: 1.0}), vocab) is None
-    assert lowered_by(["penalties", "greedy"], SamplingParams(temperature=0), vocab) is None
+
+    def of(*names: str, **biases: object) -> frozenset[int] | None:
+        return lowered_by(names, SamplingParams(temperature=0, **biases), vocab)  # type: ignore[arg-type]
+
+    assert of("greedy") == frozenset()
+    assert lowered_by(
+        ["logit_bias", "greedy"], SamplingParams(temperature=0, logit_bias={3: -1.0}), vocab
+    ) == frozenset({3})
+    assert of("logit_bias", "greedy", logit_bias={3: 1.0}) is None
+    assert of("penalties", "greedy") is None
 
 
 def test_a_bias_on_the_highest(path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Sampling the rows of a batch, on several CPU cores where that pays.
+"""Sampling the rows of a batch: by a shortlist, or by libllama on several CPU cores where that pays.
 
-Each row has a chain of its own, and cffi and numpy let go of the interpreter's lock in their calls. With a large
-vocabulary a row takes a good part of a millisecond: on a GPU, 32 of them one after another take longer than the decode.
+Each row has a chain of its own, and cffi lets go of the interpreter's lock during a call. With a large vocabulary
+libllama takes a good part of a millisecond for a row: on a GPU, 32 of them in turn take longer than the decode.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ import numpy.typing as npt
 
 from ..core.context import Context
 from ..hardware.cpu import usable_cores
-from .shortlist import Rows, Shortlist, wide
+from .shortlist import Shortlist, wide
 
-HIGHEST = -1
-# a chain's pointer, a row of the last batch, and how its token is found: HIGHEST takes the highest logit,
-# a number above 0 is the chain's reach (shortlist.py), 0 leaves it to llama_sampler_sample
+# a chain's pointer, a row of the last batch, and the chain's reach (shortlist.py); 0 is for llama_sampler_sample
 Job = tuple[Any, int, int]
 
 _LEAST_ROWS = 4
@@ -65,30 +63,17 @@ class RowPool:
         places = np.cumsum(output, dtype=np.int64)
         size = 4 * int(places[-1]) * self._context.n_vocab
         logits = np.frombuffer(self._ffi.buffer(first, size), np.float32).reshape(-1, self._context.n_vocab)
-        tokens = [-1] * len(jobs)
-        for how, sample in ((HIGHEST, self._highest), (1, self._listed), (0, self._plain)):
-            mine = [i for i, (_, _, need) in enumerate(jobs) if min(need, 1) == how]
-            if mine:
-                rows = [int(places[jobs[i][1]]) - 1 for i in mine]
-                for i, token in zip(mine, sample(logits, rows, [jobs[i] for i in mine]), strict=True):
-                    tokens[i] = token
-        return tokens
+        listed = [(chain, int(places[row]) - 1, need) for chain, row, need in jobs if need]
+        plain = [(chain, row) for chain, row, need in jobs if not need]
+        from_list = iter(self._short.sample(logits, listed) if listed else ())
+        from_rows = iter(self._plain(plain) if plain else ())
+        return [next(from_list if need else from_rows) for _, _, need in jobs]
 
-    def _highest(self, logits: Rows, rows: Sequence[int], _jobs: Sequence[Job]) -> list[int]:
-        return self._parts(rows, lambda part: [int(logits[row].argmax()) for row in part])
-
-    def _listed(self, logits: Rows, rows: Sequence[int], jobs: Sequence[Job]) -> list[int]:
-        listed = [(chain, row, need) for (chain, _, need), row in zip(jobs, rows, strict=True)]
-        return self._short.sample(logits, listed, self._run, self._threads if self.pays(len(jobs)) else 1)
-
-    def _plain(self, _logits: Rows, _rows: Sequence[int], jobs: Sequence[Job]) -> list[int]:
+    def _plain(self, jobs: Sequence[tuple[Any, int]]) -> list[int]:
         context, sample = self._context._resource.pointer, self._lib.llama_sampler_sample
-        return self._parts(jobs, lambda part: [sample(chain, context, row) for chain, row, _ in part])
-
-    def _parts(self, items: Sequence[Any], call: Callable[[Sequence[Any]], list[int]]) -> list[int]:
-        """The results of `call` for all items, each thread with a part of them."""
-        share = -(-len(items) // (self._threads if self.pays(len(items)) else 1))
-        found = self._run([partial(call, items[at : at + share]) for at in range(0, len(items), share)])
+        share = -(-len(jobs) // (self._threads if self.pays(len(jobs)) else 1))
+        parts = [jobs[at : at + share] for at in range(0, len(jobs), share)]
+        found = self._run([partial(_each, sample, context, part) for part in parts])
         return [token for part in found for token in part]
 
     def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -124,6 +109,10 @@ class RowPool:
             for _ in range(self._threads - 1):
                 self._calls.put(None)
             self._started = False
+
+
+def _each(sample: Any, context: Any, jobs: Sequence[tuple[Any, int]]) -> list[int]:
+    return [sample(chain, context, row) for chain, row in jobs]
 
 
 def _work(calls: SimpleQueue[Any], done: SimpleQueue[Any]) -> None:

@@ -18,7 +18,7 @@ from .plan import Planner, Row
 from .prefix import PrefixCache
 from .request import Request
 from .results import TokenLogprob
-from .rows import HIGHEST, RowPool
+from .rows import RowPool
 from .sampling import Chains, RowSampler
 from .shortlist import lowered_by, reach
 from .slot import Slot, State
@@ -211,11 +211,10 @@ class Scheduler:
             request = slot.request
             if row < 0 or request is None or request.row_sampler is not None or slot.draft:
                 continue
-            how = HIGHEST if request.argmax is not None else request.reach
-            if threaded or how > 0:
+            if request.argmax is None and (threaded or request.reach):
                 assert request.chain is not None
                 plain.append(slot)
-                jobs.append((request.chain._resource.pointer, row, how))
+                jobs.append((request.chain._resource.pointer, row, request.reach))
         if jobs:
             batch = self._planner.batch
             for slot, token in zip(plain, self._rows.sample(jobs, batch.output[: batch.n_tokens]), strict=True):
