@@ -18,7 +18,7 @@ from llcuda_ffi.gguf import check, check_adapter
 
 from .gguf_mutations import fit
 from .tiny_architectures import TINY
-from .tiny_model import F16, TinyFile, Typed, make_tiny_llama, tiny_bert, tiny_llama
+from .tiny_model import F16, TinyFile, Typed, make_tiny_llama, split_tiny_llama, tiny_bert, tiny_llama
 from .upstream_sdist import upstream_sdist
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,30 +207,15 @@ def test_real_vocabularies_pass() -> None:
         assert check(file).n_vocab > 30_000
 
 
-def _split(folder: Path, number_type: str) -> Path:
-    """A tiny llama in two parts; the first one's path."""
-    file = tiny_llama()
-    names = list(file.tensors)
-    for i, chosen in enumerate((names[:8], names[8:])):
-        keys = {
-            "split.no": Typed("u16" if i == 0 else number_type, i),
-            "split.count": Typed("u16", 2),
-            "split.tensors.count": Typed("i32", len(names)),
-        }
-        part = TinyFile(file.metadata | keys if i == 0 else keys, {name: file.tensors[name] for name in chosen})
-        part.write(folder / f"model-{i + 1:05d}-of-00002.gguf")
-    return folder / "model-00001-of-00002.gguf"
-
-
 def test_a_split_model_is_checked_whole(tmp_path: Path, bundle: InstalledBundle) -> None:
     """A model in two parts loads; a later part that would abort libllama is refused through the first one."""
-    good = _split(tmp_path, "u16")
+    good = split_tiny_llama(tmp_path)
     assert check(good).split == (0, 2)
     command = [sys.executable, "-m", "tests.gguf_worker"]
     done = subprocess.run(command, input=f"{good}\n", cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)[0] == "ok"
     with pytest.raises(InvalidModelFile, match=r"00002-of-00002.*split.no must be a uint16, not uint32"):
-        check(_split(tmp_path, "u32"))
+        check(split_tiny_llama(tmp_path, "u32"))
 
 
 def _adapter() -> TinyFile:

@@ -13,6 +13,7 @@ from llcuda_ffi.core.adapter import LoraAdapter, active_adapters, set_adapters, 
 from llcuda_ffi.core.batch import Batch
 from llcuda_ffi.core.context import Context
 from llcuda_ffi.core.model import Model
+from llcuda_ffi.core.quantize import quantize
 from llcuda_ffi.errors import (
     ClosedError,
     InvalidModelFile,
@@ -26,7 +27,7 @@ from llcuda_ffi.gguf.writer import write_gguf
 from llcuda_ffi.lora.peft import permute_rows
 from llcuda_ffi.lora.safetensors import SafeTensors, write_safetensors
 
-from .tiny_model import make_tiny_llama
+from .tiny_model import make_tiny_llama, split_tiny_llama
 
 EMBD, HEADS, KV, FF, RANK, ALPHA = 32, 4, 2, 64, 4, 16
 SIZES = {  # module → (rows, columns)
@@ -278,3 +279,16 @@ def test_broken_safetensors(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(raw)
     with pytest.raises(InvalidModelFile):
         SafeTensors(tmp_path / "x.safetensors")
+
+
+def test_base_in_parts(base: Path, tmp_path: Path) -> None:
+    """A base model in several files is refused, not merged in part; joined by only_copy it gives the same model."""
+    parts = split_tiny_llama(tmp_path)
+    folder = peft_folder(tmp_path / "lora")
+    with pytest.raises(UnsupportedModel, match="only_copy"):
+        lora.merge(parts, folder, tmp_path / "merged.gguf")
+    with pytest.raises(UnsupportedModel, match="one part of 2"):
+        lora.convert(folder, parts, tmp_path / "adapter.gguf")
+    joined = quantize(parts, tmp_path / "joined.gguf", only_copy=True).path
+    whole = lora.merge(base, folder, tmp_path / "whole.gguf")
+    np.testing.assert_array_equal(of_file(lora.merge(joined, folder, tmp_path / "merged.gguf")), of_file(whole))

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -332,3 +333,18 @@ def _write(
     for key in drop:
         file.metadata.pop(key, None)
     file.write(path)
+
+
+def split_tiny_llama(folder: Path, number_type: str = "u16") -> Path:
+    """A tiny llama in two parts; the first one's path."""
+    file = tiny_llama()
+    names = list(file.tensors)
+    for i, chosen in enumerate((names[:8], names[8:])):
+        keys = {
+            "split.no": Typed("u16" if i == 0 else number_type, i),
+            "split.count": Typed("u16", 2),
+            "split.tensors.count": Typed("i32", len(names)),
+        }
+        part = TinyFile(file.metadata | keys if i == 0 else keys, {name: file.tensors[name] for name in chosen})
+        part.write(folder / f"model-{i + 1:05d}-of-00002.gguf")
+    return folder / "model-00001-of-00002.gguf"

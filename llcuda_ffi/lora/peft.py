@@ -156,8 +156,17 @@ class BaseShape:
 
     @classmethod
     def of(cls, base: str | os.PathLike[str]) -> BaseShape:
-        """Read it from the base model's GGUF file."""
+        """Read it from the base model's GGUF file.
+
+        Raises:
+            UnsupportedModel: the file is a part of a model, or its layers have different numbers of heads.
+        """
         with GGUFReader(base) as reader:
+            if reader.split[1] > 1:
+                raise UnsupportedModel(
+                    f"{base} is one part of {reader.split[1]}: join them first, "
+                    "`quantize(first_part, target, only_copy=True)` writes one file"
+                )
             architecture = reader.architecture
             heads = reader.metadata.get(f"{architecture}.attention.head_count", 0)
             kv = reader.metadata.get(f"{architecture}.attention.head_count_kv", heads)
