@@ -67,7 +67,7 @@ class Alone:
 
         def work(context: Any) -> None:
             for pack in waiting:  # the interpreter's lock makes one iterator safe for several threads
-                code = self._lib.llama_decode(context, pack._struct[0])
+                code = self._lib.llama_decode(context, pack._take())
                 if code:
                     failed.append(code)
 

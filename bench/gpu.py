@@ -17,9 +17,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import report
 
-from llcuda_ffi import Llama, ModelParams
+from llcuda_ffi import Batch, Context, Llama, ModelParams
 from llcuda_ffi.bundle import select
 from llcuda_ffi.core import placement
 from llcuda_ffi.errors import LlcudaError
@@ -204,10 +205,21 @@ def memory(a: argparse.Namespace) -> dict[str, Any]:
     return out
 
 
+def first_logits(llm: Llama) -> np.ndarray:
+    """The logits after the prompt."""
+    tokens = llm.model.vocab.tokenize(STORY)
+    batch = Batch(len(tokens))
+    batch.extend(tokens)
+    with Context(llm.model, n_ctx=256, flash_attn_type="ENABLED") as context:
+        context.decode(batch)
+        return context.logits()
+
+
 def split(a: argparse.Namespace) -> dict[str, Any]:
-    """One GPU, then all of them by layer, row and tensor: tokens, tokens/s, memory on each."""
+    """One GPU, then all of them by layer, row and tensor: tokens, logits, tokens/s, memory on each."""
     out: dict[str, Any] = {}
     alone: list[int] = []
+    logits: np.ndarray | None = None
     for mode in ("NONE", "LAYER", "ROW", "TENSOR"):
         before = vram()
         params = ModelParams(split_mode=mode)  # type: ignore[arg-type]
@@ -216,6 +228,10 @@ def split(a: argparse.Namespace) -> dict[str, Any]:
             with opened(a, device=device, model_params=params) as llm:
                 tokens = list(llm.generate(STORY, max_tokens=128, temperature=0, **PLAIN).token_ids)
                 alone = alone or tokens
+                mine = first_logits(llm)
+                logits = mine if logits is None else logits
+                off = float(np.abs(mine - logits).max() / logits.std())
+                together = float(np.corrcoef(mine, logits)[0, 1])
                 n = next((i for i, (x, y) in enumerate(zip(tokens, alone, strict=False)) if x != y), len(tokens))
                 rates = rate(
                     lambda llm=llm: llm.generate(STORY, max_tokens=128, temperature=0, **PLAIN).usage.completion_tokens,
@@ -225,9 +241,12 @@ def split(a: argparse.Namespace) -> dict[str, Any]:
                 out[mode] = {
                     "same_tokens": n,
                     "of": len(tokens),
+                    "logits_correlation": together,
+                    "logits_most_off_in_deviations": off,
                     "vram_mib": each,
                     "placement": str(llm.model.placement),
                 }
+                print(f"  {mode}: logits correlate {together:.6f}, at most {off:.4f} standard deviations off")
                 label = f"{mode}: {n} of {len(tokens)} tokens as on one, MiB {[round(x) for x in each]}"
                 out[mode]["tokens_per_s"] = report.line(label, rates, "tok/s")
         except LlcudaError as error:

@@ -3,16 +3,19 @@
     python bench/quantize.py [MODEL]
 
 The source is the model's weights as F16 (the registry's small model holds Q4_1 weights: F16 holds them exactly enough).
-Speed: median of three runs, page cache warm, the same number of threads. Fidelity: over 512 tokens of English text, the
+Speed: the two alternate, after one run of each to warm up, with the same number of threads; medians and the range of the
+rounds' ratios. Fidelity: over 512 tokens of English text, the
 mean KL divergence of the next-token distribution from the F16 file's, and how often the best token is the same.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -31,6 +34,7 @@ from llcuda_ffi.hardware.cpu import usable_cores
 from llcuda_ffi.native.load import load
 from llcuda_ffi.quantization import save_gguf
 
+ROUNDS = 5
 TEXT = (
     "The history of the lighthouse begins with fires on hilltops. Sailors needed to know where the coast was, and a "
     "fire could be seen from far away. Later, towers were built so that the light stood higher, and lenses were made "
@@ -48,13 +52,16 @@ def alone(source: Path, target: Path, ftype: FType) -> None:
     assert library.lib.llama_model_quantize(os.fsencode(source), os.fsencode(target), params) == 0
 
 
-def median(call: Callable[[], object]) -> float:
-    times = []
-    for _ in range(3):
+def alternating(ours: Callable[[], object], theirs: Callable[[], object]) -> list[tuple[float, float]]:
+    """Seconds of both, round by round."""
+
+    def seconds(call: Callable[[], object]) -> float:
         began = perf_counter()
         call()
-        times.append(perf_counter() - began)
-    return statistics.median(times)
+        return perf_counter() - began
+
+    ours(), theirs()
+    return [(seconds(ours), seconds(theirs)) for _ in range(ROUNDS)]
 
 
 def log_probabilities(path: Path) -> np.ndarray:
@@ -77,16 +84,23 @@ def main() -> None:
             save_gguf({n: reader.dequantize(n) for n in reader.tensors}, copied_metadata(reader), plain, "F16")
         reference = log_probabilities(plain)
         print(f"{source.name}, {usable_cores()} threads, F16 {plain.stat().st_size / 1e6:.1f} MB")
+        print(f"{platform.processor() or platform.machine()}, {time.strftime('%Y-%m-%d')}, n={ROUNDS}")
         print("|type|MB|quantize() s|llama_model_quantize alone s|ratio|KL|same best token|\n|-|-|-|-|-|-|-|")
         for ftype in (FType.Q8_0, FType.Q6_K, FType.Q5_K_M, FType.Q4_K_M, FType.Q4_0, FType.IQ4_XS, FType.Q2_K):
-            target = Path(folder) / "q.gguf"
-            ours = median(lambda f=ftype, t=target: quantize(plain, t, f))  # type: ignore[misc]
+            target, other = Path(folder) / "q.gguf", Path(folder) / "alone.gguf"
+            rounds = alternating(
+                lambda f=ftype, t=target: quantize(plain, t, f),  # type: ignore[misc]
+                lambda f=ftype, t=other: alone(plain, t, f),  # type: ignore[misc]
+            )
+            assert target.stat().st_size == other.stat().st_size
             found = log_probabilities(target)
             kl = (np.exp(reference) * (reference - found)).sum(1).mean()
             same = (reference.argmax(1) == found.argmax(1)).mean()
             size = target.stat().st_size / 1e6
-            theirs = median(lambda f=ftype, t=target: alone(plain, t, f))  # type: ignore[misc]
-            row = f"{size:.1f}|{ours:.2f}|{theirs:.2f}|{ours / theirs:.2f}|{kl:.4f}|{same:.1%}"
+            ours, theirs = (statistics.median(side) for side in zip(*rounds, strict=True))
+            ratios = sorted(a / b for a, b in rounds)
+            ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            row = f"{size:.1f}|{ours:.2f}|{theirs:.2f}|{ratio}|{kl:.4f}|{same:.1%}"
             print(f"|{ftype.name}|{row}|", flush=True)
 
 

@@ -329,6 +329,13 @@ def _native_params(library: Library, params: ModelParams) -> tuple[Any, list[Any
 def _split_mode(library: Library, native: Any, params: ModelParams) -> None:
     if params.split_mode.name == "TENSOR" and not library.profile.has("model_params.load_mode"):
         raise UnsupportedByBundle(f"split_mode TENSOR needs a newer bundle than {library.bundle.name}: use v0.5.0")
+    if params.split_mode.name == "ROW":
+        cuda = library.lib.ggml_backend_reg_by_name(b"CUDA")
+        if cuda and not library.lib.ggml_backend_reg_get_proc_address(cuda, b"ggml_backend_split_buffer_type"):
+            raise UnsupportedByBundle(
+                f"split_mode ROW: the CUDA library of bundle {library.bundle.name} has no split buffers (newer "
+                "llama.cpp gave them up): use LAYER, or TENSOR"
+            )
     native.split_mode = params.split_mode.value
 
 
