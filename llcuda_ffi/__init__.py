@@ -17,6 +17,9 @@ __version__ = "2.1.0"
 __all__ = [
     "AsyncLlama",
     "Batch",
+    "ChatChunk",
+    "ChatCompletion",
+    "ChatMessage",
     "Chunk",
     "Completion",
     "Context",
@@ -31,6 +34,7 @@ __all__ = [
     "Reranker",
     "SamplerChain",
     "SamplingParams",
+    "ToolCall",
     "Vocab",
     "__version__",
 ]
@@ -38,6 +42,9 @@ __all__ = [
 _WHERE = {
     "AsyncLlama": "async_llama",
     "Batch": "core.batch",
+    "ChatChunk": "chat.results",
+    "ChatCompletion": "chat.results",
+    "ChatMessage": "chat.results",
     "Chunk": "engine.results",
     "Completion": "engine.results",
     "Context": "core.context",
@@ -52,11 +59,14 @@ _WHERE = {
     "Reranker": "embedding.reranker",
     "SamplerChain": "core.sampler",
     "SamplingParams": "sampling_params",
+    "ToolCall": "chat.deltas",
     "Vocab": "core.vocab",
 }
 
 if TYPE_CHECKING:
     from .async_llama import AsyncLlama
+    from .chat.deltas import ToolCall
+    from .chat.results import ChatChunk, ChatCompletion, ChatMessage
     from .core.batch import Batch
     from .core.context import Context
     from .core.memory import Memory
