@@ -121,7 +121,7 @@ class Llama(ChatMethods):
                 self.model = model
             else:
                 cells = kv_cells or (n_ctx or DEFAULT_N_CTX) * n_parallel
-                room = Room(n_cells=cells, n_ubatch=ubatch, type_k=types[0], type_v=types[1])
+                room = Room(cells, ubatch, n_parallel, *types)
                 self.model = open_model(model, device, n_gpu_layers, bundle, model_params, progress, room)
                 self._owned.append(self.model)
             self.n_ctx = longest_request(self.model, n_ctx)

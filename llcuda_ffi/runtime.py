@@ -10,6 +10,7 @@ from typing import Any, Literal
 from .bundle import InstalledBundle
 from .bundle.select import parse_device
 from .core.context import Context
+from .core.dry_load import dry_load
 from .core.model import Model
 from .core.placement import Room, library_for, place
 from .engine.drafting import Drafter, DraftModel, PromptLookup
@@ -38,7 +39,12 @@ def open_model(
     parse_device(device)
     path = resolve(model)
     library = library_for(device, bundle)
-    params, note = place(library, device, path, params, room, automatic=n_gpu_layers == "auto")
+
+    def measure(params: ModelParams) -> tuple[int, int]:
+        need = dry_load(library, path, params, room)
+        return need.kv, max((size for name, size in need.compute.items() if not name.startswith("CPU")), default=0)
+
+    params, note = place(library, device, path, params, room, automatic=n_gpu_layers == "auto", measure=measure)
     loaded = Model.load(path, params, progress=progress, bundle=library.bundle)
     loaded.placement = replace(loaded.placement, note=note)
     return loaded

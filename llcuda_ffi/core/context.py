@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..enums import AttentionType, PoolingType
+from ..enums import AttentionType, FlashAttnType, PoolingType
 from ..errors import InvalidRequest, ModelError, UnsupportedByBundle, UnsupportedModel
 from ..hardware.cpu import usable_cores
 from ..native.handle import Handle, in_flight
 from ..native.load import Library
-from ..native.log import mark, why
+from ..native.log import capture, mark, why
 from ..native.status import check_decode
 from ..params import ContextParams, integer, override
 from .batch import Batch
@@ -55,6 +56,7 @@ class Context(Handle):
         params: what it was made with.
         n_ctx, n_batch, n_ubatch, n_seq_max: what libllama granted (it may round n_ctx up).
         n_ctx_seq: most tokens of one sequence.
+        flash_attn: whether it computes with flash attention, which AUTO leaves to libllama.
     """
 
     def __init__(self, model: Model, params: ContextParams | None = None, **settings: Any) -> None:
@@ -84,7 +86,7 @@ class Context(Handle):
         point = mark()
         _check_cache_types(model, params)
         native = _native_params(library, params, self._abort_flag)
-        with in_flight():
+        with in_flight(), capture() as lines:
             pointer = lib.llama_init_from_model(model._ptr, native[0])
         if not pointer:
             raise ModelError(
@@ -101,6 +103,7 @@ class Context(Handle):
         self.n_seq_max: int = lib.llama_n_seq_max(pointer)
         self.n_ctx_seq: int = lib.llama_n_ctx_seq(pointer)
         self.kv_unified = params.kv_unified
+        self.flash_attn = _flash_attn(params, lines)
         self.n_vocab = model.vocab.n_tokens
         self.pooling_type = PoolingType(lib.llama_pooling_type(pointer))
         self._memory = lib.llama_get_memory(pointer)
@@ -315,6 +318,13 @@ class Context(Handle):
         """Set the counters of `perf` to zero."""
         with self._exclusive():
             self._lib.llama_perf_context_reset(self._ptr)
+
+
+def _flash_attn(params: ContextParams, lines: list[str]) -> bool:
+    """What was asked for, or what libllama's log says that AUTO became."""
+    if params.flash_attn_type != FlashAttnType.AUTO:
+        return params.flash_attn_type == FlashAttnType.ENABLED
+    return any(re.search(r"Flash Attention .*\benabled", line) for line in lines)
 
 
 def _check_cache_types(model: Model, params: ContextParams) -> None:

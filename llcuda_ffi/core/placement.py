@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,12 @@ class Room:
     Attributes:
         n_cells: tokens of the KV cache, all sequences together.
         n_ubatch: tokens computed at once.
+        n_seq_max: sequences.
     """
 
     n_cells: int
     n_ubatch: int = 512
+    n_seq_max: int = 1
     type_k: GGMLType = GGMLType.F16
     type_v: GGMLType = GGMLType.F16
 
@@ -179,11 +181,14 @@ def place(
     room: Room,
     *,
     automatic: bool,
+    measure: Callable[[ModelParams], tuple[int, int]] | None = None,
 ) -> tuple[ModelParams, str]:
     """Model settings for a device, and what was decided ("" where nothing was).
 
     Args:
         automatic: choose n_gpu_layers by the free memory; otherwise it stays as `params` has it.
+        measure: gives the bytes of the whole KV cache and of a GPU's compute buffers; asked where the estimate, which
+            is an upper one, does not fit.
     """
     targets = gpus(library, device)
     if library.bundle.backend != "cuda":
@@ -197,6 +202,8 @@ def place(
     if not automatic or params.n_gpu_layers is not None:
         return params, ""
     found = fit(path, targets, room)
+    if found.n_gpu_layers is not None and measure is not None:
+        found = fit(path, targets, room, measure(params))
     if found.n_gpu_layers is None:
         logger.info("%s: %s", path.name, found.note)
         return params, found.note
@@ -226,14 +233,18 @@ def shortage(library: Library, parts: Sequence[Path], params: ModelParams) -> st
     return f": it has {_mib(size)}, {_mib(free)} are free on {names}; lower n_gpu_layers, or leave it 'auto'"
 
 
-def fit(path: Path, targets: Sequence[Device], room: Room) -> Fit:
+def fit(path: Path, targets: Sequence[Device], room: Room, measured: tuple[int, int] | None = None) -> Fit:
     """How many layers of a model fit into the free memory of GPUs, with their KV cache and compute buffers.
 
-    An upper estimate from the file's tensors: weights as stored, KV for each layer, activations of one ubatch.
+    The weights are those of the file. KV cache and compute buffers are `measured` (bytes of all layers, bytes of each
+    GPU), else an upper estimate from the model's shape.
     """
     with GGUFReader(path) as reader:
         layers, rest = _weights(reader)
-        kv, compute = _reckon(reader, room)
+        if measured is None:
+            kv, compute = _reckon(reader, room)
+        else:
+            kv, compute = -(-measured[0] // max(1, len(layers))), measured[1]
     space = sum(max(0, d.memory_free - _MARGIN - compute) for d in targets)
     whole = sum(layers) + rest + kv * len(layers)
     free = sum(d.memory_free for d in targets)
