@@ -21,7 +21,7 @@ from .choice import calls_grammar, chosen, shape_of
 from .deltas import Delta, Parsed
 from .functions import Tool, tool_schemas
 from .messages import Message, normalize, require_text
-from .parser import FORMATS, AnswerParser, detect_format, detect_reasoning, markers
+from .parser import FORMATS, WHOLE, AnswerParser, detect_format, detect_reasoning, markers
 from .prompts import PromptTokens, Tokens
 from .results import ChatChoice, ChatChunk, ChatCompletion, ChatFinish, ChatMessage
 from .template import ChatTemplate
@@ -126,7 +126,7 @@ class Chat:
             params = dataclasses.replace(
                 params, lark=self._calls(shape, schemas, named, parallel_tool_calls, text, reasoning)
             )
-        elif not schemas and format != "harmony":
+        elif not schemas and format not in WHOLE:
             format = "none"
         if structured:
             reasoning = None

@@ -57,6 +57,18 @@ _SHAPES = {
     "functionary": _Shape("<function=NAME>ARGS</function>"),
     "gigachat": _Shape(_NAMED, "<|function_call|>", single=True),
     "tool-calls": _Shape(_NAMED, "<tool_calls>[", ", ", "]</tool_calls>"),
+    "solar": _Shape(
+        "<|tool_call:begin|>ID<|tool_call:name|>NAME<|tool_call:args|>ARGS<|tool_call:end|>", "<|tool_calls|>", "", ""
+    ),
+    "apertus": _Shape('{"NAME": ARGS}', "<|tools_prefix|>[", ", ", "]<|tools_suffix|>"),
+    "functionary-v3.2": _Shape("NAME\nARGS", between=">>>"),
+    "kimi-k3": _Shape(
+        '<|open|>call tool="NAME" index="1"<|sep|>'
+        '<|open|>json type="object"<|sep|>ARGS<|close|>json<|sep|><|close|>call<|sep|>',
+        "<|open|>tools<|sep|>",
+        "",
+        "<|close|>tools<|sep|>",
+    ),
     "kimi": _Shape(
         "<|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>ARGS<|tool_call_end|>",
         "<|tool_calls_section_begin|>",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,10 +101,13 @@ class Output:
 
     Attributes:
         names: the functions there are; None takes any name.
+        schemas: their parameters, for formats that do not write types.
     """
 
-    def __init__(self, names: frozenset[str] | None = None) -> None:
-        self.names = names
+    def __init__(
+        self, names: frozenset[str] | None = None, schemas: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        self.names, self.schemas = names, schemas or {}
         self._deltas: list[Delta] = []
         self._calls = 0
         self._space = ""  # at the end of the content: shown when more content follows

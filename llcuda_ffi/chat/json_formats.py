@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .deltas import Output
-from .reader import Reader, Reading
+from .reader import Marks, Reader, Reading
 
 _NAME_KEYS = ("name", "tool_name", "function")
 _ARGUMENT_KEYS = ("arguments", "parameters")
@@ -140,16 +140,11 @@ def json_calls(r: Reader, o: Output) -> Reading[bool]:
 
 
 @dataclass(frozen=True)
-class Marked:
+class Marked(Marks):
     """JSON calls after a marker: <tool_call>{…}</tool_call>, [TOOL_CALLS][{…}] and the like."""
 
     open: str
     close: str = ""
-
-    @property
-    def markers(self) -> tuple[str, ...]:
-        """What must be shown even where it is a control token."""
-        return (self.open, self.close) if self.close else (self.open,)
 
     def __call__(self, r: Reader, o: Output) -> Reading[None]:
         """Read an answer."""
@@ -167,15 +162,10 @@ class Marked:
 
 
 @dataclass(frozen=True)
-class Bare:
+class Bare(Marks):
     """The answer is a call, in JSON, perhaps after a marker or in a code fence; or it is content."""
 
     marker: str = ""
-
-    @property
-    def markers(self) -> tuple[str, ...]:
-        """See Marked."""
-        return (self.marker,) if self.marker else ()
 
     def __call__(self, r: Reader, o: Output) -> Reading[None]:
         """Read an answer."""
@@ -200,17 +190,12 @@ class Bare:
 
 
 @dataclass(frozen=True)
-class Named:
+class Named(Marks):
     """The name in a tag, the arguments as JSON after it: <function=name>{…}</function>."""
 
     open: str
     name_end: str
     close: str
-
-    @property
-    def markers(self) -> tuple[str, ...]:
-        """See Marked."""
-        return (self.open, self.close)
 
     def __call__(self, r: Reader, o: Output) -> Reading[None]:
         """Read an answer."""
@@ -224,6 +209,50 @@ class Named:
             yield from r.space()
             yield from r.literal(self.close)
             o.part()
+
+
+@dataclass(frozen=True)
+class Keyed(Marks):
+    """The name as the only key of an object: [{"name": {…}}, …] between markers."""
+
+    open: str
+    close: str
+
+    def __call__(self, r: Reader, o: Output) -> Reading[None]:
+        """Read an answer."""
+        while (yield from r.until((self.open,), o.content)):
+            r.start_record()
+            yield from r.space()
+            yield from r.literal("[")
+            some = False
+            while (yield from self._call(r, o)):
+                some = True
+            read = r.stop_record()
+            if not some:
+                o.content(self.open + read)
+                continue
+            yield from r.literal("]")
+            yield from r.space()
+            yield from r.literal(self.close)
+            o.part()
+
+    def _call(self, r: Reader, o: Output) -> Reading[bool]:
+        yield from r.space()
+        if not (yield from r.literal("{")):
+            return False
+        yield from r.space()
+        name = yield from _key(r)
+        if not name:
+            return False
+        r.stop_record()
+        o.call(name)
+        yield from _arguments(r, o)
+        yield from r.space()
+        yield from r.literal("}")
+        yield from r.space()
+        yield from r.literal(",")
+        yield from r.space()
+        return True
 
 
 def mistral(r: Reader, o: Output) -> Reading[None]:
@@ -290,28 +319,4 @@ def kimi(r: Reader, o: Output) -> Reading[None]:
         yield from r.text_until("<|tool_call_end|>")
         yield from r.space()
         yield from r.literal("<|tool_calls_section_end|>")
-        o.part()
-
-
-def harmony(r: Reader, o: Output) -> Reading[None]:
-    """gpt-oss: messages of channels; analysis is reasoning, a recipient functions.x makes a call."""
-    ends = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
-    # the prompt ended with <|start|>assistant; what comes without a header is content
-    if not (yield from r.char()) or not (yield from r.comes(("<|channel|>", " to=", "<|start|>", "<|message|>"))):
-        yield from r.until(ends, o.content)
-    while True:
-        header, found = yield from r.text_until("<|message|>")
-        if not found:
-            return
-        channel = re.search(r"<\|channel\|>\s*(\w+)", header)
-        recipient = re.search(r"to=functions\.([\w.:-]+)", header)
-        emit = o.content
-        if recipient:
-            o.call(recipient.group(1))
-            emit = o.arguments
-        elif channel and channel.group(1) == "analysis":
-            o.part()
-            emit = o.reasoning
-        if not (yield from r.until(ends, emit)):
-            return
         o.part()

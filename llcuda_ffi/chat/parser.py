@@ -7,9 +7,10 @@ from typing import Any
 
 from ..errors import InvalidRequest
 from .deltas import Delta, Output, Parsed
-from .json_formats import Bare, Marked, Named, deepseek, harmony, kimi, mistral, plain_text
+from .json_formats import Bare, Keyed, Marked, Named, deepseek, kimi, mistral, plain_text
+from .message_formats import glimmer, harmony, kimi_k3, recipients, solar
 from .reader import Reader, Reading
-from .tag_formats import Gemma, Pythonic, Tagged
+from .tag_formats import Gemma, Pythonic, Tagged, minimax_m3
 
 Format = Callable[[Reader, Output], Reading[None]]
 
@@ -31,6 +32,12 @@ _SEED = Tagged(
     "</parameter>",
     "</function>",
 )
+_HY = ":opensource"
+_HY3 = Tagged(
+    f"<tool_calls{_HY}>", f"</tool_calls{_HY}>", f"<tool_call{_HY}>", f"<tool_sep{_HY}>", f"<arg_key{_HY}>",
+    f"</arg_key{_HY}>", f"<arg_value{_HY}>", f"</arg_value{_HY}>", f"</tool_call{_HY}>",
+)  # fmt: skip
+_MINICPM = Tagged("", "", '<function name="', '">', '<param name="', '">', "", "</param>", "</function>")
 
 
 def _dsml(section: str) -> Tagged:
@@ -55,18 +62,30 @@ FORMATS: dict[str, Any] = {
     "seed": _SEED,
     "glm": _GLM,
     "minimax": _MINIMAX,
+    "minimax-m3": minimax_m3,
+    "hy3": _HY3,
     "gemma4": Gemma("<|tool_call>", "<tool_call|>", '<|"|>'),
     "functiongemma": Gemma("<start_function_call>", "<end_function_call>", "<escape>"),
     "kimi": kimi,
+    "kimi-k3": kimi_k3,
+    "minicpm": _MINICPM,
+    "solar": solar,
+    "glimmer": glimmer,
+    "apertus": Keyed("<|tools_prefix|>", "<|tools_suffix|>"),
     "granite": Marked("<|tool_call|>"),
     "nemotron": Marked("<TOOLCALL>", "</TOOLCALL>"),
     "command-r": Marked("<|START_ACTION|>", "<|END_ACTION|>"),
     "firefunction": Marked("functools"),
     "functionary": Named("<function=", ">", "</function>"),
+    "functionary-v3.2": recipients,
     "gigachat": Marked("<|function_call|>"),
+    "gigachat3": Marked("function call<|role_sep|>\n"),
     "tool-calls": Marked("<tool_calls>", "</tool_calls>"),
     "lfm2": Pythonic("<|tool_call_start|>", "<|tool_call_end|>"),
 }
+
+# formats that say of every part of an answer what it is, with or without tools
+WHOLE = frozenset({"harmony", "glimmer", "solar", "kimi-k3", "functionary-v3.2"})
 
 # markers of those formats that are plain functions
 _MARKERS: dict[str, tuple[str, ...]] = {
@@ -82,6 +101,14 @@ _MARKERS: dict[str, tuple[str, ...]] = {
     "harmony": (
         "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>",
     ),
+    "solar": (
+        "<|begin|>", "<|think|>", "<|content|>", "<|tool_calls|>", "<|tool_call:begin|>", "<|tool_call:name|>",
+        "<|tool_call:args|>", "<|tool_call:end|>", "<|end|>", "<|calls|>",
+    ),
+    "kimi-k3": ("<|open|>", "<|close|>", "<|sep|>"),
+    "glimmer": ("<|start|>", "<|message|>", "<|eom|>", "<|eot|>"),
+    "gigachat3": ("<|role_sep|>",),
+    "minimax-m3": ("]<]minimax[>[", "<tool_call>", "</tool_call>"),
 }  # fmt: skip
 
 # what in a template's text tells its format; the first that fits, all of one row must stand there
@@ -92,6 +119,12 @@ _SIGNS: list[tuple[str, tuple[str, ...]]] = [
     ("deepseek", ("<｜tool▁sep｜>",)),
     ("mistral", ("[TOOL_CALLS]",)),
     ("minimax", ("<minimax:tool_call>",)),
+    ("minimax-m3", ("]<]minimax[>[", "invoke name=")),
+    ("hy3", ("<tool_sep{}>", "<arg_key{}>", f"'{_HY}'")),
+    ("solar", ("<|tool_call:begin|>", "<|tool_call:args|>")),
+    ("kimi-k3", ("<|open|>", "<|close|>", "<|sep|>", "open_tag('call'")),
+    ("apertus", ("<|tools_prefix|>", "<|tools_suffix|>")),
+    ("functionary-v3.2", (">>>all", ">>>${recipient}")),
     ("seed", ("seed:tool_call",)),
     ("glm", ("<arg_key>", "<tool_call>")),
     ("qwen-xml", ("<function=", "<parameter=", "<tool_call>")),
@@ -99,12 +132,16 @@ _SIGNS: list[tuple[str, tuple[str, ...]]] = [
     ("gemma4", ("<|tool_call>call:",)),
     ("functiongemma", ("<start_function_call>",)),
     ("lfm2", ("<|tool_call_start|>",)),
+    ("lfm2", ("<|tool_list_start|>",)),
+    ("lfm2", ("List of tools: [", "<|im_start|>")),
+    ("minicpm", ('<function name="', '<param name="')),
+    ("glimmer", ("<atem:", "<|eom|>")),
     ("nemotron", ("<TOOLCALL>",)),
     ("command-r", ("<|START_ACTION|>",)),
     ("granite", ("<|tool_call|>",)),
     ("firefunction", ("functools",)),
-    ("json", ("]<]minimax[>[",)),
     ("gigachat", ("<|function_call|>",)),
+    ("gigachat3", ("function call", "<|role_sep|>")),
     ("tool-calls", ("<tool_calls>",)),
     ("hermes", ("<tool_call>",)),
     ("functionary", ("<function=", "</function>")),
@@ -112,8 +149,11 @@ _SIGNS: list[tuple[str, tuple[str, ...]]] = [
     ("llama3", ("<|start_header_id|>", "ipython")),
 ]
 
-# what opens and closes reasoning
-_REASONING: list[tuple[str, str]] = [
+# what opens and closes reasoning, and what in a template's text tells it, where that is something else
+_REASONING: list[tuple[str, ...]] = [
+    (f"<think{_HY}>", f"</think{_HY}>", "<think{}>", f"'{_HY}'"),
+    ("<|open|>think<|sep|>", "<|close|>think<|sep|>", "<|open|>", "open_tag('think'"),
+    ("<mm:think>", "</mm:think>"),
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
@@ -133,9 +173,9 @@ def detect_format(template: str) -> str:
 
 def detect_reasoning(template: str) -> tuple[str, str] | None:
     """What opens and closes the reasoning of a model with this template."""
-    for pair in _REASONING:
-        if pair[0] in template and pair[1] in template:
-            return pair
+    for begin, end, *signs in _REASONING:
+        if all(sign in template for sign in signs or (begin, end)):
+            return begin, end
     return None
 
 
@@ -166,13 +206,10 @@ class AnswerParser:
         """
         if format not in FORMATS:
             raise InvalidRequest(f"no tool format is called {format!r:.60}: there are {', '.join(sorted(FORMATS))}")
-        functions = [t["function"] for t in tools]
-        names = frozenset(f["name"] for f in functions) if tools else None
+        schemas = {t["function"]["name"]: t["function"].get("parameters") or {} for t in tools}
         form = FORMATS[format]
-        if isinstance(form, Tagged):
-            form = form.reader({f["name"]: f.get("parameters") or {} for f in functions})
         self._reader = Reader()
-        self._output = Output(names if isinstance(form, Bare) else None)
+        self._output = Output(frozenset(schemas) if tools and isinstance(form, Bare) else None, schemas)
         opened = reasoning is not None and format != "harmony" and _opened(prompt, reasoning)
         self._run: Generator[None, None, None] | None = self._read(form, reasoning, opened, format)
         self.parsed = Parsed()
@@ -188,12 +225,20 @@ class AnswerParser:
                 r.start_record()
                 yield from r.space()
                 opened = yield from r.literal(begin)
+                # a closing mark alone says that there is no reasoning
+                none = not opened and (yield from r.literal(end))
                 space = r.stop_record()
-                if not opened:
+                if none:
+                    o.part()
+                elif not opened:
                     o.content(space)
             if opened:
                 o.part()
-                yield from r.until((end,), o.reasoning)
+                # Apertus calls tools in the middle of its thoughts
+                calls = (form.open,) if isinstance(form, Keyed) else ()
+                marker = yield from r.until((end, *calls), o.reasoning)
+                if marker in calls:
+                    r.back(marker)
                 o.part()
         yield from form(r, o)
 

@@ -1,6 +1,6 @@
 """Reading a stream that arrives in pieces, so that where it was cut never shows.
 
-A format (see formats.py) is a generator: it consumes text through a Reader and yields when it needs more.
+A format (see parser.py) is a generator: it consumes text through a Reader and yields when it needs more.
 Every
 decision waits until the text before it is enough to make it, so whole and in any pieces the result is the
 same.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -18,6 +19,17 @@ Emit = Callable[[str], object]
 
 _SPACE = " \t\r\n"
 _SCALAR_END = ",}] \t\r\n"
+
+
+@dataclass(frozen=True)
+class Marks:
+    """A format whose fields are the texts that mark its parts."""
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """What must be shown to the parser even where it is a control token."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        return tuple(value for value in values if isinstance(value, str) and value)
 
 
 class Reader:
@@ -36,6 +48,10 @@ class Reader:
     def feed(self, text: str) -> None:
         """More text has come."""
         self._text += text
+
+    def back(self, text: str) -> None:
+        """Put back what was consumed last."""
+        self._text = text + self._text
 
     def start_record(self) -> None:
         """Remember what is consumed from here on, in case it is not what it seems."""

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from .deltas import Output
-from .reader import Reader, Reading
+from .reader import Marks, Reader, Reading
+
+_CDATA = "<![CDATA["
 
 
 @dataclass(frozen=True)
-class Tagged:
+class Tagged(Marks):
     """Calls as tags, a parameter at a time: <function=name><parameter=key>value</parameter></function>.
 
     Attributes:
@@ -38,102 +40,73 @@ class Tagged:
     call_end: str
     typed: bool = False
 
-    @property
-    def markers(self) -> tuple[str, ...]:
-        """See Marked."""
-        return tuple(m for m in (self.begin, self.end, self.call, self.call_end, self.key, self.value) if m)
-
-    def reader(self, tools: Mapping[str, Mapping[str, Any]]) -> _TaggedReader:
-        """For these tools' parameters."""
-        return _TaggedReader(self, tools)
-
-
-class _TaggedReader:
-    def __init__(self, form: Tagged, tools: Mapping[str, Mapping[str, Any]]) -> None:
-        self.form, self.tools = form, tools
-
     def __call__(self, r: Reader, o: Output) -> Reading[None]:
-        form = self.form
-        opens: Sequence[str] = (form.begin, form.call) if form.begin and form.begin != form.call else (form.call,)
+        """Read an answer."""
+        opens: Sequence[str] = (self.begin, self.call) if self.begin and self.begin != self.call else (self.call,)
         while marker := (yield from r.until(opens, o.content)):
-            if marker != form.call:
+            if marker != self.call:
                 o.part()
                 yield from r.space()
-                if not (yield from r.literal(form.call)):
+                if not (yield from r.literal(self.call)):
                     continue
-            yield from self._calls(r, o)
+            yield from self.calls(r, o)
             o.part()
 
-    def _calls(self, r: Reader, o: Output) -> Reading[None]:
-        form = self.form
+    def calls(self, r: Reader, o: Output) -> Reading[None]:
+        """Read calls; what opens the first is consumed."""
         while True:
-            ends = (form.name_end,) if form.name_end != "\n" else ("\n", form.key, form.call_end)
+            ends = (self.name_end,) if self.name_end != "\n" else ("\n", self.key, self.call_end)
             name, found = yield from r.text_until(*ends)
             if not found:
-                o.content(form.call + name)
+                o.content(self.call + name)
                 return
             o.call(name.strip())
             first = True
             while True:
-                if found == form.call_end:
+                if found == self.call_end:
                     break
-                if found != form.key:
-                    _, found = yield from r.text_until(form.key, form.call_end)
-                if found != form.key:
+                if found != self.key:
+                    _, found = yield from r.text_until(self.key, self.call_end)
+                if found != self.key:
                     break
-                key, found = yield from r.text_until(form.key_end)
+                key, found = yield from r.text_until(self.key_end)
                 rest = ""
-                if form.typed:
+                if self.typed:
                     rest, found = yield from r.text_until(">")
-                if form.value:
-                    _, found = yield from r.text_until(form.value)
-                value, found = yield from r.text_until(form.value_end)
+                if self.value:
+                    _, found = yield from r.text_until(self.value)
+                value, found = yield from r.text_until(self.value_end)
                 if not found:
                     return  # cut in the middle of a value
-                written = self._value(name.strip(), key.strip(), value, rest)
+                written = self._value(_part(o.schemas.get(name.strip()), key.strip()), value, rest)
                 o.arguments(("{" if first else ", ") + json.dumps(key.strip(), ensure_ascii=False) + ": " + written)
                 first = False
                 found = ""
             if found:
                 o.arguments("{}" if first else "}")
             yield from r.space()
-            if (yield from r.literal(form.end)) or not (yield from r.literal(form.call)):
+            if (yield from r.literal(self.end)) or not (yield from r.literal(self.call)):
                 return
             o.part()
 
-    def _value(self, name: str, key: str, value: str, rest: str) -> str:
-        """The value as JSON: as the tool's schema says, else JSON where it is JSON."""
-        if self.form.typed:
-            text = 'string="true"' in rest
-        else:
-            if value.startswith("\n"):
-                value = value[1:]
-            value = value.removesuffix("\n")
-            schema = self.tools.get(name, {}).get("properties", {}).get(key, {})
-            kind = schema.get("type") if isinstance(schema, Mapping) else None
-            text = kind == "string" or (isinstance(schema, Mapping) and kind is None and "enum" in schema)
-        if not text:
-            stripped = value.strip()
-            if _is_json(stripped):
-                return stripped
-            literal = {"True": "true", "False": "false", "None": "null"}.get(stripped)
-            if literal:
-                return literal
-        return json.dumps(value, ensure_ascii=False)
+    def _value(self, schema: Any, value: str, rest: str) -> str:
+        """The value as JSON: as the tag or the tool's schema says, else JSON where it is JSON."""
+        if self.typed:
+            return json.dumps(value, ensure_ascii=False) if 'string="true"' in rest else as_json(value)
+        if value.startswith(_CDATA):
+            value = value.removeprefix(_CDATA).removesuffix("]]>")
+        elif value.startswith("\n"):
+            value = value[1:]
+        return typed_value(value.removesuffix("\n"), schema)
 
 
 @dataclass(frozen=True)
-class Gemma:
+class Gemma(Marks):
     """Gemma's own: call:name{key:value,…} between markers, texts between quotes of their own."""
 
     open: str
     close: str
     quote: str
-
-    @property
-    def markers(self) -> tuple[str, ...]:
-        """See Marked."""
-        return (self.open, self.close, self.quote)
 
     def __call__(self, r: Reader, o: Output) -> Reading[None]:
         """Read an answer."""
@@ -158,16 +131,11 @@ class Gemma:
 
 
 @dataclass(frozen=True)
-class Pythonic:
+class Pythonic(Marks):
     """[name(key="value", …), …] between markers."""
 
     open: str
     close: str
-
-    @property
-    def markers(self) -> tuple[str, ...]:
-        """See Marked."""
-        return (self.open, self.close)
 
     def __call__(self, r: Reader, o: Output) -> Reading[None]:
         """Read an answer."""
@@ -199,6 +167,98 @@ def _python_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return []
     return calls
+
+
+_MINIMAX = "]<]minimax[>["
+_MOST_DEPTH = 64
+
+
+def minimax_m3(r: Reader, o: Output) -> Reading[None]:
+    """MiniMax M3: <invoke name="…"> and a tag for each argument, nested for objects, <item> for lists; before
+    every tag stands a mark.
+    """
+    invoke, over = f'{_MINIMAX}<invoke name="', f"{_MINIMAX}</tool_call>"
+    while (yield from r.until((f"{_MINIMAX}<tool_call>",), o.content)):
+        o.part()
+        while True:
+            _, marker = yield from r.text_until(invoke, over)
+            if marker != invoke:
+                break
+            name, found = yield from r.text_until('">')
+            if not found:
+                return
+            o.call(name.strip())
+            if not (yield from _members(r, o, o.schemas.get(name.strip()))):
+                return
+        o.part()
+
+
+def _members(r: Reader, o: Output, schema: Any) -> Reading[bool]:
+    """A call's arguments; False where they do not end."""
+    some = False
+    while True:
+        _, marker = yield from r.text_until(f"{_MINIMAX}</", f"{_MINIMAX}<")
+        key, found = yield from r.text_until(">")
+        if not found:
+            return False
+        if marker.endswith("/"):
+            o.arguments("}" if some else "{}")
+            return True
+        value = yield from _element(r, _part(schema, key), 0)
+        if value is None:
+            return False
+        o.arguments(f"{', ' if some else '{'}{json.dumps(key, ensure_ascii=False)}: {value}")
+        some = True
+
+
+def _element(r: Reader, schema: Any, depth: int) -> Reading[str | None]:
+    """An element up to its end, as JSON; None where it does not end."""
+    keys, values = [], []
+    while True:
+        text, marker = yield from r.text_until(f"{_MINIMAX}</", f"{_MINIMAX}<")
+        key, found = yield from r.text_until(">")
+        if not found or depth > _MOST_DEPTH:
+            return None
+        if marker.endswith("/"):
+            break
+        value = yield from _element(r, _part(schema, key), depth + 1)
+        if value is None:
+            return None
+        keys.append(key)
+        values.append(value)
+    if not keys:
+        return typed_value(text, schema)
+    if set(keys) == {"item"} and not (isinstance(schema, Mapping) and schema.get("type") == "object"):
+        return f"[{', '.join(values)}]"
+    members = (f"{json.dumps(k, ensure_ascii=False)}: {v}" for k, v in zip(keys, values, strict=True))
+    return f"{{{', '.join(members)}}}"
+
+
+def _part(schema: Any, key: str) -> Any:
+    """The schema of a property, or of a list's items."""
+    if not isinstance(schema, Mapping):
+        return {}
+    properties = schema.get("properties")
+    if isinstance(properties, Mapping) and key in properties:
+        return properties[key]
+    return schema.get("items", {}) if key == "item" else {}
+
+
+def typed_value(text: str, schema: Any) -> str:
+    """A value written without quotes as JSON: a text where its schema says so, else as `as_json`."""
+    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    if kind == "string" or (isinstance(schema, Mapping) and kind is None and "enum" in schema):
+        return json.dumps(text, ensure_ascii=False)
+    return as_json(text)
+
+
+def as_json(text: str) -> str:
+    """A value as JSON: as it stands where it is JSON, else as a text."""
+    stripped = text.strip()
+    if _is_json(stripped):
+        return stripped
+    literal = {"True": "true", "False": "false", "None": "null"}.get(stripped)
+    return literal or json.dumps(text, ensure_ascii=False)
 
 
 def _is_json(text: str) -> bool:
