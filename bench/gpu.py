@@ -205,12 +205,12 @@ def memory(a: argparse.Namespace) -> dict[str, Any]:
     return out
 
 
-def first_logits(llm: Llama) -> np.ndarray:
+def first_logits(llm: Llama, flash: bool) -> np.ndarray:
     """The logits after the prompt."""
     tokens = llm.model.vocab.tokenize(STORY)
     batch = Batch(len(tokens))
     batch.extend(tokens)
-    with Context(llm.model, n_ctx=256, flash_attn_type="ENABLED") as context:
+    with Context(llm.model, n_ctx=256, flash_attn_type="ENABLED" if flash else "DISABLED") as context:
         context.decode(batch)
         return context.logits()
 
@@ -220,15 +220,17 @@ def split(a: argparse.Namespace) -> dict[str, Any]:
     out: dict[str, Any] = {}
     alone: list[int] = []
     logits: np.ndarray | None = None
-    for mode in ("NONE", "LAYER", "ROW", "TENSOR"):
+    # the first one again without flash attention: a yardstick for how far another order of sums may lead
+    for mode in ("NONE", "LAYER", "ROW", "TENSOR", "NONE, no flash attention"):
         before = vram()
-        params = ModelParams(split_mode=mode)  # type: ignore[arg-type]
+        params = ModelParams(split_mode=mode.split(",")[0])  # type: ignore[arg-type]
+        flash = "no flash" not in mode
         try:
-            device = "cuda:0" if mode == "NONE" else "cuda"
-            with opened(a, device=device, model_params=params) as llm:
+            device = "cuda:0" if mode.startswith("NONE") else "cuda"
+            with opened(a, device=device, model_params=params, flash_attn=flash) as llm:
                 tokens = list(llm.generate(STORY, max_tokens=128, temperature=0, **PLAIN).token_ids)
                 alone = alone or tokens
-                mine = first_logits(llm)
+                mine = first_logits(llm, flash)
                 logits = mine if logits is None else logits
                 off = float(np.abs(mine - logits).max() / logits.std())
                 together = float(np.corrcoef(mine, logits)[0, 1])

@@ -169,7 +169,7 @@ def test_two_gpus_compute_what_one_computes(mode: str, llcuda_model: Path, llm: 
         return
     if mode == "LAYER":
         assert int(split.argmax()) == int(alone.argmax())
-    assert np.corrcoef(split, alone)[0, 1] > 0.999
+    assert np.corrcoef(split, alone)[0, 1] > 0.99
 
 
 def test_model_load_takes_the_loaded_bundle(llcuda_model: Path, llm: Llama) -> None:
