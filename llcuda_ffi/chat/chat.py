@@ -1,36 +1,30 @@
-"""From a conversation to a request, and from its tokens to an answer."""
+"""From a conversation to a request (request.py), ready to be generated."""
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import json
-import secrets
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ..core.model import Model
-from ..engine.results import Chunk, Completion, Usage
-from ..engine.text import TextStream
 from ..errors import InvalidRequest
 from ..params import flag
 from ..sampling_params import SamplingParams
+from ..structured.grammars import Read, constrained
 from . import plain_tools
 from .choice import calls_grammar, chosen, shape_of
-from .deltas import Delta, Parsed
 from .functions import Tool, tool_schemas
 from .messages import Message, normalize, require_text
-from .parser import FORMATS, WHOLE, AnswerParser, detect_format, detect_reasoning, markers
-from .prompts import PromptTokens, Tokens
-from .results import ChatChoice, ChatChunk, ChatCompletion, ChatFinish, ChatMessage
+from .opening import Opening, after, opening
+from .parser import FORMATS, WHOLE, detect_format, detect_reasoning, markers
+from .prompts import PromptTokens
+from .request import ChatRequest
 from .template import ChatTemplate
 
 ToolChoice = Literal["auto", "none", "required"] | str | Mapping[str, Any]
 
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "sep_token": "sep", "pad_token": "pad", "mask_token": "mask"}
-_STRUCTURED = ("json_schema", "regex", "choices", "grammar", "lark")
-_FINISH: dict[str, ChatFinish] = {"eog": "stop", "stop": "stop", "length": "length", "cancelled": "cancelled"}
 
 
 class Chat:
@@ -116,41 +110,25 @@ class Chat:
         )
         text, tokens = self._tokens.tokens(rendered)
         reasoning = detect_reasoning(jinja.source)
-        structured = any(getattr(params, name) is not None for name in _STRUCTURED)
+        read: Read | None = None
         if mode == "required":
-            if structured:
+            if constrained(params):
                 raise InvalidRequest(
                     "tool_choice asks for a call and the structured output for something else: drop one"
                 )
             format, shape = shape_of(format, jinja.source)
-            params = dataclasses.replace(
-                params, lark=self._calls(shape, schemas, named, parallel_tool_calls, text, reasoning)
-            )
+            wanted = [s for s in schemas if named in (None, s["function"]["name"])]
+            first = Opening() if continue_final_message else opening(format, reasoning, text, self._lark)
+            parallel = parallel_tool_calls and named is None
+            lark = calls_grammar(shape, wanted, self._lark, parallel=parallel, first=first)
+            params, read = dataclasses.replace(params, lark=lark), _nothing
+        elif constrained(params):
+            format = format if format in WHOLE else "none"
+            if not continue_final_message:
+                params, read = after(params, opening(format, reasoning, text, self._lark, content=True))
         elif not schemas and format not in WHOLE:
             format = "none"
-        if structured:
-            reasoning = None
-            format = format if format == "harmony" else "none"
-        return ChatRequest(self, text, tokens, params, format, schemas, reasoning)
-
-    def _calls(
-        self,
-        shape: str,
-        schemas: Sequence[Mapping[str, Any]],
-        named: str | None,
-        parallel: bool,
-        prompt: str,
-        reasoning: tuple[str, str] | None,
-    ) -> str:
-        tools = [s for s in schemas if named is None or s["function"]["name"] == named]
-        opened = reasoning is not None and prompt.rstrip().endswith(reasoning[0])
-        return calls_grammar(
-            shape,
-            tools,
-            self._lark,
-            parallel=parallel and named is None,
-            reasoning_end=reasoning[1] if opened and reasoning is not None else None,
-        )
+        return ChatRequest(self, text, tokens, params, format, schemas, reasoning, read)
 
     def _lark(self, text: str) -> str:
         """A text in Lark, its control tokens by their ids."""
@@ -166,6 +144,10 @@ class Chat:
             if len(ids) == 1 and vocab.is_control(int(ids[0])):
                 found.add(int(ids[0]))
         return frozenset(found)
+
+
+def _nothing(text: str) -> None:
+    """What a forced call that was cut is worth."""
 
 
 def _with_format(params: SamplingParams, response_format: Mapping[str, Any] | None) -> SamplingParams:
@@ -186,155 +168,3 @@ def _with_format(params: SamplingParams, response_format: Mapping[str, Any] | No
         "response_format must be {'type': 'text' | 'json_object'} or {'type': 'json_schema', 'json_schema': "
         f"{{'schema': …}}}}, not {response_format!r:.100}"
     )
-
-
-class ChatRequest:
-    """A prepared conversation.
-
-    Attributes:
-        text: the rendered prompt.
-        tokens: its token ids.
-        params: what is generated with.
-        format, reasoning: how the answer is taken apart.
-    """
-
-    def __init__(
-        self,
-        chat: Chat,
-        text: str,
-        tokens: Tokens,
-        params: SamplingParams,
-        format: str,
-        tools: Sequence[Mapping[str, Any]],
-        reasoning: tuple[str, str] | None,
-    ) -> None:
-        self._chat, self.text, self.tokens, self.params = chat, text, tokens, params
-        self.format, self.tools, self.reasoning = format, tools, reasoning
-        self.id = f"chatcmpl-{secrets.token_hex(12)}"
-        self.created = int(time.time())
-        self.model = chat._model.path.stem
-        self._shown = chat.shown(format, reasoning)
-
-    def parser(self) -> AnswerParser:
-        """A parser for the answer."""
-        return AnswerParser(self.format, tools=self.tools, reasoning=self.reasoning, prompt=self.text)
-
-    def stream(self) -> ChatStream:
-        """Takes the engine's chunks apart."""
-        return ChatStream(self)
-
-    def piece(self, token: int) -> bytes:
-        """What a token writes, for the parser."""
-        vocab = self._chat._vocab
-        return vocab.piece(token, special=token in self._shown)
-
-    def answer(self, completions: Sequence[Completion]) -> ChatCompletion:
-        """The answer, from the completions of the prompt."""
-        choices = []
-        for i, done in enumerate(completions):
-            text = TextStream(self.params.stop)
-            for token in done.token_ids:
-                if text.push(self.piece(token)):
-                    break
-            choices.append(self.choice(i, done, self.parser().parse(text.text)))
-            self._remember(done)
-        return self.completion(completions, choices)
-
-    def choice(self, index: int, done: Completion, parsed: Parsed) -> ChatChoice:
-        """One answer of n."""
-        for call in parsed.tool_calls:
-            call.id = call.id or self.call_id()
-            call.arguments = call.arguments or "{}"
-        message = ChatMessage(
-            content=parsed.content or (None if parsed.tool_calls else ""),
-            reasoning_content=parsed.reasoning or None,
-            tool_calls=parsed.tool_calls,
-        )
-        finish = _FINISH[done.finish_reason]
-        if parsed.tool_calls and finish == "stop":
-            finish = "tool_calls"
-        value = None if parsed.tool_calls else done.parsed
-        return ChatChoice(index, message, finish, done.logprobs, value)
-
-    def call_id(self) -> str:
-        """An id for a call; Mistral's templates take nine letters and digits only."""
-        return secrets.token_hex(5)[:9] if self.format == "mistral" else f"call_{secrets.token_hex(12)}"
-
-    def completion(self, completions: Sequence[Completion], choices: list[ChatChoice]) -> ChatCompletion:
-        """The whole result."""
-        first = completions[0]
-        usage = Usage(
-            first.usage.prompt_tokens,
-            first.usage.cached_tokens,
-            sum(done.usage.completion_tokens for done in completions),
-        )
-        return ChatCompletion(
-            id=self.id,
-            created=self.created,
-            model=self.model,
-            choices=choices,
-            usage=usage,
-            timings=first.timings,
-            prompt=self.text,
-            prompt_tokens=self.tokens.tolist(),
-        )
-
-    def _remember(self, done: Completion) -> None:
-        """Keep the answer's own tokens for the next turn of the conversation."""
-        if done.finish_reason != "eog" or not done.token_ids:
-            return
-        vocab = self._chat._vocab
-        ids = done.token_ids[:-1]
-        try:
-            text = b"".join(vocab.piece(t, special=True) for t in ids).decode()
-        except UnicodeDecodeError:
-            return
-        self._chat._tokens.remember(self.text + text, [*self.tokens.tolist(), *ids])
-
-
-class ChatStream:
-    """Takes one answer apart while it streams."""
-
-    def __init__(self, request: ChatRequest) -> None:
-        self._request = request
-        self._parser = request.parser()
-        self._text = TextStream(request.params.stop)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._ids: dict[int, str] = {}
-
-    def feed(self, chunk: Chunk) -> list[ChatChunk]:
-        """What one of the engine's chunks brings; the last has the completion."""
-        text, request = self._text, self._request
-        for token in chunk.token_ids:
-            if not text.stopped:
-                text.push(request.piece(token))
-        over = chunk.completion is not None
-        deltas = self._parser.feed(text.take(final=over))
-        if over:
-            deltas += self._parser.close()
-        out = [self._chunk(delta) for delta in deltas]
-        if chunk.logprobs:
-            if not out:
-                out.append(self._chunk(Delta()))
-            out[0].logprobs = chunk.logprobs
-        if chunk.completion is not None:
-            last = self._chunk(Delta())
-            parsed = self._parser.parsed
-            for i, call in enumerate(parsed.tool_calls):
-                call.id = self._ids[i]
-            choice = request.choice(0, chunk.completion, parsed)
-            request._remember(chunk.completion)
-            last.finish_reason = choice.finish_reason
-            last.completion = request.completion([chunk.completion], [choice])
-            out.append(last)
-        return out
-
-    def _chunk(self, delta: Delta) -> ChatChunk:
-        request = self._request
-        chunk = ChatChunk(request.id, request.created, request.model, delta.content, delta.reasoning)
-        call = delta.call
-        if call is not None:
-            if call.name is not None:
-                call.id = self._ids[call.index] = call.id or request.call_id()
-            chunk.tool_calls.append(call)
-        return chunk

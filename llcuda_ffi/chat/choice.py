@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InvalidRequest
 from ..structured.grammars import close_objects, guidance
 from ..structured.types import without_nullable
+from .opening import Opening
 
 MOST_CALLS = 8
 
@@ -119,14 +120,14 @@ def calls_grammar(
     literal: Callable[[str], str],
     *,
     parallel: bool,
-    reasoning_end: str | None,
+    first: Opening,
 ) -> str:
     """A grammar in llguidance's Lark under which the answer is calls of `tools`.
 
     Args:
         literal: a text as Lark, control tokens as such.
         parallel: whether more than one call may come.
-        reasoning_end: where the prompt opened reasoning, what closes it; it comes first then.
+        first: what comes before the calls.
     """
     shape = _SHAPES[shape_name]
     rules, names = [], []
@@ -140,16 +141,9 @@ def calls_grammar(
         rules.append(f"args_{i}: %json {json.dumps(guidance(schema), ensure_ascii=False)}")
     more = f"({_then(literal, shape.between)} call){{0,{MOST_CALLS - 1}}}" if parallel and not shape.single else ""
     parts = [literal(shape.begin) if shape.begin else "", "call", more, literal(shape.end) if shape.end else ""]
-    start = " ".join(part for part in parts if part)
-    if reasoning_end is not None:
-        start = f"thought {start}"
-        rules.append(f"thought[lazy]: /(.|\\n)*{_regex(reasoning_end)}\\n{{0,2}}/")
-    return "\n".join([f"start: {start}", f"call: {' | '.join(names)}", *rules])
+    start = " ".join([*first.parts, *(part for part in parts if part)])
+    return "\n".join([f"start: {start}", f"call: {' | '.join(names)}", *rules, *first.rules])
 
 
 def _then(literal: Callable[[str], str], text: str) -> str:
     return f" {literal(text)}" if text else ""
-
-
-def _regex(text: str) -> str:
-    return "".join(c if c.isalnum() else "\\" + c for c in text)

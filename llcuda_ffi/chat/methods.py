@@ -11,9 +11,10 @@ from ..engine.results import Chunk
 from ..errors import InvalidRequest
 from ..params import override
 from ..sampling_params import SamplingParams
-from .chat import Chat, ChatRequest, ToolChoice
+from .chat import Chat, ToolChoice
 from .functions import Tool
 from .messages import Message
+from .request import ChatRequest
 from .results import ChatChunk
 
 Conversations = Sequence[Message] | Sequence[Sequence[Message]]
@@ -142,7 +143,10 @@ class ChatMethods:
             **settings,
         )
         requests, many = prepare_all(self, messages, params, options)
-        done = self.generate([r.tokens for r in requests], [r.params for r in requests])
+        if many:
+            done = self.generate([r.tokens for r in requests], [r.params for r in requests])
+        else:
+            done = [self.generate(requests[0].tokens, requests[0].params)]
         answers = [r.answer(d if isinstance(d, list) else [d]) for r, d in zip(requests, done, strict=True)]
         return answers if many else answers[0]
 

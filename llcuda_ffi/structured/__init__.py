@@ -24,8 +24,10 @@ def constraint_for(model: Model, params: SamplingParams) -> Constraint | None:
     wanted = (params.json_schema, params.regex, params.choices, params.lark)
     if all(value is None for value in wanted):
         return None
-    from .grammars import grammar_of
+    from .grammars import Preceded, grammar_of
     from .guided import GuidedConstraint
 
-    grammar, read = grammar_of(params)
-    return GuidedConstraint(model, grammar, read)
+    grammars, read = grammar_of(params)
+    if isinstance(params, Preceded):
+        grammars = [params.before(grammar) for grammar in grammars]
+    return GuidedConstraint(model, grammars, read)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import InvalidRequest
@@ -18,6 +19,34 @@ Read = Callable[[str], Any]
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 _COMBINING = ("allOf", "anyOf", "oneOf", "not", "if", "$ref", "dependentSchemas")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preceded(SamplingParams):
+    """Settings whose structured output comes after something else, such as a model's reasoning.
+
+    Attributes:
+        first, rules: what comes first, in llguidance's Lark, and the rules that it needs.
+    """
+
+    first: str
+    rules: Sequence[str]
+
+    @classmethod
+    def of(cls, params: SamplingParams, first: str, rules: Sequence[str]) -> Preceded:
+        """`params` with it."""
+        return cls(**{f.name: getattr(params, f.name) for f in fields(SamplingParams)}, first=first, rules=rules)
+
+    def before(self, grammar: str) -> str:
+        """A grammar with what comes first."""
+        inner = {"name": "output", **json.loads(grammar)["grammars"][0]}
+        lark = "\n".join([f"start: {self.first} @output", *self.rules])
+        return _dump({"grammars": [{"name": "start", "lark_grammar": lark}, inner]})
+
+
+def constrained(params: SamplingParams) -> bool:
+    """Whether the settings ask for a structured output."""
+    return any(getattr(params, name) is not None for name in ("json_schema", "regex", "choices", "grammar", "lark"))
 
 
 def grammar_of(params: SamplingParams) -> tuple[list[str], Read]:
@@ -83,7 +112,7 @@ def guidance(schema: Any) -> Any:
 
 def broken_part(grammar: str, fails: Callable[[str], bool]) -> str:
     """Where in a grammar's JSON schema the deepest part stands that does not compile; "" for other grammars."""
-    schema = json.loads(grammar)["grammars"][0].get("json_schema")
+    schema = json.loads(grammar)["grammars"][-1].get("json_schema")
     if not isinstance(schema, dict):
         return ""
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
