@@ -3,9 +3,9 @@
     python bench/quantize.py [MODEL]
 
 The source is the model's weights as F16 (the registry's small model holds Q4_1 weights: F16 holds them exactly enough).
-Speed: the two alternate, after one run of each to warm up, with the same number of threads; medians and the range of the
-rounds' ratios. Fidelity: over 512 tokens of English text, the
-mean KL divergence of the next-token distribution from the F16 file's, and how often the best token is the same.
+Speed: the two alternate, after one run of each to warm up, with the same number of threads; medians, and the range of
+the ratios of the rounds. Fidelity: over 512 tokens of English text, the mean KL divergence of the next-token
+distribution from that of the F16 file, and how often the best token is the same.
 """
 
 from __future__ import annotations
