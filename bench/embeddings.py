@@ -27,6 +27,7 @@ import report
 
 from llcuda_ffi import Batch, Context, Embedder
 from llcuda_ffi.convert import convert
+from llcuda_ffi.embedding.waiting import Job, Waiting
 
 _WORDS = "the of and to in is that for it as was with be by on not system language model network river mountain history"
 WORDS = (
@@ -51,15 +52,15 @@ class Alone:
         contexts: list[Context] = embedder._backend.queue(embedder._pooling)._contexts
         self._lib = embedder.model.library.lib
         self._contexts = [context._ptr for context in contexts]
-        tokens = sorted((embedder.tokenize(text) for text in batch), key=lambda t: -len(t))
+        first = contexts[0]
+        waiting = Waiting()
+        job = Job([embedder.tokenize(text) for text in batch], embedder._backend.batch_tokens, None)
+        waiting.add(job)
         self._packs: list[Batch] = []
-        limit, most, n, seqs = embedder._backend.batch_tokens, contexts[0].n_seq_max, 0, 0
-        for row in tokens:
-            if not self._packs or n + len(row) > limit or seqs == most:
-                self._packs.append(Batch(contexts[0].n_ubatch))
-                n = seqs = 0
-            self._packs[-1].extend(row, seq_id=seqs, output="all")
-            n, seqs = n + len(row), seqs + 1
+        while waiting:
+            self._packs.append(Batch(first.n_ubatch))
+            for s, (_, i) in enumerate(waiting.take(first.n_ubatch, first.n_seq_max)):
+                self._packs[-1].extend(job.texts[i], seq_id=s, output="all")
 
     def __call__(self, _batch: Sequence[str]) -> None:
         waiting = iter(list(self._packs))
@@ -141,7 +142,9 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         if reference is not None and encode is not None:
             cosine = np.sum(np.asarray(encode(few)) * np.asarray(reference(few)), axis=1)
             result["cosine_min"][name] = float(cosine.min())
-            print(f"  {'cosine with sentence-transformers, ' + name:<44} {cosine.min():.5f} at least, {cosine.mean():.5f}")
+            print(
+                f"  {'cosine with sentence-transformers, ' + name:<44} {cosine.min():.5f} at least, {cosine.mean():.5f}"
+            )
     result["load_after"] = round(os.getloadavg()[0], 2)
     if child is not None:
         child.close()

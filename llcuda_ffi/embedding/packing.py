@@ -1,9 +1,8 @@
 """One queue of tokenized texts, whoever asked; any thread that waits computes packs from it.
 
-A pack is one batch: many texts, a sequence each. Texts wait sorted by length, longest first, so that packs are full and
-the short ones at the end even out what the contexts still have to do. There are no threads of its own between calls: a
-caller computes packs, its own or another caller's, until its texts are done; for many texts it starts helpers, one for
-each further context, which end with the work.
+A pack is one batch: many texts, a sequence each. There are no threads of its own between calls: a caller computes
+packs, its own or another caller's, until its texts are done; for many texts it starts helpers, one for each further
+context, which end with the work.
 """
 
 from __future__ import annotations
@@ -14,32 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..core.batch import Batch
 from ..core.context import Context
 from ..enums import PoolingType
 from ..errors import ClosedError
-
-Tokens = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
-
-
-class Job:
-    """The texts of one call and their results.
-
-    Attributes:
-        results: a vector for each text, or a (tokens, width) array without pooling; None until computed.
-        left: texts not computed yet.
-    """
-
-    def __init__(self, texts: Sequence[Tokens], batch_tokens: int, report: Callable[[int], object] | None) -> None:
-        self.texts = texts
-        self.batch_tokens = batch_tokens
-        self.report = report
-        self.results: list[Floats | None] = [None] * len(texts)
-        self.left = len(texts)
-        self.error: BaseException | None = None
+from .waiting import Floats, Job, Tokens, Waiting
 
 
 class PackingQueue:
@@ -48,7 +27,7 @@ class PackingQueue:
     def __init__(self, contexts: Sequence[Context]) -> None:
         self._contexts = list(contexts)
         self._free = deque((context, Batch(context.n_ubatch)) for context in contexts)
-        self._pending: deque[tuple[Job, int]] = deque()
+        self._pending = Waiting()
         self._changed = threading.Condition()
         self._closed = False
 
@@ -58,7 +37,7 @@ class PackingQueue:
         """The results of tokenized texts, in their order.
 
         Args:
-            texts: none empty, none longer than a context's micro-batch.
+            texts: at least one; none empty, none longer than a context's micro-batch.
             batch_tokens: most tokens in a pack, unless one text alone has more.
             report: called with the number of texts done by each pack.
 
@@ -67,13 +46,12 @@ class PackingQueue:
             DecodeError: libllama failed.
         """
         job = Job(texts, batch_tokens, report)
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         helpers = []
         try:
             with self._changed:
                 if self._closed:
                     raise ClosedError("the embedder is closed")
-                self._pending.extend((job, i) for i in order)
+                self._pending.add(job)
                 self._changed.notify_all()
             packs = sum(len(text) for text in texts) // batch_tokens
             for _ in range(min(packs, len(self._contexts) - 1)):
@@ -102,34 +80,20 @@ class PackingQueue:
                 if not job.left or job.error is not None:
                     return
                 worker = self._free.popleft()
-                pack = self._take()
+                pack = self._pending.take(worker[0].n_ubatch, worker[0].n_seq_max)
             try:
                 self._compute(*worker, pack)
             except BaseException as error:
                 with self._changed:
                     for owner in {id(item[0]): item[0] for item in pack}.values():
                         owner.error = owner.error or error
-                        self._drop(owner)
+                        self._pending.drop(owner)
                 if not isinstance(error, Exception):
                     raise
             finally:
                 with self._changed:
                     self._free.append(worker)
                     self._changed.notify_all()
-
-    def _take(self) -> list[tuple[Job, int]]:
-        """The next pack: the first text that waits, and those after it while there is room."""
-        first = self._pending.popleft()
-        pack, tokens = [first], len(first[0].texts[first[1]])
-        limit, most = first[0].batch_tokens, self._contexts[0].n_seq_max
-        while self._pending and len(pack) < most:
-            job, i = self._pending[0]
-            n = len(job.texts[i])
-            if tokens + n > min(limit, job.batch_tokens):
-                break
-            pack.append(self._pending.popleft())
-            tokens += n
-        return pack
 
     def _compute(self, context: Context, batch: Batch, pack: list[tuple[Job, int]]) -> None:
         batch.clear()
@@ -151,15 +115,10 @@ class PackingQueue:
             if job.report is not None:
                 job.report(count)
 
-    def _drop(self, job: Job) -> None:
-        kept = [item for item in self._pending if item[0] is not job]
-        self._pending.clear()
-        self._pending.extend(kept)
-
     def _forget(self, job: Job) -> None:
         """What was not computed yet is no longer wanted."""
         with self._changed:
-            self._drop(job)
+            self._pending.drop(job)
             job.error = job.error or ClosedError("the call was interrupted")
             self._changed.notify_all()
 
