@@ -25,6 +25,7 @@ from .template import ChatTemplate
 ToolChoice = Literal["auto", "none", "required"] | str | Mapping[str, Any]
 
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "sep_token": "sep", "pad_token": "pad", "mask_token": "mask"}
+_TAKEN = {"self", "messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
 
 
 class Chat:
@@ -84,10 +85,12 @@ class Chat:
         """
         flag("parallel_tool_calls", parallel_tool_calls)
         flag("continue_final_message", continue_final_message)
-        if tool_format is not None and tool_format not in FORMATS:
+        if tool_format is not None and not (isinstance(tool_format, str) and tool_format in FORMATS):
             raise InvalidRequest(
                 f"no tool format is called {tool_format!r:.60}: there are {', '.join(sorted(FORMATS))}"
             )
+        if isinstance(documents, (str, bytes)) or not isinstance(documents, (Sequence, type(None))):
+            raise InvalidRequest(f"documents must be a list of mappings, not {type(documents).__name__}")
         params = _with_format(params, response_format)
         schemas = tool_schemas(tools) if tools else []
         mode, named = chosen(tool_choice, [s["function"]["name"] for s in schemas])
@@ -106,7 +109,7 @@ class Chat:
             documents=documents,
             add_generation_prompt=not continue_final_message,
             continue_final_message=continue_final_message,
-            **dict(chat_template_kwargs or {}),
+            **_variables(chat_template_kwargs),
         )
         text, tokens = self._tokens.tokens(rendered)
         reasoning = detect_reasoning(jinja.source)
@@ -144,6 +147,18 @@ class Chat:
             if len(ids) == 1 and vocab.is_control(int(ids[0])):
                 found.add(int(ids[0]))
         return frozenset(found)
+
+
+def _variables(given: Any) -> dict[str, Any]:
+    """chat_template_kwargs, checked."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise InvalidRequest(f"chat_template_kwargs must be a mapping of names, not {given!r:.60}")
+    taken = sorted(_TAKEN & given.keys())
+    if taken:
+        raise InvalidRequest(f"chat_template_kwargs cannot set {taken[0]!r}: it is an argument of its own")
+    return dict(given)
 
 
 def _nothing(text: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidRequest
-from ..structured.grammars import close_objects, guidance
+from ..structured.grammars import check_ends, close_objects, guidance
 from ..structured.types import without_nullable
 from .opening import Opening
 
@@ -137,6 +137,7 @@ def calls_grammar(
         names.append(f"call_{i}")
         rules.append(f"call_{i}: {literal(before)} args_{i}{_then(literal, after)}")
         schema = close_objects(without_nullable(function.get("parameters") or {}))
+        check_ends(schema, f"the parameters of {function['name']}()")
         schema = {"type": "object", "properties": {}, "additionalProperties": False} | schema
         rules.append(f"args_{i}: %json {json.dumps(guidance(schema), ensure_ascii=False)}")
     more = f"({_then(literal, shape.between)} call){{0,{MOST_CALLS - 1}}}" if parallel and not shape.single else ""

@@ -68,7 +68,10 @@ class ToolCall:
         Raises:
             ValueError: the model wrote no valid JSON.
         """
-        return json.loads(self.arguments or "{}")
+        try:
+            return json.loads(self.arguments or "{}")
+        except RecursionError:
+            raise ValueError("the arguments are nested too deep") from None
 
 
 @dataclass(slots=True)

@@ -45,6 +45,8 @@ def _schema(tool: Tool, i: int) -> dict[str, Any]:
             raise InvalidRequest(f"tools[{i}]: names have letters, digits and _.:- only, not {function['name']!r:.60}")
         if not isinstance(function.get("parameters", {}), dict):
             raise InvalidRequest(f"tools[{i}]['function']['parameters'] must be a JSON schema")
+        if function.get("parameters", {}).get("type", "object") != "object":
+            raise InvalidRequest(f"tools[{i}]['function']['parameters'] must be the schema of an object")
         return typing.cast("dict[str, Any]", schema)
     if callable(tool):
         return function_schema(tool)

@@ -15,6 +15,7 @@ Message = Mapping[str, Any]
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 _MAX_DEPTH = 64
+_MOST_BITS = 8192  # Python writes no integer of over 4,300 digits
 
 
 def plain(value: Any, what: str = "the value", depth: int = 0) -> Any:
@@ -30,6 +31,8 @@ def plain(value: Any, what: str = "the value", depth: int = 0) -> Any:
     if isinstance(value, str):
         return _text(str.__str__(value))
     if isinstance(value, int):
+        if value.bit_length() > _MOST_BITS:
+            raise InvalidRequest(f"{what} holds an integer of {value.bit_length()} bits: give a text")
         return int(value)
     if isinstance(value, float):
         return float(value)
@@ -154,7 +157,7 @@ def _call_with(call: dict[str, Any], style: str) -> dict[str, Any]:
     if style == "object" and isinstance(arguments, str):
         try:
             parsed = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             return call
         return {**call, "arguments": parsed} if isinstance(parsed, dict) else call
     if style == "text" and isinstance(arguments, dict):

@@ -53,6 +53,8 @@ def prepare_all(
     Raises:
         InvalidRequest: as `Llama.chat`; of several conversations the message says which.
     """
+    if params is not None and not isinstance(params, SamplingParams):
+        raise InvalidRequest(f"params must be SamplingParams, not {type(params).__name__}")
     names = {n: options[n] for n in _OPTIONS if n in options}
     settings = {n: v for n, v in options.items() if n not in _OPTIONS}
     # an answer ends where the model ends it, unless the caller says otherwise

@@ -50,7 +50,7 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass  # the model's own broken JSON is shown as it wrote it
     return {"name": function["name"], "arguments": arguments}
 

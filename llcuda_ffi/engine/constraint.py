@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,10 @@ class Constraint(Protocol):
     def mask(self, logits: npt.NDArray[np.float32]) -> None:
         """Set the logits of forbidden tokens to -inf, in place; shape (n_vocab,)."""
 
+    @classmethod
+    def ahead(cls, constraints: Sequence[Any]) -> None:
+        """Compute the next masks of several constraints of this kind together, where that is faster."""
+
     def accept(self, token: int) -> None:
         """The token that was chosen."""
 
@@ -30,6 +35,12 @@ class Constraint(Protocol):
 
     def result(self, text: str) -> Any:
         """The parsed value of the finished text, or None."""
+
+
+def masks_ahead(constraints: Sequence[Constraint]) -> None:
+    """Compute the masks that the rows of one step need, those of a kind together."""
+    for kind in {type(constraint) for constraint in constraints}:
+        kind.ahead([constraint for constraint in constraints if type(constraint) is kind])
 
 
 class GrammarConstraint(Handle):
@@ -58,6 +69,10 @@ class GrammarConstraint(Handle):
         candidates["logit"] = logits
         self._apply(len(candidates))
         logits[:] = candidates["logit"]
+
+    @classmethod
+    def ahead(cls, constraints: Sequence[Any]) -> None:
+        """See Constraint. libllama tries candidates with their logits, so there is nothing to compute ahead."""
 
     def accept(self, token: int) -> None:
         """See Constraint."""

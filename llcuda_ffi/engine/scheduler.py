@@ -12,6 +12,7 @@ from time import perf_counter
 from ..core.context import Context
 from ..errors import Cancelled, ContextOverflow, DecodeError, LlcudaError, NoKvSlot
 from .backend_sampling import BackendSampling
+from .constraint import masks_ahead
 from .drafting import Drafter
 from .metrics import Metrics
 from .plan import Planner, Row
@@ -183,6 +184,9 @@ class Scheduler:
         self.metrics.batch(n_tokens, now - began)
         if self._threads is not None:
             self._threads.observe(n_tokens, now - began)
+        constraints = [s.request.constraint for row, s in rows if row >= 0 and s.request and s.request.constraint]
+        if len(constraints) > 1:
+            masks_ahead(constraints)  # a GPU still computes meanwhile
         if self._backend is None:
             self._sample_ahead(rows)
         for row, slot in rows:

@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
+from time import monotonic
 from typing import Any
 
 from ..errors import InvalidRequest
@@ -93,8 +95,11 @@ def _json(schema: Any) -> tuple[list[str], Read]:
         opened = json.loads(json.dumps(without_nullable(schema)))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"json_schema is no JSON schema: {error}") from None
-    check_ends(opened)
-    closed = close_objects(opened)
+    try:
+        check_ends(opened)
+        closed = close_objects(opened)
+    except RecursionError:
+        raise InvalidRequest("json_schema is nested too deep") from None
     return [json_grammar(s) for s in ([closed, opened] if closed != opened else [opened])], read
 
 
@@ -111,7 +116,11 @@ def guidance(schema: Any) -> Any:
 
 
 def broken_part(grammar: str, fails: Callable[[str], bool]) -> str:
-    """Where in a grammar's JSON schema the deepest part stands that does not compile; "" for other grammars."""
+    """Where in a grammar's JSON schema the deepest part stands that does not compile; "" for other grammars.
+
+    In a huge schema it is looked for during two seconds.
+    """
+    until = monotonic() + 2.0
     schema = json.loads(grammar)["grammars"][-1].get("json_schema")
     if not isinstance(schema, dict):
         return ""
@@ -120,6 +129,8 @@ def broken_part(grammar: str, fails: Callable[[str], bool]) -> str:
     while found:
         found = False
         for path, part in _parts(schema):
+            if monotonic() > until:
+                return place
             if isinstance(part, (dict, bool)) and fails(
                 json_grammar({**part, **shared} if isinstance(part, dict) else part)
             ):
@@ -147,37 +158,47 @@ def _parts(schema: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return parts
 
 
-def check_ends(schema: Any) -> None:
+def check_ends(schema: Any, what: str = "json_schema") -> None:
     """Refuse a schema whose every value would be endless: an object that requires itself.
 
     Raises:
         InvalidRequest: there is no finite value; the message names the part.
     """
-    if not _ends(schema, schema, ()):
-        raise InvalidRequest("this structured output cannot be had: json_schema requires itself without end ($ref)")
+    # which references end is found by going round until nothing is new: following them may take for ever
+    known: dict[str, bool] = {}
+    ends, before = _ends(schema, known), (-1, 0)
+    while not ends and (len(known), sum(known.values())) != before:
+        before = (len(known), sum(known.values()))
+        names = list(known)
+        for name in names:  # grows while what they refer to is found
+            known[name] = known[name] or _ends(_target(schema, name), known)
+            names.extend(islice(known, len(names), None))
+        for name in reversed(names):
+            known[name] = known[name] or _ends(_target(schema, name), known)
+        ends = _ends(schema, known)
+    if not ends:
+        raise InvalidRequest(f"this structured output cannot be had: {what} requires itself without end ($ref)")
 
 
-def _ends(schema: Any, root: Any, inside: tuple[str, ...]) -> bool:
+def _ends(schema: Any, known: dict[str, bool]) -> bool:
+    """Whether a value can be finite; references are as `known`, which learns the names of new ones."""
     if not isinstance(schema, dict):
         return True
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        if reference in inside or len(inside) > 64:
-            return False
-        return _ends(_target(root, reference), root, (*inside, reference))
+        return known.setdefault(reference, False)
     for key in ("anyOf", "oneOf"):
         options = schema.get(key)
-        if isinstance(options, list) and options and not any(_ends(o, root, inside) for o in options):
+        if isinstance(options, list) and options and not any(_ends(option, known) for option in options):
             return False
-    if not all(_ends(part, root, inside) for part in schema.get("allOf") or ()):
+    every = schema.get("allOf")
+    if isinstance(every, list) and not all(_ends(part, known) for part in every):
         return False
-    properties = schema.get("properties")
-    if schema.get("type", "object") == "object" and isinstance(properties, dict):
-        required = schema.get("required")
-        names = required if isinstance(required, list) else ()
-        return all(_ends(properties.get(name), root, inside) for name in names)
+    properties, required = schema.get("properties"), schema.get("required")
+    if schema.get("type", "object") == "object" and isinstance(properties, dict) and isinstance(required, list):
+        return all(_ends(properties.get(name), known) for name in required if isinstance(name, str))
     if schema.get("type") == "array" and schema.get("minItems"):
-        return _ends(schema.get("items"), root, inside)
+        return _ends(schema.get("items"), known)
     return True
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from ..core.model import Model
 from ..core.vocab import Vocab
 from ..enums import TokenAttr
 from ..errors import InvalidRequest
+from ..hardware.cpu import usable_cores
 from .grammars import Read, broken_part
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 _MASKED = np.float32("-inf")
 _KEPT_GRAMMARS = 128
+_LEAST_TOGETHER = 4
+_MOST_THREADS = 8
 
 
 class _Guide:
@@ -93,6 +98,15 @@ class _Tokens:
         return [int(t) for t in ids]
 
 
+@cache
+def _executor(pid: int) -> llguidance.LLExecutor | None:
+    """Threads of this process (a fork has none of its parent's) for the masks of a step; None for one core."""
+    import llguidance
+
+    cores = usable_cores()
+    return llguidance.LLExecutor(min(cores, _MOST_THREADS)) if cores > 1 else None
+
+
 _guides: weakref.WeakKeyDictionary[Model, _Guide] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
@@ -128,14 +142,33 @@ class GuidedConstraint:
             raise InvalidRequest(f"{error} (at {place})" if place else str(error)) from None
         self._read = read
         self._n_vocab = model.vocab.n_tokens
+        self._bits: npt.NDArray[np.uint8] | None = None  # the next mask, where it is computed ahead
+
+    @classmethod
+    def ahead(cls, constraints: Sequence[GuidedConstraint]) -> None:
+        """See engine/constraint.py. llguidance's threads compute them, without the interpreter's lock."""
+        executor = _executor(os.getpid())
+        if executor is None or len(constraints) < _LEAST_TOGETHER:
+            return
+        words = -(-constraints[0]._n_vocab // 32)
+        masks = np.empty((len(constraints), words), np.int32)
+        rows = [(constraint._matcher, i) for i, constraint in enumerate(constraints)]
+        executor.unsafe_compute_mask_ptr(rows, masks.ctypes.data, 4 * words, len(rows))
+        for constraint, row in zip(constraints, masks.view(np.uint8), strict=True):
+            constraint._bits = row
 
     def mask(self, logits: npt.NDArray[np.float32]) -> None:
         """See engine/constraint.py."""
-        allowed = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8, self._n_vocab)
+        bits, self._bits = self._bits, None
+        if bits is None:
+            allowed = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8, self._n_vocab)
+        else:
+            allowed = np.unpackbits(bits, count=self._n_vocab, bitorder="little")
         np.copyto(logits, _MASKED, where=allowed == 0)
 
     def accept(self, token: int) -> None:
         """See engine/constraint.py."""
+        self._bits = None
         matcher = self._matcher
         if not matcher.consume_token(token):
             raise InvalidRequest(f"the structured output broke off: {matcher.get_error()[:300]}")
