@@ -21,6 +21,7 @@ LAYERS = [
     ["engine"],
     ["chat", "structured"],
     ["async_llama", "embedder", "embedding", "llama", "runtime"],
+    ["server"],
     [
         "cli",
         "integrations",

@@ -21,6 +21,7 @@ COMMANDS = {
     "lora": "lora",
     "model": "model",
     "quantize": "quantize",
+    "serve": "serve",
 }
 
 

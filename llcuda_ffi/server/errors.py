@@ -1,0 +1,56 @@
+"""Errors as OpenAI writes them: a status and {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..errors import ClosedError, ContextOverflow, InvalidRequest, UnsupportedByBundle, UnsupportedModel
+
+log = logging.getLogger("llcuda_ffi.server")
+
+
+class Refused(HTTPException):
+    """A request that is refused with a status of its own."""
+
+    def __init__(self, status: int, message: str, code: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status, message, headers)
+        self.code = code
+
+
+def status_of(error: BaseException) -> tuple[int, str | None]:
+    """The HTTP status and OpenAI's code of an exception."""
+    if isinstance(error, Refused):
+        return error.status_code, error.code
+    if isinstance(error, HTTPException):
+        return error.status_code, {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+    if isinstance(error, ContextOverflow):
+        return 400, "context_length_exceeded"
+    if isinstance(error, InvalidRequest):
+        return 400, "invalid_value"
+    if isinstance(error, (UnsupportedByBundle, UnsupportedModel)):
+        return 400, "unsupported"
+    if isinstance(error, ClosedError):
+        return 503, "closing"
+    return 500, "internal_error"
+
+
+def error_dict(error: BaseException) -> tuple[int, dict[str, Any]]:
+    """The status and the JSON of an exception; what is no refusal of ours goes to the log with its traceback."""
+    status, code = status_of(error)
+    message = str(error.detail) if isinstance(error, HTTPException) else str(error) or type(error).__name__
+    if status == 500:
+        log.error("a request failed", exc_info=error)
+    kind = {401: "authentication_error", 503: "service_unavailable"}.get(status)
+    kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
+    return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Starlette's exception handler."""
+    status, content = error_dict(error)
+    return JSONResponse(content, status, getattr(error, "headers", None))

@@ -1,0 +1,124 @@
+"""Server-sent events, and work that ends when its client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .errors import error_dict
+
+_T = TypeVar("_T")
+
+
+class ClientLeft(Exception):
+    """The connection was closed before the answer was ready."""
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
+    """What `work` gives; it is cancelled when the client closes the connection.
+
+    Raises:
+        ClientLeft: it did.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientLeft
+    finally:
+        for each in (task, watch):
+            if not each.done():
+                each.cancel()
+                await asyncio.wait({each})
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def merged(streams: Sequence[AsyncGenerator[_T, None]]) -> AsyncIterator[tuple[int, _T]]:
+    """What several streams give, as it comes, with the number of each."""
+    if len(streams) == 1:
+        try:
+            async for item in streams[0]:
+                yield 0, item
+        finally:
+            await streams[0].aclose()
+        return
+    queue: asyncio.Queue[tuple[int, list[_T], BaseException | None]] = asyncio.Queue()
+
+    async def pump(i: int) -> None:
+        try:
+            async for item in streams[i]:
+                queue.put_nowait((i, [item], None))
+            queue.put_nowait((i, [], None))
+        except Exception as error:
+            queue.put_nowait((i, [], error))
+        finally:
+            await streams[i].aclose()
+
+    tasks = [asyncio.ensure_future(pump(i)) for i in range(len(streams))]
+    try:
+        left = len(tasks)
+        while left:
+            i, items, error = await queue.get()
+            if error is not None:
+                raise error
+            if not items:
+                left -= 1
+            for each in items:
+                yield i, each
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+def event(value: dict[str, Any]) -> bytes:
+    """One event."""
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+class EventStream(Response):
+    """Sends events as they come. Waits for the first one, so that what is refused gets its status."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(None, headers={"Cache-Control": "no-cache"})
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(receive, self._send(send))
+        except ClientLeft:
+            pass
+
+    async def _send(self, send: Send) -> None:
+        events, started = self._events, False
+        try:
+            try:
+                async for data in events:
+                    if not started:
+                        started = True
+                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            except Exception as error:
+                if not started:
+                    raise
+                await send({"type": "http.response.body", "body": event(error_dict(error)[1]), "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await events.aclose()
