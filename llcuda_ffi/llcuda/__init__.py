@@ -28,6 +28,7 @@ _WHERE = {
     "list_models": "models",
     "list_registry_models": "models",
     "load_model_smart": "models",
+    "ServerManager": "server",
     "LoRAAdapter": "unsloth",
     "UnslothExporter": "unsloth",
     "UnslothModelLoader": "unsloth",
