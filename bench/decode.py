@@ -1,8 +1,9 @@
 """One stream: tokens per second of `Llama.generate` and `Llama.stream` over the raw loop of C calls.
 
 Alternating in one run, prompt included, the same samplers; then the peak memory of each side in a process of its own.
+With --peer also llama-cpp-python's own code over the same libllama.
 
-    python bench/decode.py [--tokens 256] [--json bench/results/decode.json]
+    python bench/decode.py [--tokens 256] [--peer FOLDER] [--json bench/results/decode.json]
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from time import perf_counter, process_time
 
 import report
+from peer import Peer
 from raw import RawLoop
 
 from llcuda_ffi import Llama, SamplingParams
@@ -27,6 +29,7 @@ N_CTX = 2048
 def main() -> None:
     p = report.parser(__doc__, rounds=9)
     p.add_argument("--tokens", type=int, default=256)
+    p.add_argument("--peer", metavar="FOLDER", help="a folder with llama_cpp 0.3.36 and what it imports")
     p.add_argument("--child", choices=["raw", "generate", "default"], help="one run, print the peak memory (internal)")
     a = p.parse_args()
     params = SamplingParams(
@@ -62,6 +65,11 @@ def main() -> None:
         "generate": lambda: llm.generate(PROMPT, params),
         "stream": stream,
     }
+    peer = None
+    if a.peer:
+        peer = Peer(a.peer, llm, n_ctx=N_CTX, n_threads=a.threads)
+        out["peer"] = peer.name
+        sides["peer"] = lambda: peer.complete([prompt], a.tokens)
     speed: dict[str, list[float]] = {name: [] for name in sides}
     cpu: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
@@ -80,6 +88,11 @@ def main() -> None:
         best = max(speed[name]) / max(speed["raw"])
         out["ratio"][f"{name}_best"] = best
         print(f"  {name} / raw, best round of each: {best:.3f}")
+    if peer is not None:
+        out["ratio"]["generate_peer"] = report.line(
+            "generate / llama-cpp-python", report.ratios(speed["generate"], speed["peer"]), "", 3
+        )
+        peer.close()
     raw.close()
     llm.close()
     out["peak_rss_mib"] = {}

@@ -26,6 +26,7 @@ with Llama(sys.argv[1], n_ctx=256, n_parallel=3, n_threads=2) as llm:
 LACKS = """
 import sys
 from llcuda_ffi import Context, Model, SamplerChain
+from llcuda_ffi.core.state import restore_state, save_state
 from llcuda_ffi.enums import SplitMode
 from llcuda_ffi.errors import UnsupportedByBundle
 model = Model.load(sys.argv[1])
@@ -42,6 +43,16 @@ for word, use in uses.items():
         assert word in str(error) and "v0.5.0" in str(error), (word, str(error))
     else:
         sys.exit(f"{word} raised nothing")
+# its whole state of several sequences gives wrong logits unless they share their cells
+settings = {"n_ctx": 128, "n_seq_max": 2}
+with Context(model, **settings) as several, Context(model, **settings, kv_unified=True) as shared:
+    restore_state(shared, save_state(shared))
+    try:
+        restore_state(several, save_state(several))
+    except UnsupportedByBundle as error:
+        assert "kv_unified" in str(error), error
+    else:
+        sys.exit("the state of several sequences was restored")
 # what is left works on
 with Context(model, n_ctx=64) as context:
     print(model.library.profile.name, context.n_ctx, len(model.vocab.tokenize("one two")))

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from .test_lora import peft_folder
 from .tiny_model import make_tiny_llama
 
@@ -18,6 +20,7 @@ def run(*arguments: object, code: int = 0) -> str:
     return done.stdout if not code else done.stderr
 
 
+@pytest.mark.bundle("v0.5.0")
 def test_quantize(tmp_path: Path) -> None:
     """A dry run and the real one agree; errors are one line; the target is there only after success."""
     make_tiny_llama(tmp_path / "a.gguf", embd=256, ff=256)

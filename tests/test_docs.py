@@ -19,6 +19,7 @@ sys.exit(bool(failed))
 """
 
 
+@pytest.mark.bundle("v0.5.0")
 def test_low_level(smollm2: Path) -> None:
     """Every example of docs/low-level.md prints what it says."""
     text = (ROOT / "docs" / "low-level.md").read_text()

@@ -25,6 +25,7 @@ def test_migrating(smollm2: Path, tmp_path: Path, number: int) -> None:
     assert run_child(f"import os\nos.chdir({str(tmp_path)!r})\n{code}", timeout=120).strip()
 
 
+@pytest.mark.bundle("v0.5.0")
 @pytest.mark.parametrize("number", range(len(examples("llcuda.md"))))
 def test_llcuda(tmp_path: Path, number: int) -> None:
     """Each example of docs/llcuda.md works with the files that it names."""

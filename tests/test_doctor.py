@@ -41,6 +41,7 @@ def test_offline_without_a_bundle(cache: Path, monkeypatch: pytest.MonkeyPatch) 
     assert doctor.examine()["problems"] == []
 
 
+@pytest.mark.bundle("v0.5.0")
 def test_a_damaged_bundle(cache: Path, bundle: bundle.InstalledBundle) -> None:
     """A library of the right size with another content is found."""
     copy = cache / "bundles" / bundle.name

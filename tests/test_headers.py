@@ -143,6 +143,7 @@ def test_every_declared_function_is_in_the_library(pin: str) -> None:
     assert out.split() == []
 
 
+@pytest.mark.bundle("v0.5.0")
 def test_enum_values_are_the_librarys(bundle: bundles.InstalledBundle) -> None:
     """Where the library can name a value, it gives it the name that the enum has, and no member is left out."""
     found = json.loads(

@@ -16,6 +16,8 @@ from llcuda_ffi.errors import AbiMismatch
 
 from .child_process import run_child
 
+pytestmark = pytest.mark.bundle("v0.5.0")  # the damage is done to the default bundle
+
 # loads the bundle in the folder argv[1] and prints the outcome, and which libggml-base the process has mapped
 LOAD = """
 import dataclasses, json, sys

@@ -46,6 +46,7 @@ def test_other_peoples_tests_see_nothing(run) -> None:
     assert "llcuda" not in result.stdout.str().replace("llcuda_ffi", "").split("collected")[1]
 
 
+@pytest.mark.bundle("v0.5.0")
 @NO_GPU
 def test_gpu_tests_are_skipped_with_the_reason(run) -> None:
     """Without a GPU the skip says why; --llcuda-require=gpu makes it a failure."""
@@ -117,6 +118,7 @@ def test_each_requirement_of_the_gpu_marker(run, pytester: pytest.Pytester, monk
     )
 
 
+@pytest.mark.bundle("v0.5.0")
 @pytest.mark.usefixtures("smollm2", "bundle")
 def test_bundle_model_and_network(run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other markers: another bundle, an unknown model, no network; each skip has its reason."""

@@ -88,6 +88,7 @@ def test_nf4_refused(values: np.ndarray, blocksize: int) -> None:
         quantize_nf4(values, blocksize)
 
 
+@pytest.mark.bundle("v0.5.0")
 def test_dynamic(tmp_path: Path) -> None:
     """The best type whose weights, KV cache and compute buffers fit the target; less memory, smaller type."""
     path = tmp_path / "a.gguf"

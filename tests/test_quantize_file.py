@@ -37,6 +37,7 @@ def logits(path: Path) -> np.ndarray:
         return np.stack([context.logits(i) for i in range(16)])
 
 
+@pytest.mark.bundle("v0.5.0")
 @pytest.mark.parametrize("ftype", ["Q4_K_M", "Q8_0", "F16", "IQ4_XS"])
 def test_file(source: Path, tmp_path: Path, ftype: str) -> None:
     """The new file loads, says its type, gives nearly the same logits, and is as large as the dry run said."""
@@ -60,6 +61,7 @@ def test_file(source: Path, tmp_path: Path, ftype: str) -> None:
     assert list(tmp_path.iterdir()) == [done.path]
 
 
+@pytest.mark.bundle("v0.5.0")
 @pytest.mark.parametrize("ftype", [f for f in FType if f.name not in ("GUESSED", "ALL_F32", "NVFP4")])
 def test_every_type_can_be_planned(source: Path, ftype: FType) -> None:
     """Every file type has a dry run, and says when it needs an importance matrix."""
@@ -72,12 +74,14 @@ def test_every_type_can_be_planned(source: Path, ftype: FType) -> None:
         assert not plan.needs_imatrix
 
 
+@pytest.mark.bundle("v0.5.0")
 def test_type_that_libllama_does_not_write(source: Path) -> None:
     """A file type that has no writer is refused with libllama's words."""
     with pytest.raises(ModelError, match="invalid output file type"):
         plan_quantize(source, "NVFP4")
 
 
+@pytest.mark.bundle("v0.5.0")
 def test_overrides(source: Path, tmp_path: Path) -> None:
     """Types of single tensors, of the embeddings, and metadata can be chosen; layers can be left out."""
     done = quantize(
@@ -97,6 +101,7 @@ def test_overrides(source: Path, tmp_path: Path) -> None:
         assert model.n_layer == 1
 
 
+@pytest.mark.bundle("v0.5.0")
 def test_imatrix(source: Path, tmp_path: Path) -> None:
     """A type that needs an importance matrix is refused without, and works with one read from a GGUF file."""
     with pytest.raises(ModelError, match="imatrix"):

@@ -19,6 +19,7 @@ def llm(smollm2: Path) -> Iterator[Llama]:
         yield llm
 
 
+@pytest.mark.bundle("v0.5.0")
 def test_samplers_change_the_text(llm: Llama) -> None:
     """Each setting reaches libllama: bans, penalties, every sampler gives text; greedy ignores the seed."""
     first = llm.generate(STORY, max_tokens=1, temperature=0).token_ids[0]

@@ -45,6 +45,7 @@ def make(model: Model, **settings: object) -> Context:
     return Context(model, **{"n_ctx": 256, "n_seq_max": 2, "n_threads": 1, **settings})  # type: ignore[arg-type]
 
 
+@pytest.mark.bundle("v0.5.0")
 def test_whole(path: Path, tmp_path: Path) -> None:
     """A context's state, through bytes and a file, goes on in a new context of the same model as if never stopped."""
     with Model.load(path) as model, make(model) as first, make(model) as second, make(model) as third:
@@ -77,6 +78,7 @@ def test_sequence(path: Path, tmp_path: Path) -> None:
         assert second.memory.positions(0) == (0, 1)
 
 
+@pytest.mark.bundle("v0.5.0")
 def test_foreign(path: Path, tmp_path: Path) -> None:
     """States of another model, of other settings, damaged or cut short are refused; the context works on."""
     make_tiny_llama(tmp_path / "other.gguf", seed=1)
