@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 _MASKED = np.float32("-inf")
 _KEPT_GRAMMARS = 128
 _LEAST_TOGETHER = 4
+_SHALLOW_TEXT = 8192
+_MOST_TEXT = 2_000_000
+_STACK = 1 << 30  # address space; memory is taken as it is needed
+_stack_lock = threading.Lock()
 _MOST_THREADS = 8
 
 
@@ -60,12 +64,9 @@ class _Guide:
             return found.deep_copy()
 
     def _compile(self, grammars: Sequence[str]) -> llguidance.LLMatcher:
-        import llguidance
-
         message = ""
         for grammar in grammars:
-            limits = llguidance.LLParserLimits(verbose_errors=False)
-            matcher = llguidance.LLMatcher(self.tokenizer, grammar, log_level=0, limits=limits)
+            matcher = self._matcher(grammar)
             message = matcher.get_error() if matcher.is_error() else ""
             if not message and not np.frombuffer(matcher.compute_bitmask(), np.uint8).any():
                 message = matcher.get_error() or "no token can begin it: it is unsatisfiable"
@@ -76,10 +77,35 @@ class _Guide:
 
     def fails(self, grammar: str) -> bool:
         """Whether a grammar does not compile."""
+        return bool(self._matcher(grammar).is_error())
+
+    def _matcher(self, grammar: str) -> llguidance.LLMatcher:
         import llguidance
 
         limits = llguidance.LLParserLimits(verbose_errors=False)
-        return bool(llguidance.LLMatcher(self.tokenizer, grammar, log_level=0, limits=limits).is_error())
+
+        def make() -> llguidance.LLMatcher:
+            return llguidance.LLMatcher(self.tokenizer, grammar, log_level=0, limits=limits)
+
+        if len(grammar) > _MOST_TEXT:
+            raise InvalidRequest(f"the schema or grammar has {len(grammar)} characters, more than {_MOST_TEXT}")
+        return make() if len(grammar) < _SHALLOW_TEXT else _with_large_stack(make)
+
+
+def _with_large_stack(make: Callable[[], llguidance.LLMatcher]) -> llguidance.LLMatcher:
+    """The result of `make`. llguidance follows references by recursion, and a stack that overflows ends the process."""
+    made: list[llguidance.LLMatcher] = []
+    thread = threading.Thread(target=lambda: made.append(make()), name="llcuda_ffi-grammar", daemon=True)
+    with _stack_lock:
+        size = threading.stack_size(_STACK)
+        try:
+            thread.start()
+        except RuntimeError:
+            raise InvalidRequest("there is no memory to compile so large a schema or grammar") from None
+        finally:
+            threading.stack_size(size)
+    thread.join()
+    return made[0]
 
 
 class _Tokens:
