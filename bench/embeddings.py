@@ -49,12 +49,12 @@ class Alone:
     """libllama without this package's work: packs made before, decoded by a thread for each context."""
 
     def __init__(self, embedder: Embedder, batch: Sequence[str]) -> None:
-        contexts: list[Context] = embedder._backend.queue(embedder._pooling)._contexts
+        contexts: list[Context] = embedder._queue(embedder._pooling)._contexts
         self._lib = embedder.model.library.lib
         self._contexts = [context._ptr for context in contexts]
         first = contexts[0]
         waiting = Waiting()
-        job = Job([embedder.tokenize(text) for text in batch], embedder._backend.batch_tokens, None)
+        job = Job([embedder.tokenize(text) for text in batch], embedder.batch_tokens, None)
         waiting.add(job)
         self._packs: list[Batch] = []
         while waiting:

@@ -5,30 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .bundle import InstalledBundle
 from .core.model import Model
-from .embedding.backend import Backend, check_texts
+from .embedding.text_model import TextModel, check_texts
 from .enums import PoolingType
-from .errors import ClosedError, InvalidRequest, UnsupportedModel
+from .errors import InvalidRequest, UnsupportedModel
 from .params import ModelParams, flag, integer
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Array = npt.NDArray[Any]
 _PROMPT = "llcuda_ffi.prompt."
 _MANY = 5000  # with so many texts on a terminal, a progress bar is shown unless told otherwise
 
 
-class Embedder:
+class Embedder(TextModel):
     """A model that turns texts into vectors. Safe to use from many threads; their texts share batches.
 
     Attributes:
@@ -68,8 +64,8 @@ class Embedder:
             ModelNotFound, InvalidModelFile, UnsupportedModel, ModelError: the model cannot be used.
             InvalidRequest: an argument is out of range.
         """
-        asked = _pooling(pooling)
-        self._backend = Backend(
+        self._asked = _pooling(pooling)
+        super().__init__(
             model,
             device=device,
             n_gpu_layers=n_gpu_layers,
@@ -81,22 +77,16 @@ class Embedder:
             bundle=bundle,
             model_params=model_params,
         )
-        self.model = self._backend.model
-        self._lock = threading.Lock()
-        self._closed = False
-        try:
-            self._pooling = asked if asked is not None else _model_pooling(self.model)
-            if self._pooling == PoolingType.RANK:
-                raise UnsupportedModel(f"{self.model.path.name} scores pairs of texts: use Reranker")
-            self._backend.queue(self._pooling)
-        except BaseException:
-            self.close()
-            raise
         self.dim = self.model.n_embd_out
-        self.max_tokens = self._backend.max_tokens
         self.prompts: Mapping[str, str] = MappingProxyType(
             {key[len(_PROMPT) :]: text for key, text in self.model.metadata.items() if key.startswith(_PROMPT)}
         )
+
+    def _suits(self) -> None:
+        self._pooling = self._asked if self._asked is not None else _model_pooling(self.model)
+        if self._pooling == PoolingType.RANK:
+            raise UnsupportedModel(f"{self.model.path.name} scores pairs of texts: use Reranker")
+        self._queue(self._pooling)
 
     def __repr__(self) -> str:
         return f"<Embedder {self.model.path.name} dim={self.dim} {self._pooling.name.lower()} pooling>"
@@ -170,7 +160,7 @@ class Embedder:
 
     def tokenize(self, text: str, prompt: str | None = None) -> npt.NDArray[np.int32]:
         """The tokens that `encode` computes for a text, of any length."""
-        return self._backend.tokenize(self._prompt(prompt) + text)
+        return self._tokens(self._prompt(prompt) + text)
 
     def _compute(
         self,
@@ -181,18 +171,12 @@ class Embedder:
         prompt: str | None,
         show_progress: bool | None,
     ) -> list[npt.NDArray[np.float32]]:
-        if self._closed:
-            raise ClosedError("the embedder is closed")
-        backend, before = self._backend, self._prompt(prompt)
-        per_pack = backend.tokens_per_pack(batch_tokens)
+        queue, before = self._queue(pooling), self._prompt(prompt)
+        per_pack = self._tokens_per_pack(batch_tokens)
         flag("truncate", truncate)
-        tokens = [
-            backend.fit(backend.tokenize(before + text), i, truncate) for i, text in enumerate(check_texts(texts))
-        ]
+        tokens = [self._fit(self._tokens(before + text), i, truncate) for i, text in enumerate(check_texts(texts))]
         if not tokens:
             return []
-        with self._lock:
-            queue = backend.queue(pooling)
         with _Bar(len(tokens), show_progress) as report:
             return queue.compute(tokens, per_pack, report)
 
@@ -202,18 +186,6 @@ class Embedder:
         if not isinstance(prompt, str):
             raise InvalidRequest(f"prompt must be a str, not {type(prompt).__name__}")
         return self.prompts.get(prompt, prompt)
-
-    def close(self) -> None:
-        """Free everything; calls that wait raise ClosedError."""
-        if not self._closed:
-            self._closed = True
-            self._backend.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
 
 
 def _pooling(pooling: str | PoolingType | None) -> PoolingType | None:

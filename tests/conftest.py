@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from llcuda_ffi import Embedder, hub
 from llcuda_ffi import bundle as bundles
-from llcuda_ffi import hub
 
 from .loopback import Loopback
 
@@ -27,6 +27,13 @@ def smollm2() -> Path:
 def minilm() -> Path:
     """The real embedding model in F16: fetched and converted once into the user's cache."""
     return hub.resolve("all-minilm-l6-v2", progress=False)
+
+
+@pytest.fixture(scope="module")
+def embedder(minilm: Path) -> Iterator[Embedder]:
+    """It, loaded, for the tests that only encode."""
+    with Embedder(minilm) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

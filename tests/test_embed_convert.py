@@ -87,7 +87,7 @@ def test_reranker_scores(tmp_path: Path) -> None:
         tokens = [reranker._pair("the red cat", document) for document in DOCUMENTS]
         from llcuda_ffi.enums import PoolingType
 
-        hidden = np.stack(embedder._backend.queue(PoolingType.CLS).compute(tokens, 64))
+        hidden = np.stack(embedder._queue(PoolingType.CLS).compute(tokens, 64))
         pooled = np.tanh(hidden @ weights["bert.pooler.dense.weight"].T + weights["bert.pooler.dense.bias"])
         expected = pooled @ weights["classifier.weight"].T + weights["classifier.bias"]
         assert np.allclose(scores, expected[:, 0], atol=2e-3)

@@ -34,13 +34,6 @@ def folder() -> Path:
     return Path(package.__file__).parent / "model"
 
 
-@pytest.fixture(scope="module")
-def embedder(minilm: Path) -> Iterator[Embedder]:
-    """It, loaded."""
-    with Embedder(minilm) as made:
-        yield made
-
-
 def _texts(n: int) -> list[str]:
     r = random.Random(3)
     return [" ".join(r.choice(WORDS) for _ in range(r.randint(1, 180))) for _ in range(n)] + TEXTS

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llcuda_ffi import Embedder, Reranker
 from llcuda_ffi.core.quantize import quantize
 from llcuda_ffi.embedding.packing import PackingQueue, open_contexts
+from llcuda_ffi.embedding.waiting import Job, Waiting
 from llcuda_ffi.errors import ClosedError, ContextOverflow, InvalidRequest, UnsupportedModel
 
 from .embedding_texts import REFERENCE, TEXTS
 
 LIMIT = 256
-
-
-@pytest.fixture(scope="module")
-def embedder(minilm: Path) -> Iterator[Embedder]:
-    """One embedder for the tests that only encode."""
-    with Embedder(minilm) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +202,33 @@ def test_embedder_is_no_reranker(minilm: Path) -> None:
     """A model without a classification head is refused by Reranker."""
     with pytest.raises(UnsupportedModel, match="classification head"):
         Reranker(minilm)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 48, 96, 192])
+def test_any_pack_size(minilm: Path, batch_tokens: int) -> None:
+    """Pack sizes that do not divide a context's rows give the same vectors: libllama aborts if its rows are uneven."""
+    texts = ["a b c d " * n for n in (1, 20, 40)]
+    with Embedder(minilm, n_contexts=1) as usual, Embedder(usual.model, batch_tokens=batch_tokens) as other:
+        assert np.abs(usual.encode(texts) - other.encode(texts)).max() < 3e-3
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=40), min_size=1, max_size=4),
+    limit=st.integers(1, 256),
+    most=st.integers(1, 8),
+)
+def test_every_text_is_in_one_pack(lengths: list[list[int]], limit: int, most: int) -> None:
+    """Whatever waits, each text is taken once; no pack exceeds the context or, unless a text does alone, the limit."""
+    waiting = Waiting()
+    jobs = [Job([np.zeros(n, np.int32) for n in part], limit, None) for part in lengths]
+    for job in jobs:
+        waiting.add(job)
+    taken: list[tuple[int, int]] = []
+    while waiting:
+        pack = waiting.take(320, most)
+        sizes = [len(job.texts[i]) for job, i in pack]
+        assert 1 <= len(pack) <= most
+        assert sum(sizes) <= max(limit, 64 * -(-sizes[0] // 64))
+        taken += [(jobs.index(job), i) for job, i in pack]
+    assert sorted(taken) == [(j, i) for j, part in enumerate(lengths) for i in range(len(part))]

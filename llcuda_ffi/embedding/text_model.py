@@ -1,10 +1,11 @@
-"""What embedders and rerankers are made of: the model in its place, and contexts that suit the device."""
+"""What embedders and rerankers share: the model in its place, contexts that suit the device, and their end."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,15 @@ from ..bundle import InstalledBundle
 from ..core.model import Model
 from ..core.placement import Room
 from ..enums import FlashAttnType, PoolingType
-from ..errors import ContextOverflow, InvalidRequest
+from ..errors import ClosedError, ContextOverflow, InvalidRequest
 from ..hardware.cpu import usable_cores
 from ..params import ModelParams, integer
 from ..runtime import open_model
 from .packing import PackingQueue, open_contexts
 from .wordpiece import WordPiece, needs_wordpiece
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Attention computes a square of the pack, masked between texts: on a CPU that costs time, on a GPU hardly any.
 CPU_BATCH_TOKENS = 128
@@ -28,8 +32,8 @@ MOST_SEQUENCES = 256
 LONGEST = 8192
 
 
-class Backend:
-    """A model for texts that are embedded, not continued.
+class TextModel:
+    """A model for texts that are read, not continued. Safe to use from many threads; their texts share batches.
 
     Attributes:
         model: the loaded model.
@@ -51,21 +55,40 @@ class Backend:
         bundle: str | InstalledBundle | None = None,
         model_params: ModelParams | None = None,
     ) -> None:
+        """Load a model.
+
+        Args:
+            model: a path, a registry name ("all-minilm-l6-v2"), `repo:file.gguf`, or a loaded Model.
+            max_tokens: most tokens of a text; None means what the model was made for.
+            batch_tokens: tokens computed together; None: 128 on a CPU, 4,096 on a GPU.
+            n_threads, n_contexts: contexts that compute at once and threads of each; None means one context of one
+                thread for each core, and one context on a GPU.
+            flash_attn: None means where the backend can.
+
+        Raises:
+            ModelNotFound, InvalidModelFile, UnsupportedModel, ModelError: the model cannot be used.
+            InvalidRequest: an argument is out of range.
+        """
         self._owns = not isinstance(model, Model)
         if isinstance(model, Model):
             self.model = model
         else:
             room = Room(n_cells=GPU_BATCH_TOKENS, n_ubatch=GPU_BATCH_TOKENS)
             self.model = open_model(model, device, n_gpu_layers, bundle, model_params, None, room)
-        try:
-            self._set(max_tokens, batch_tokens, n_threads, n_contexts, flash_attn)
-        except BaseException:
-            if self._owns:
-                self.model.close()
-            raise
+        self._lock = threading.Lock()
+        self._closed = False
         self._queues: dict[PoolingType, PackingQueue] = {}
         self._wordpiece_of_its_own = self.model.metadata.get("tokenizer.ggml.model") == "bert"
         self._wordpiece: WordPiece | None = None
+        try:
+            self._set(max_tokens, batch_tokens, n_threads, n_contexts, flash_attn)
+            self._suits()
+        except BaseException:
+            self.close()
+            raise
+
+    def _suits(self) -> None:
+        """Raise if the model is of another kind."""
 
     def _set(
         self,
@@ -97,29 +120,39 @@ class Backend:
             raise InvalidRequest(f"flash_attn must be True, False or None, not {flash_attn!r}")
         self._flash_attn = enabled[flash_attn]
 
-    def queue(self, pooling: PoolingType) -> PackingQueue:
-        """The contexts of one kind of pooling, made when they are first needed."""
-        queue = self._queues.get(pooling)
-        if queue is None:
-            rows = max(self.batch_tokens, self.max_tokens)
-            most = min(MOST_SEQUENCES, rows, max(1, self.batch_tokens // 2))
-            # libllama aborts when it pools a micro-batch that its sequences do not divide
-            rows += -rows % most
-            settings: dict[str, Any] = {
-                "n_ctx": rows,
-                "n_batch": rows,
-                "n_ubatch": rows,
-                "n_seq_max": most,
-                "kv_unified": True,
-                "n_threads": self._n_threads,
-                "pooling_type": pooling,
-                "flash_attn_type": self._flash_attn,
-                "embeddings": True,
-            }
-            queue = self._queues[pooling] = PackingQueue(open_contexts(self.model, self._n_contexts, **settings))
-        return queue
+    def _queue(self, pooling: PoolingType) -> PackingQueue:
+        """The contexts of one kind of pooling, made when they are first needed.
 
-    def tokenize(self, text: str, add_special: bool = True) -> npt.NDArray[np.int32]:
+        Raises:
+            ClosedError: it was closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"this {type(self).__name__} is closed")
+            queue = self._queues.get(pooling)
+            if queue is None:
+                queue = self._queues[pooling] = self._open_queue(pooling)
+            return queue
+
+    def _open_queue(self, pooling: PoolingType) -> PackingQueue:
+        rows = max(self.batch_tokens, self.max_tokens)
+        most = min(MOST_SEQUENCES, rows, max(1, self.batch_tokens // 2))
+        # libllama aborts when it pools a micro-batch that its sequences do not divide
+        rows += -rows % most
+        settings: dict[str, Any] = {
+            "n_ctx": rows,
+            "n_batch": rows,
+            "n_ubatch": rows,
+            "n_seq_max": most,
+            "kv_unified": True,
+            "n_threads": self._n_threads,
+            "pooling_type": pooling,
+            "flash_attn_type": self._flash_attn,
+            "embeddings": True,
+        }
+        return PackingQueue(open_contexts(self.model, self._n_contexts, **settings))
+
+    def _tokens(self, text: str, add_special: bool = True) -> npt.NDArray[np.int32]:
         """The tokens of a text, of any length."""
         if self._wordpiece_of_its_own and needs_wordpiece(text):
             if self._wordpiece is None:
@@ -129,7 +162,7 @@ class Backend:
             return self._wordpiece.tokenize(text, add_special)
         return self.model.vocab.tokenize(text, add_special=add_special)
 
-    def fit(
+    def _fit(
         self, tokens: npt.NDArray[np.int32], index: int, truncate: bool, what: str = "text"
     ) -> npt.NDArray[np.int32]:
         """Tokens that the model can take.
@@ -154,19 +187,29 @@ class Backend:
             raise InvalidRequest(f"{what} {index} is empty, and this model adds no tokens of its own: leave it out")
         return tokens
 
-    def tokens_per_pack(self, asked: int | None) -> int:
+    def _tokens_per_pack(self, asked: int | None) -> int:
         """Pack size of one call."""
         if asked is None:
             return self.batch_tokens
         return integer("batch_tokens", asked, 1, max(self.batch_tokens, self.max_tokens))
 
     def close(self) -> None:
-        """Free contexts and, where it was opened here, the model."""
+        """Free everything; calls that wait raise ClosedError."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
         for queue in self._queues.values():
             queue.close()
         self._queues.clear()
         if self._owns:
             self.model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
 
 
 def check_texts(texts: Sequence[str]) -> list[str]:
