@@ -20,7 +20,7 @@ from llcuda_ffi.quantization import dequantize_nf4, quantize_nf4
 
 from .tiny_model import CORPUS, F32, tiny_llama
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]  # each conversion starts torch in a process of its own
 # torch's own deprecations and notes are not ours
 ignore_theirs = pytest.mark.filterwarnings("ignore")
 
