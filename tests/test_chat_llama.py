@@ -211,6 +211,12 @@ CHOICES = [
     ({"response_format": {"type": "xml"}}, "response_format"),
     ({"template": "{{ nothing.at.all }}"}, "chat template failed"),
     ({"temprature": 1}, "temprature"),
+    ({"params": "greedy"}, "must be SamplingParams"),
+    ({"tool_format": ["hermes"]}, "no tool format"),
+    ({"documents": 5}, "list of mappings"),
+    ({"chat_template_kwargs": [1]}, "mapping of names"),
+    ({"chat_template_kwargs": {"messages": []}}, "an argument of its own"),
+    ({"tools": [{"name": "f", "parameters": {"type": "string"}}]}, "schema of an object"),
 ]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 
 import pytest
 
-from llcuda_ffi import Llama
+from llcuda_ffi import Llama, SamplingParams
 from llcuda_ffi.errors import InvalidRequest
 from llcuda_ffi.structured.grammars import close_objects
 from llcuda_ffi.structured.types import type_schema, value_of
@@ -103,6 +103,17 @@ def test_runs_without_choice_are_one_step(llm: Llama) -> None:
     assert llm._driver.scheduler._steps - steps < len(done.token_ids) / 2
     again = llm.generate("x" + text, max_tokens=4, temperature=0)  # the cache holds what was accepted
     assert again.text == llm.generate("x" + text, max_tokens=4, temperature=0, prefix_cache=False).text
+
+
+def test_masks_together_are_those_of_each_row(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks that llguidance's threads compute for all rows of a step give what masks row by row give."""
+    settings: dict[str, Any] = {"max_tokens": 40, "temperature": 1.0, "prefix_cache": False}
+    params = [SamplingParams(json_schema=random_schema(i), seed=i, **settings) for i in range(6)]
+    made = []
+    for least in (2, 1000):
+        monkeypatch.setattr("llcuda_ffi.structured.guided._LEAST_TOGETHER", least)
+        made.append([done.token_ids for done in llm.generate(["In JSON:"] * 6, params)])
+    assert made[0] == made[1]
 
 
 def test_speculative_decoding_with_a_schema(smollm2: Path) -> None:

@@ -75,7 +75,8 @@ def _choices(choices: Sequence[str]) -> str:
         raise InvalidRequest(f"choices must be a list of texts, not {choices!r:.60}")
     if not all(isinstance(choice, str) and choice for choice in choices):
         raise InvalidRequest("choices must be texts, none empty")
-    lark = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+    # one terminal: llguidance takes few alternatives of a rule, and many of a terminal
+    lark = "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
     return _dump({"grammars": [{"lark_grammar": lark}]})
 
 
@@ -83,7 +84,7 @@ def _json(schema: Any) -> tuple[list[str], Read]:
     if isinstance(schema, (str, bytes)):
         try:
             schema = json.loads(schema)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"json_schema is not JSON: {error}") from None
     read: Read = json_value
     if schema is True:
