@@ -66,8 +66,8 @@ class Terminal:
                     if thinking:
                         click.echo(err=True)
                         thinking = False
+                    shown += chunk.content  # first: Ctrl-C may come while it is written
                     click.echo(chunk.content, nl=False)
-                    shown += chunk.content
                 done = chunk.completion or done
         except KeyboardInterrupt:
             stopped = True
