@@ -22,10 +22,10 @@ def llm(smollm2: Path) -> Llama:
 def test_the_same_tokens(llm: Llama) -> None:
     """With the pool and without, seeded requests get the same tokens; the pool was really used."""
     scheduler = llm._driver.scheduler
-    scheduler._rows = RowPool(llm.context, cores=1)
-    assert not scheduler._rows.pays(1000)
+    scheduler.selection.rows = RowPool(llm.context, cores=1)
+    assert not scheduler.selection.rows.pays(1000)
     expected = [c.token_ids for c in llm.generate(PROMPTS, **SETTINGS)]
-    scheduler._rows = pool = RowPool(llm.context, cores=6)
+    scheduler.selection.rows = pool = RowPool(llm.context, cores=6)
     assert pool.pays(12)
     assert [c.token_ids for c in llm.generate(PROMPTS, **SETTINGS)] == expected
     assert pool._started
@@ -38,13 +38,13 @@ def test_rows_with_and_without_the_pool_in_one_batch(llm: Llama) -> None:
     params = [{"logprobs": 2} if i % 3 == 0 else {} for i in range(12)]
     found = []
     for cores in (1, 6):
-        scheduler._rows = RowPool(llm.context, cores=cores)
-        scheduler._rows._least = 4
+        scheduler.selection.rows = RowPool(llm.context, cores=cores)
+        scheduler.selection.rows._least = 4
         each = [SamplingParams(**SETTINGS, **p) for p in params]
         completions = llm.generate(PROMPTS, each)
         found.append([c.token_ids for c in completions])
         assert [c.logprobs is not None for c in completions] == ["logprobs" in p for p in params]
-        scheduler._rows.close()
+        scheduler.selection.rows.close()
     assert found[0] == found[1]
 
 

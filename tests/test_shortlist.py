@@ -152,20 +152,21 @@ def test_a_bias_on_the_highest(path: Path) -> None:
 
 def test_the_same_generation(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole requests of many kinds get the same tokens with shortlists, with threads as well, and without."""
-    prompts = [f"text {i}" for i in range(N_ROWS)]
+    prompts = [f"text {i}" for i in range(N_ROWS + 1)]
     each = [
         SamplingParams(max_tokens=8, seed=i, prefix_cache=False, logit_bias={i: -5.0}, **CHAINS[i])  # type: ignore[arg-type]
         for i in range(4)
     ]
     each.append(SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, prefix_cache=False))
     each.append(SamplingParams(max_tokens=8, seed=9, prefix_cache=False, logprobs=1))
+    each.append(SamplingParams(max_tokens=8, seed=9, prefix_cache=False, grammar="root ::= [a-z ]+"))
     found = []
     with Llama(path, n_ctx=64, n_parallel=N_ROWS) as llm:
         scheduler = llm._driver.scheduler
         for least, cores in ((shortlist._LEAST_VOCAB, 1), (shortlist._LEAST_VOCAB, 6), (10**9, 1)):
             monkeypatch.setattr(shortlist, "_LEAST_VOCAB", least)
-            scheduler._rows.close()
-            scheduler._rows = RowPool(llm.context, cores=cores)
-            assert scheduler._rows.wide == (least < 10**9)
+            scheduler.selection.rows.close()
+            scheduler.selection.rows = RowPool(llm.context, cores=cores)
+            assert scheduler.selection.rows.wide == (least < 10**9)
             found.append([c.token_ids for c in llm.generate(prompts, each)])
     assert found[0] == found[1] == found[2]

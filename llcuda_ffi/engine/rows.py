@@ -33,6 +33,7 @@ class RowPool:
 
     Attributes:
         wide: whether rows gain from a shortlist, also without threads.
+        shortlist: samples such rows.
     """
 
     def __init__(self, context: Context, cores: int | None = None) -> None:
@@ -41,7 +42,7 @@ class RowPool:
         self._threads = min(cores - 1, _MOST_THREADS) if cores >= _LEAST_CORES else 1
         self._least = max(_LEAST_ROWS, _LEAST_LOGITS // max(1, context.n_vocab))
         self.wide = wide(context.n_vocab)
-        self._short = Shortlist(context)
+        self.shortlist = Shortlist(context)
         self._calls: SimpleQueue[Any] = SimpleQueue()
         self._done: SimpleQueue[Any] = SimpleQueue()
         self._started = False
@@ -65,7 +66,7 @@ class RowPool:
         logits = np.frombuffer(self._ffi.buffer(first, size), np.float32).reshape(-1, self._context.n_vocab)
         listed = [(chain, int(places[row]) - 1, need) for chain, row, need in jobs if need]
         plain = [(chain, row) for chain, row, need in jobs if not need]
-        from_list = iter(self._short.sample(logits, listed) if listed else ())
+        from_list = iter(self.shortlist.sample(logits, listed) if listed else ())
         from_rows = iter(self._plain(plain) if plain else ())
         return [next(from_list if need else from_rows) for _, _, need in jobs]
 

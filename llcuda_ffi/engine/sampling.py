@@ -17,6 +17,7 @@ from ..params import UINT32_MAX
 from ..sampling_params import SamplingParams
 from .constraint import Constraint
 from .results import TokenLogprob
+from .shortlist import Shortlist
 
 # what decides the make-up of a chain, apart from its seed
 _SHAPE = (
@@ -135,6 +136,8 @@ class RowSampler:
     chain: SamplerChain
     constraint: Constraint | None
     logprobs: int | None
+    shortlist: Shortlist
+    reach: int
 
     def sample(self, row: int) -> tuple[int, TokenLogprob | None]:
         """Choose and accept a token from batch row `row`."""
@@ -146,8 +149,11 @@ class RowSampler:
             constraint.mask(logits)
             if not np.isfinite(logits.max()):
                 raise InvalidRequest("the grammar leaves no token to choose: it cannot be satisfied from here")
-        chain = self.chain
-        token = int(chain._lib.llama_sampler_sample(chain._ptr, self.context._ptr, row))
+        chain, token = self.chain, -1
+        if self.reach:
+            token = self.shortlist.sample(logits[None], [(chain._ptr, 0, self.reach)])[0]
+        if token < 0:
+            token = int(chain._lib.llama_sampler_sample(chain._ptr, self.context._ptr, row))
         if constraint is not None:
             constraint.accept(token)
         if wanted is None:

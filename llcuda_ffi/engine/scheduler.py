@@ -11,17 +11,13 @@ from time import perf_counter
 
 from ..core.context import Context
 from ..errors import Cancelled, ContextOverflow, DecodeError, LlcudaError, NoKvSlot
-from .backend_sampling import BackendSampling
-from .constraint import masks_ahead
 from .drafting import Drafter
 from .metrics import Metrics
 from .plan import Planner, Row
 from .prefix import PrefixCache
 from .request import Request
 from .results import TokenLogprob
-from .rows import RowPool
-from .sampling import Chains, RowSampler
-from .shortlist import lowered_by, reach
+from .selection import Selection
 from .slot import Slot, State
 from .threads import ThreadControl
 from .waiting import Waiting
@@ -34,6 +30,7 @@ class Scheduler:
         context: has one sequence for each slot.
         n_ctx: most tokens of one request.
         slots: as many as the context has sequences.
+        selection: selects their tokens.
         metrics: counters.
         prefix_cache: whether finished requests leave their tokens for later ones.
     """
@@ -57,13 +54,10 @@ class Scheduler:
         self.metrics = Metrics()
         self.slots = [Slot(i) for i in range(context.n_seq_max)]
         self._planner = Planner(context, drafter)
-        self._chains = Chains(self.model)
+        self.selection = Selection(context, backend_sampling=backend_sampling)
         self._threads = threads
-        self._backend = BackendSampling(context) if backend_sampling else None
         self._waiting = Waiting()
         self.prefixes = PrefixCache(context, self.slots, host_cache_bytes)
-        self._sample = context._lib.llama_sampler_sample
-        self._rows = RowPool(context)
         self._attention = False  # a request was cancelled or has a deadline
         self._unfinished = False  # a step was left in the middle
         self._full = False  # a request had to make room: nobody is admitted before another one ends
@@ -140,32 +134,13 @@ class Scheduler:
             slot.request, slot.state, slot.todo, slot.n_past = request, State.PROMPT, tokens, n_past
             slot.used = self._steps
             request.t_slot = request.t_slot or perf_counter()
-            if request.chain is None:
-                self._prepare(request)
-            if self._backend is not None:
-                self._backend.attach(slot.index, request)
+            self.selection.prepare(slot, request)
             free -= 1
         for request in later:
             self._waiting.push(request)
 
     def _prompting(self, leader: Request) -> bool:
         return not leader.done and not leader.generated
-
-    def _prepare(self, request: Request) -> None:
-        params = request.params
-        request.chain = chain = self._chains.take(params, request.seed)
-        if request.constraint is not None or params.logprobs is not None:
-            request.row_sampler = RowSampler(self.context, chain, request.constraint, params.logprobs)
-        if request.row_sampler is None and self._backend is None:
-            request.argmax = lowered_by(chain.names, params, self.vocab)
-        request.reach = reach(chain.names, params, self.vocab)
-        if "penalties" in chain.names or "dry" in chain.names:
-            accept, pointer = chain._lib.llama_sampler_accept, chain._ptr
-            look_back = max(params.penalty_last_n, params.dry_penalty_last_n)
-            if min(params.penalty_last_n, params.dry_penalty_last_n) < 0:
-                look_back = len(request.prompt)
-            for token in request.prompt[max(0, len(request.prompt) - look_back) :].tolist():
-                accept(pointer, token)
 
     def _run(self, rows: list[Row]) -> None:
         began = perf_counter()
@@ -184,11 +159,7 @@ class Scheduler:
         self.metrics.batch(n_tokens, now - began)
         if self._threads is not None:
             self._threads.observe(n_tokens, now - began)
-        constraints = [s.request.constraint for row, s in rows if row >= 0 and s.request and s.request.constraint]
-        if len(constraints) > 1:
-            masks_ahead(constraints)  # a GPU still computes meanwhile
-        if self._backend is None:
-            self._sample_ahead(rows)
+        self.selection.ahead(rows, self._planner.batch)
         for row, slot in rows:
             if slot.state is State.GENERATING:
                 slot.n_past += 1 + len(slot.run)
@@ -205,25 +176,6 @@ class Scheduler:
                 slot.state = State.GENERATING
                 self._choose(row, slot)
 
-    def _sample_ahead(self, rows: list[Row]) -> None:
-        """Sample what is one plain row per slot, together; `_choose` finds the token in its slot."""
-        threaded = self._rows.pays(len(rows))
-        if not threaded and not self._rows.wide:
-            return
-        plain, jobs = [], []
-        for row, slot in rows:
-            request = slot.request
-            if row < 0 or request is None or request.row_sampler is not None or slot.draft:
-                continue
-            if request.argmax is None and (threaded or request.reach):
-                assert request.chain is not None
-                plain.append(slot)
-                jobs.append((request.chain._resource.pointer, row, request.reach))
-        if jobs:
-            batch = self._planner.batch
-            for slot, token in zip(plain, self._rows.sample(jobs, batch.output[: batch.n_tokens]), strict=True):
-                slot.sampled = token
-
     def _decode(self) -> None:
         context = self.context
         with context._exclusive():
@@ -233,21 +185,11 @@ class Scheduler:
         """Choose the next token of a slot from batch row `row`; returns whether its request goes on."""
         request = slot.request
         assert request is not None
-        logprob: TokenLogprob | None = None
-        token, slot.sampled = slot.sampled, -1
-        if request.row_sampler is None:
-            lowered = request.argmax
-            if token < 0 and lowered is not None:
-                token = int(self.context._logits(row).argmax())
-            if token < 0 or (lowered and token in lowered):
-                assert request.chain is not None
-                token = self._sample(request.chain._resource.pointer, self.context._resource.pointer, row)
-        else:
-            try:
-                token, logprob = request.row_sampler.sample(row)
-            except LlcudaError as error:
-                self._fail(slot, error)
-                return False
+        try:
+            token, logprob = self.selection.token(row, slot, request)
+        except LlcudaError as error:
+            self._fail(slot, error)
+            return False
         if not self._accept(slot, request, token, logprob):
             return False
         return request.constraint is None or self._follow(slot, request)
@@ -362,11 +304,7 @@ class Scheduler:
         self.metrics.failed()
 
     def _release(self, slot: Slot, request: Request) -> None:
-        if self._backend is not None:
-            self._backend.detach(slot.index)
-        chain, request.chain, request.row_sampler = request.chain, None, None
-        if chain is not None:
-            self._chains.give(request.params, chain)
+        self.selection.release(slot, request)
         slot.reset()
         slot.used = self._steps
         self._full = False
@@ -392,8 +330,7 @@ class Scheduler:
     def _requeue(self, slot: Slot) -> None:
         request = slot.request
         assert request is not None
-        if self._backend is not None:
-            self._backend.detach(slot.index)
+        self.selection.detach(slot)
         slot.reset()
         slot.forget()
         self.memory.remove(slot.index)
@@ -407,8 +344,7 @@ class Scheduler:
             slot.forget()
             request = slot.request
             if request is None or request.done:
-                if self._backend is not None:
-                    self._backend.detach(slot.index)
+                self.selection.detach(slot)
                 slot.reset()
                 continue
             request.rewind()
@@ -425,5 +361,4 @@ class Scheduler:
     def close(self) -> None:
         """End every request with Cancelled and free the chains."""
         self.fail_all(lambda: Cancelled("the Llama was closed while the request was running"))
-        self._chains.close()
-        self._rows.close()
+        self.selection.close()
