@@ -55,6 +55,8 @@ def test_start_ask_restart_stop(smollm2: Path) -> None:
         with urllib.request.urlopen(request, timeout=60) as answer:
             assert json.load(answer)["usage"]["completion_tokens"] == 3
 
+        _ask_through_an_engine(info["url"])
+
         other = llcuda.ServerManager()
         with pytest.raises(LoadError, match="another port"):
             other.start_server(smollm2, port=port)
@@ -67,6 +69,34 @@ def test_start_ask_restart_stop(smollm2: Path) -> None:
         assert not manager.get_server_info()["running"]
     with pytest.raises(ProcessLookupError):
         os.kill(again["pid"], 0)
+
+
+def _ask_through_an_engine(url: str) -> None:
+    """InferenceEngine(server_url=…) gives what the engine in this process gives, streams, and loads nothing."""
+    engine = llcuda.InferenceEngine(server_url=url)
+    assert engine.is_loaded
+    with pytest.raises(InvalidRequest, match="its own model"):
+        engine.load_model("smollm2-135m")
+    asked = {"max_tokens": 8, "temperature": 0.0}
+    answer = engine.infer("Once upon a time", **asked)
+    with llcuda.InferenceEngine() as own:
+        own.load_model("smollm2-135m", ctx_size=512, silent=True)
+        assert own.infer("Once upon a time", **asked).text == answer.text
+    assert (answer.success, answer.tokens_generated) == (True, 8)
+    assert answer.tokens_per_sec > 0
+    pieces: list[str] = []
+    assert engine.infer_stream("Once upon a time", pieces.append, 8, 0.0).text == answer.text == "".join(pieces)
+    assert len(pieces) > 3
+    assert [r.text for r in engine.batch_infer(["Once upon a time"] * 3, **asked)] == [answer.text] * 3
+    assert engine.get_metrics()["latency"]["sample_count"] == 5
+    bad = engine.infer("a", max_tokens=10**6)
+    assert not bad.success
+    assert "context" in str(bad.error_message)
+    gone = llcuda.InferenceEngine(server_url=f"http://127.0.0.1:{_free_port()}/v1")
+    assert not gone.is_loaded
+    assert "does not answer" in str(gone.infer("a").error_message)
+    with pytest.raises(InvalidRequest, match="server_url"):
+        llcuda.InferenceEngine(server_url="127.0.0.1:8090")
 
 
 def test_loud_failures(smollm2: Path, tmp_path: Path) -> None:

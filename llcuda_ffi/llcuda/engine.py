@@ -1,4 +1,4 @@
-"""InferenceEngine: llcuda's class, in this process instead of over HTTP."""
+"""InferenceEngine: llcuda's class, in this process, or as the client of a server."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..errors import InvalidRequest, LlcudaError
 from ..hub import resolve
 from ..llama import Llama
 from ..sampling_params import SamplingParams
+from .remote import RemoteLlama
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -54,15 +55,15 @@ class InferenceEngine:
         engine.load_model("gemma-3-1b-Q4_K_M")
         print(engine.infer("What is AI?", max_tokens=100).text)
 
-    What differs: there is no server (server_url must stay None); nothing is asked on the terminal; a second load_model
+    What differs: without server_url it computes in this process; nothing is asked on the terminal; a second load_model
     replaces the model; temperature=0 is greedy; infer_stream streams; batch_infer computes its prompts together.
+
+    With server_url="http://127.0.0.1:8090" infer, infer_stream and batch_infer ask that server, which has its model
+    already (ServerManager starts one).
     """
 
     def __init__(self, server_url: str | None = None) -> None:
-        if server_url is not None:
-            raise InvalidRequest(
-                f"server_url={server_url!r}: this engine computes in its own process and asks no server; leave it out"
-            )
+        self._remote = None if server_url is None else RemoteLlama(server_url)
         self._llm: Llama | None = None
         self._later: Callable[[], Llama] | None = None
         self._lock = threading.Lock()
@@ -106,8 +107,9 @@ class InferenceEngine:
             True; what goes wrong raises.
 
         Raises:
-            ModelError, BundleError, LoadError, InvalidRequest: as Llama.
+            ModelError, BundleError, LoadError, InvalidRequest: as Llama; or this engine asks a server.
         """
+        self._own()
         told = verbose and not silent
         path = resolve(model_name_or_path, progress=None if told else False)
         self.unload_model()
@@ -137,7 +139,9 @@ class InferenceEngine:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether a model is there (with auto_start=False: or will be at the first request)."""
+        """Whether a model is there (with auto_start=False: or will be when first asked), or the server answers."""
+        if self._remote is not None:
+            return self._remote.healthy()
         return self._llm is not None or self._later is not None
 
     @property
@@ -145,8 +149,9 @@ class InferenceEngine:
         """The Llama behind this engine.
 
         Raises:
-            InvalidRequest: no model is loaded.
+            InvalidRequest: no model is loaded, or this engine asks a server.
         """
+        self._own()
         with self._lock:
             if self._llm is None:
                 if self._later is None:
@@ -178,51 +183,56 @@ class InferenceEngine:
         Returns:
             a result; of a request that could not be computed with success=False.
         """
-        began = perf_counter()
-        try:
-            params = _params(max_tokens, temperature, top_p, top_k, seed, stop_sequences, settings)
-            completion = self.llm.generate(prompt, params)
-        except LlcudaError as error:
-            return InferResult(False, latency_ms=(perf_counter() - began) * 1e3, error_message=str(error))
-        return self._result(completion, began)
+        arguments = (max_tokens, temperature, top_p, top_k, seed, stop_sequences)
+        return self._infer(arguments, settings, lambda params: [self._answering.generate(prompt, params)], 1)[0]
 
     def infer_stream(
-        self,
-        prompt: str,
-        callback: Callable[[str], object],
-        max_tokens: int = 128,
-        temperature: float = 0.7,
-        top_p: float = 0.9,
-        top_k: int = 40,
-        seed: int = 0,
-        stop_sequences: Sequence[str] | None = None,
-        **settings: Any,
+        self, prompt: str, callback: Callable[[str], object], *arguments: Any, **settings: Any
     ) -> InferResult:
-        """As `infer`; `callback` gets each piece of text as soon as it is there."""
-        began = perf_counter()
-        completion = None
-        try:
-            params = _params(max_tokens, temperature, top_p, top_k, seed, stop_sequences, settings)
-            for chunk in self.llm.stream(prompt, params):
+        """As `infer`, whose arguments follow; `callback` gets each piece of text as soon as it is there."""
+
+        def compute(params: SamplingParams) -> list[Completion]:
+            completion = None
+            for chunk in self._answering.stream(prompt, params):
                 completion = chunk.completion
                 if chunk.text:
                     callback(chunk.text)
-        except LlcudaError as error:
-            return InferResult(False, latency_ms=(perf_counter() - began) * 1e3, error_message=str(error))
-        assert completion is not None
-        return self._result(completion, began)
+            assert completion is not None
+            return [completion]
+
+        return self._infer(arguments, settings, compute, 1)[0]
 
     def batch_infer(self, prompts: Sequence[str], max_tokens: int = 128, **settings: Any) -> list[InferResult]:
         """Answer many prompts, computed together; results in their order."""
+        texts = list(prompts)
+        return self._infer((max_tokens,), settings, lambda p: self._answering.generate(texts, p), len(texts))
+
+    def _infer(
+        self,
+        arguments: Sequence[Any],
+        settings: dict[str, Any],
+        compute: Callable[[SamplingParams], list[Completion]],
+        count: int,
+    ) -> list[InferResult]:
+        """`count` results of what `compute` gives; of an error of ours, failed ones."""
         began = perf_counter()
         try:
-            named = {name: settings.pop(name) for name in list(settings) if name in _DEFAULTS}
-            params = _params(max_tokens, **{**_DEFAULTS, **named}, settings=settings)
-            completions = self.llm.generate(list(prompts), params)
+            completions = compute(_params(arguments, settings))
         except LlcudaError as error:
             spent = (perf_counter() - began) * 1e3
-            return [InferResult(False, latency_ms=spent, error_message=str(error)) for _ in prompts]
+            return [InferResult(False, latency_ms=spent, error_message=str(error)) for _ in range(count)]
         return [self._result(completion, began) for completion in completions]
+
+    @property
+    def _answering(self) -> Llama | RemoteLlama:
+        return self.llm if self._remote is None else self._remote
+
+    def _own(self) -> None:
+        if self._remote is not None:
+            raise InvalidRequest(
+                f"this engine asks the server at {self._remote.url}, which has its own model: make an "
+                "InferenceEngine() without server_url"
+            )
 
     def _result(self, completion: Completion, began: float) -> InferResult:
         timings, n = completion.timings, completion.usage.completion_tokens
@@ -280,21 +290,18 @@ class InferenceEngine:
         self.unload_model()
 
 
-_DEFAULTS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 0, "stop_sequences": None}
+# the arguments of infer after the prompt, in its order
+_DEFAULTS: dict[str, Any] = {
+    "max_tokens": 128, "temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 0, "stop_sequences": None,
+}  # fmt: skip
 
 
-def _params(
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    seed: int,
-    stop_sequences: Sequence[str] | None,
-    settings: dict[str, Any],
-) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop_sequences or ()
-    ).replace(**settings)
+def _params(arguments: Sequence[Any], settings: dict[str, Any]) -> SamplingParams:
+    if len(arguments) > len(_DEFAULTS):
+        raise InvalidRequest(f"{len(arguments)} settings by position: there are {', '.join(_DEFAULTS)}")
+    values = {**_DEFAULTS, **dict(zip(_DEFAULTS, arguments, strict=False)), **settings}
+    stop = values.pop("stop_sequences") or ()
+    return SamplingParams().replace(**{"stop": stop, **values})
 
 
 def _open(path: Path, arguments: dict[str, Any], n_parallel: int) -> Llama:
