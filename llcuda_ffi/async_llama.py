@@ -6,8 +6,8 @@ import asyncio
 import os
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .chat.methods import AsyncChatMethods
 from .core.model import Model
@@ -19,11 +19,14 @@ from .errors import ClosedError, InvalidRequest
 from .llama import Llama, Prompt, _is_many
 from .params import override
 from .sampling_params import SamplingParams
+from .structured.grammars import constrained
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
+
+_T = TypeVar("_T")
 
 
 class _Wake:
@@ -42,6 +45,11 @@ class _Wake:
     async def wait(self) -> None:
         await self._event.wait()
         self._event.clear()
+
+
+async def _prepared(params: SamplingParams, make: Callable[[], _T]) -> _T:
+    """What `make` makes; a grammar may take long to compile, which must not be in the event loop."""
+    return await asyncio.to_thread(make) if constrained(params) else make()
 
 
 class AsyncLlama(AsyncChatMethods):
@@ -94,7 +102,7 @@ class AsyncLlama(AsyncChatMethods):
         many = _is_many(prompt)
         prompts: list[Any] = list(prompt) if many else [prompt]
         llama = self._llama
-        groups = [llama._requests(llama.tokenize_prompt(p), params) for p in prompts]
+        groups = await _prepared(params, lambda: [llama._requests(llama.tokenize_prompt(p), params) for p in prompts])
         requests = [r for group in groups for r in group]
         wake = _Wake()
         for request in requests:
@@ -120,7 +128,9 @@ class AsyncLlama(AsyncChatMethods):
             raise InvalidRequest("a stream has one completion: use n=1, or generate()")
         chunks: deque[Chunk] = deque()
         llama = self._llama
-        request = llama._requests(llama.tokenize_prompt(prompt), params, chunks.append)[0]
+        request = await _prepared(
+            params, lambda: llama._requests(llama.tokenize_prompt(prompt), params, chunks.append)[0]
+        )
         wake = _Wake()
         self._submit(request, wake)
         try:
