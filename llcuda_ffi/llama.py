@@ -16,6 +16,7 @@ from .core.memory import Memory
 from .core.model import Model
 from .core.placement import Room
 from .core.vocab import Vocab
+from .engine.adapter_turns import adapters_of
 from .engine.driver import Driver
 from .engine.metrics import MetricsSnapshot
 from .engine.request import Request, Tokens
@@ -208,7 +209,9 @@ class Llama(ChatMethods):
         for token in params.logit_bias:
             integer("a logit_bias token", token, 0, self.vocab.n_tokens - 1)
         constraint = constraint_for(self.model, params)
-        return Request(tokens, params, self.vocab, limit, seed, constraint=constraint, on_chunk=on_chunk)
+        request = Request(tokens, params, self.vocab, limit, seed, constraint=constraint, on_chunk=on_chunk)
+        request.adapters = adapters_of(self.context, params.lora)
+        return request
 
     def _requests(
         self, tokens: Tokens, params: SamplingParams, on_chunk: Callable[[Chunk], None] | None = None

@@ -46,6 +46,8 @@ class SamplingParams(_Checked):
         timeout: seconds after which the request ends as "cancelled", with the text so far.
         json_schema, regex, choices, grammar, lark: structured output; at most one of them.
         grammar: a GBNF grammar.
+        lora: a LoraAdapter, or {adapter: scale}, for this request alone. Requests with the same adapters share batches,
+            others take turns.
     """
 
     max_tokens: int | None = 128
@@ -89,6 +91,7 @@ class SamplingParams(_Checked):
     choices: Sequence[str] | None = None
     grammar: str | None = None
     lark: str | None = None
+    lora: Any = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from llcuda_ffi import Llama, lora
+from llcuda_ffi import Llama, SamplingParams, lora
 from llcuda_ffi.core.adapter import LoraAdapter, active_adapters, set_adapters, set_control_vector
 from llcuda_ffi.core.batch import Batch
 from llcuda_ffi.core.context import Context
@@ -163,6 +164,52 @@ def test_on_a_running_llama(base: Path, tmp_path: Path) -> None:
         assert inside == merged.generate(prompt, **settings).token_ids
         assert inside != plain
         assert llm.generate(prompt, **settings).token_ids == plain
+
+
+def test_requests_with_adapters_of_their_own(base: Path, tmp_path: Path) -> None:
+    """Requests with different adapters and none, at once: each has the answer it has alone, and its own prefixes."""
+    files = [lora.convert(peft_folder(tmp_path / f"p{i}", i), base, tmp_path / f"{i}.gguf") for i in range(2)]
+    prompt = "the quick brown fox jumps over the lazy dog and over"
+    settings: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
+    with Llama(base, n_ctx=128, n_parallel=4) as llm:
+        one, two = (lora.load(llm, file) for file in files)
+        kinds = [{}, {one: 1.0}, {one: 0.5}, {two: 1.0}, {one: 0.3, two: 0.7}]
+        alone = []
+        for kind in kinds:
+            with lora.applied(llm, kind):
+                alone.append(llm.generate(prompt, **settings).token_ids)
+        assert len({tuple(tokens) for tokens in alone}) == len(kinds)
+        asked = [SamplingParams(lora=kinds[i % 5] or None, **settings) for i in range(11)]
+        for _ in range(2):  # the second time with kept prefixes
+            assert [c.token_ids for c in llm.generate([prompt] * 11, asked)] == [alone[i % 5] for i in range(11)]
+        assert llm.generate(prompt, **settings, lora={one: 1.0}).token_ids == alone[1]
+        again = llm.generate(prompt, **settings, lora=one)
+        assert again.token_ids == alone[1]
+        assert again.usage.cached_tokens > 0
+        # a swap for all requests is what requests without adapters get
+        with lora.applied(llm, {two: 1.0}):
+            assert [c.token_ids for c in llm.generate([prompt] * 2, [asked[0], asked[1]])] == [alone[3], alone[1]]
+        assert llm.generate(prompt, **settings).token_ids == alone[0]
+
+
+def test_refused_adapters_of_a_request(base: Path, tmp_path: Path) -> None:
+    """What is no adapter of this model is refused; one closed meanwhile ends its own requests only."""
+    file = lora.convert(peft_folder(tmp_path / "p"), base, tmp_path / "a.gguf")
+    with Llama(base, n_ctx=128, n_parallel=2) as llm, Llama(base, n_ctx=128) as other:
+        adapter, foreign, closed = lora.load(llm, file), lora.load(other, file), lora.load(llm, file)
+        closed.close()
+        for bad in (foreign, "a.gguf", {}, {adapter: float("nan")}, {"a": 1.0}, 3):
+            with pytest.raises(InvalidRequest):
+                llm.generate("the", max_tokens=4, lora=bad)
+        with pytest.raises(ClosedError):
+            llm.generate("the", max_tokens=4, lora=closed)
+        plain = llm.generate("the quick", max_tokens=30, temperature=0, ignore_eos=True)
+        stream = llm.stream("the quick", max_tokens=30, temperature=0, ignore_eos=True, lora=adapter)
+        next(stream)
+        adapter.close()
+        with pytest.raises(ClosedError):
+            list(stream)
+        assert llm.generate("the quick", max_tokens=30, temperature=0, ignore_eos=True).token_ids == plain.token_ids
 
 
 def test_lifetime(base: Path, tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ class Context(Handle):
         self._abort_flag = ffi.new("char[2]")
         point = mark()
         _check_cache_types(model, params)
+        _check_pooling(model, params)
         native = _native_params(library, params, self._abort_flag)
         with in_flight(), capture() as lines:
             pointer = lib.llama_init_from_model(model._ptr, native[0])
@@ -339,6 +340,22 @@ def _check_cache_types(model: Model, params: ContextParams) -> None:
                 f"{name}={kind.name} stores blocks of {size} values, which do not divide this model's heads of {head}: "
                 "use F16 or BF16"
             )
+
+
+def _check_pooling(model: Model, params: ContextParams) -> None:
+    """Bundles since v0.5.0 abort while they plan mean pooling of a micro-batch that the sequences do not divide."""
+    kind = params.pooling_type
+    if kind == PoolingType.UNSPECIFIED:
+        kind = PoolingType(int(model.metadata.get(f"{model.architecture}.pooling_type", 0)))
+    if kind != PoolingType.MEAN or not model.library.profile.has("model_params.load_mode"):
+        return
+    n_ctx = params.n_ctx or model.n_ctx_train
+    most, n = min(-(-n_ctx // 256) * 256, params.n_ubatch), params.n_seq_max
+    if most % n:
+        raise InvalidRequest(
+            f"mean pooling needs micro-batches (n_ubatch, n_ctx at most: {most}) that are a multiple of n_seq_max "
+            f"({n}): make n_ubatch {-(-most // n) * n}"
+        )
 
 
 def _native_params(library: Library, params: ContextParams, abort_flag: Any) -> Any:

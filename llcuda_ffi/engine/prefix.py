@@ -65,7 +65,7 @@ class PrefixCache:
         idle = [slot for slot in self._slots if slot.request is None]
         oldest = min(idle, key=lambda slot: (len(slot.kept) > 0, slot.used))
         best, source = self._longest(request, tokens, oldest, reuse)
-        if reuse and self._host:
+        if reuse and self._host and not request.adapters:
             restored = self._restore(tokens, best, oldest)
             if restored:
                 return oldest, restored
@@ -96,6 +96,8 @@ class PrefixCache:
         best, source = 0, default
         if reuse:
             for slot in self._slots:
+                if slot.adapters != request.adapters:
+                    continue  # what it keeps was computed by another model, so to speak
                 shared = common_prefix(slot.kept, tokens)
                 if shared > best or (shared == best and shared and source.request is not None and slot.request is None):
                     best, source = shared, slot
@@ -122,7 +124,7 @@ class PrefixCache:
 
     def _save(self, slot: Slot) -> None:
         """Keep a copy of an idle slot's sequence in memory, where the budget allows."""
-        if self._budget <= 0 or len(slot.kept) < _MIN_COPY:
+        if self._budget <= 0 or len(slot.kept) < _MIN_COPY or slot.adapters:
             return
         if any(common_prefix(state.tokens, slot.kept) == len(slot.kept) for state in self._host):
             return

@@ -10,6 +10,7 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
+from ..core.adapter import LoraAdapter
 from ..core.sampler import SamplerChain
 from ..core.vocab import Vocab
 from ..sampling_params import SamplingParams
@@ -37,9 +38,10 @@ class Request:
     """
 
     __slots__ = (
-        "argmax", "arrival", "cached", "cancelled", "chain", "completion", "constraint", "deadline", "done", "drafted",
-        "drafts_kept", "error", "generated", "group", "limit", "logprobs", "number", "on_chunk", "params", "pending",
-        "prompt", "reach", "row_sampler", "seed", "stream", "t_first", "t_last", "t_slot", "text", "vocab", "wake",
+        "adapters", "argmax", "arrival", "cached", "cancelled", "chain", "completion", "constraint",
+        "deadline", "done", "drafted", "drafts_kept", "error", "generated", "group", "limit", "logprobs",
+        "number", "on_chunk", "params", "pending", "prompt", "reach", "row_sampler", "seed", "stream",
+        "t_first", "t_last", "t_slot", "text", "vocab", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +67,7 @@ class Request:
         self.pending: list[int] = []  # tokens not yet sent in a chunk
         self.chain: SamplerChain | None = None
         self.row_sampler: RowSampler | None = None
+        self.adapters: tuple[tuple[LoraAdapter, float], ...] = ()  # of this request alone
         self.group: Request | None = None  # the first of n completions of one prompt
         self.t_slot = self.t_first = self.t_last = 0.0
         self.cached = self.drafted = self.drafts_kept = self.reach = 0

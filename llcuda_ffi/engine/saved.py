@@ -16,7 +16,8 @@ _MAGIC = b"LLCUDAFFIPREFIX1"
 def save_prefixes(scheduler: Scheduler, path: str | os.PathLike[str]) -> int:
     """Write what idle slots keep; returns the tokens written."""
     target = Path(path)
-    kept = sorted((s for s in scheduler.slots if s.request is None and len(s.kept)), key=lambda s: s.used)
+    idle = (s for s in scheduler.slots if s.request is None and len(s.kept) and not s.adapters)
+    kept = sorted(idle, key=lambda s: s.used)
     total = 0
     with tempfile.NamedTemporaryFile(dir=target.resolve().parent, prefix=f".{target.name}.", delete=False) as out:
         try:
@@ -57,6 +58,7 @@ def load_prefixes(scheduler: Scheduler, path: str | os.PathLike[str]) -> int:
     for slot, state in zip(idle, reversed(states), strict=False):
         scheduler.memory.remove(slot.index)
         slot.forget()
+        slot.adapters = ()
         slot.kept = restore_state(scheduler.context, state, slot.index)
         total += len(slot.kept)
     return total

@@ -6,11 +6,12 @@ prompts. It is plain and synchronous; who calls it, and from which thread, is th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 from ..core.context import Context
 from ..errors import Cancelled, ContextOverflow, DecodeError, LlcudaError, NoKvSlot
+from .adapter_turns import AdapterTurns
 from .drafting import Drafter
 from .metrics import Metrics
 from .plan import Planner, Row
@@ -57,6 +58,7 @@ class Scheduler:
         self.selection = Selection(context, backend_sampling=backend_sampling)
         self._threads = threads
         self._waiting = Waiting()
+        self._turns = AdapterTurns(context)
         self.prefixes = PrefixCache(context, self.slots, host_cache_bytes)
         self._attention = False  # a request was cancelled or has a deadline
         self._unfinished = False  # a step was left in the middle
@@ -97,11 +99,21 @@ class Scheduler:
             self._sweep()
         if waiting and not self._full:
             self._admit()
-        rows = self._planner.plan(self.slots)
+        rows = self._planner.plan(self._in_turn())
         if rows:
             self._run(rows)
         self._unfinished = False
         return bool(rows)
+
+    def _in_turn(self) -> Sequence[Slot]:
+        """The slots whose adapters are set; requests whose adapters cannot be set fail."""
+        while True:
+            try:
+                return self._turns.slots(self.slots)
+            except LlcudaError as error:
+                for slot in self.slots:
+                    if slot.request is not None and slot.request.adapters == self._turns.now:
+                        self._fail(slot, error)
 
     def _sweep(self) -> None:
         """End what was cancelled or is too late."""
@@ -132,7 +144,7 @@ class Scheduler:
             if not request.generated:
                 request.cached = n_past
             slot.request, slot.state, slot.todo, slot.n_past = request, State.PROMPT, tokens, n_past
-            slot.used = self._steps
+            slot.used, slot.adapters = self._steps, request.adapters
             request.t_slot = request.t_slot or perf_counter()
             self.selection.prepare(slot, request)
             free -= 1

@@ -7,6 +7,7 @@ import enum
 import numpy as np
 import numpy.typing as npt
 
+from ..core.adapter import LoraAdapter
 from .request import Request
 
 _NOTHING: npt.NDArray[np.int32] = np.empty(0, np.int32)
@@ -33,10 +34,12 @@ class Slot:
         run: tokens before it that are accepted but not computed: a constraint left no choice.
         draft: tokens proposed to follow `last`.
         sampled: the next token where it was sampled ahead of its turn, else -1.
+        adapters: the adapters of its request, or of the one that left what is `kept`.
         used: when it was last used, in steps.
     """
 
     __slots__ = (
+        "adapters",
         "draft",
         "index",
         "kept",
@@ -55,6 +58,7 @@ class Slot:
         self.index = index
         self.used = 0
         self.kept = _NOTHING
+        self.adapters: tuple[tuple[LoraAdapter, float], ...] = ()
         self.reset()
 
     def reset(self) -> None:

@@ -16,11 +16,14 @@ def load(llm: Llama, path: str | os.PathLike[str]) -> LoraAdapter:
     return LoraAdapter.load(llm.model, path)
 
 
-def swap(llm: Llama, adapters: Mapping[LoraAdapter, float]) -> None:
+def swap(llm: Llama, adapters: Mapping[LoraAdapter, float]) -> dict[LoraAdapter, float]:
     """Use these adapters, with their scales, for all requests from now on. {} goes back to the base model.
 
-    One batch has one set of adapters, so this waits for nobody: no request may be running. Kept prefixes are
-    forgotten, because they were computed with the adapters of their time.
+    For a single request there is `SamplingParams.lora`. One batch has one set of adapters, so this waits for nobody: no
+    request may be running. Kept prefixes are forgotten, because they were computed with the adapters of their time.
+
+    Returns:
+        what was set before.
 
     Raises:
         ConcurrentUseError: requests are running or waiting.
@@ -31,8 +34,11 @@ def swap(llm: Llama, adapters: Mapping[LoraAdapter, float]) -> None:
     if driver._lead.locked() or not driver.scheduler.idle:
         raise ConcurrentUseError("adapters are swapped between requests: wait until the running ones are done")
     with driver._lead:
+        driver.scheduler._in_turn()  # takes off what single requests had
+        before = active_adapters(llm.context)
         set_adapters(llm.context, adapters)
         driver.scheduler.prefixes.clear()
+    return before
 
 
 @contextmanager
@@ -42,8 +48,7 @@ def applied(llm: Llama, adapters: Mapping[LoraAdapter, float]) -> Iterator[Llama
     with applied(llm, {adapter: 0.8}):
         llm.generate("…")
     """
-    before = active_adapters(llm.context)
-    swap(llm, adapters)
+    before = swap(llm, adapters)
     try:
         yield llm
     finally:

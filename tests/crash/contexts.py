@@ -43,6 +43,24 @@ def sizes_of_a_context(w: World) -> None:
 
 
 @row
+def mean_pooling_of_a_broken_share(w: World) -> None:
+    for kind in ("llama", "bert"):
+        for settings in ({"n_ubatch": 256}, {"n_ubatch": 100}, {"n_ctx": 260, "n_ubatch": 512}):
+            make = functools.partial(
+                w.context,
+                kind,
+                embeddings=True,
+                pooling_type="MEAN",
+                **{"n_ctx": 256, "n_batch": 512, "n_seq_max": 24, **settings},
+            )
+            if w.model(kind).library.profile.name == "b7698":
+                make()
+            else:
+                refuses(InvalidRequest, make)
+        w.context(kind, embeddings=True, pooling_type="MEAN", n_ctx=256, n_batch=512, n_ubatch=240, n_seq_max=24)
+
+
+@row
 def values_outside_the_enums(w: World) -> None:
     for name in ("pooling_type", "attention_type", "flash_attn_type", "type_k", "type_v", "rope_scaling_type"):
         for value in (99, -2, "NOPE", None, 2**40, 1.0, True):
