@@ -12,6 +12,7 @@ from llcuda_ffi import Embedder, hub
 from llcuda_ffi import bundle as bundles
 
 from .loopback import Loopback
+from .server_process import SLOTS, Server
 
 # pytest --hypothesis-profile=long: many more examples, other ones each time
 settings.register_profile("long", max_examples=50_000)
@@ -64,3 +65,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("LLCUDA_FFI_OFFLINE", "LLCUDA_FFI_MIRROR", "LLCUDA_FFI_BUNDLE", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     return folder
+
+
+@pytest.fixture(scope="module")
+def server(smollm2: Path, minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """SmolLM2 and MiniLM; at the end it must stop by itself, with status 0 and no error in its log."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    options = ("--embedding-model", minilm, "--alias", "smol", "--parallel", SLOTS, "-c", 512, "--max-queue", 32)
+    server = Server(log, smollm2, *options)
+    yield server
+    assert server.stop() == 0
+    assert "Traceback" not in log.read_text(), log.read_text()

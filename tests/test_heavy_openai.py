@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_server import Server
+from .server_process import Server
 
 pytestmark = pytest.mark.heavy
 MESSAGES = [{"role": "user", "content": "Say hello."}]

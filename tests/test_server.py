@@ -3,130 +3,20 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from llcuda_ffi import Embedder
 
-ROOT = Path(__file__).resolve().parent.parent
-JSON = {"Content-Type": "application/json"}
-SLOTS = 16
-MESSAGES = [{"role": "user", "content": "Say hello."}]
-
-
-class Server:
-    """A `llcuda-ffi serve` process."""
-
-    def __init__(self, log: Path, *arguments: object) -> None:
-        self._log = log.open("w+b")
-        command = [sys.executable, "-m", "llcuda_ffi", "serve", *map(str, arguments), "--port", "0"]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(command, cwd=ROOT, stderr=self._log, env=environment)
-        self.port = 0
-        until = time.monotonic() + 90
-        while not self.port:
-            found = re.search(r"http://127\.0\.0\.1:(\d+)/v1", self.log())
-            assert self.process.poll() is None, self.log()
-            assert time.monotonic() < until, self.log()
-            self.port = int(found.group(1)) if found else 0
-            time.sleep(0.05)
-        while self.send("GET", "/health")[0] != 200:
-            time.sleep(0.05)
-
-    def log(self) -> str:
-        """What it wrote to stderr."""
-        self._log.seek(0)
-        return self._log.read().decode()
-
-    def connect(self) -> http.client.HTTPConnection:
-        """A connection."""
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-
-    def send(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-        """A status and a body; (0, b"") when nobody listens yet."""
-        connection = self.connect()
-        try:
-            connection.request(method, path, body, {**JSON, **headers})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-        except ConnectionRefusedError:
-            return 0, b""
-        finally:
-            connection.close()
-
-    def post(self, path: str, /, **fields: Any) -> tuple[int, Any]:
-        """A status and the JSON."""
-        status, body = self.send("POST", path, json.dumps(fields).encode())
-        return status, json.loads(body)
-
-    def stream(self, path: str, /, **fields: Any) -> Iterator[dict[str, Any]]:
-        """The events of a stream, as they come; [DONE] must end it."""
-        connection = self.connect()
-        try:
-            connection.request("POST", path, json.dumps({**fields, "stream": True}), JSON)
-            answer = connection.getresponse()
-            assert answer.status == 200, answer.read()
-            assert answer.headers["Content-Type"].startswith("text/event-stream")
-            for line in answer:
-                if line.strip() == b"data: [DONE]":
-                    assert answer.read() == b"\n"
-                    return
-                if line.strip():
-                    yield json.loads(line.removeprefix(b"data: "))
-            raise AssertionError("the stream has no end")
-        finally:
-            connection.close()
-
-    def metric(self, name: str) -> float:
-        """A number of /metrics."""
-        text = self.send("GET", "/metrics")[1].decode()
-        found = re.search(rf"^llcuda_ffi_{name} (\S+)$", text, re.MULTILINE)
-        assert found, text
-        return float(found.group(1))
-
-    def settled(self) -> None:
-        """Wait until nothing runs."""
-        until = time.monotonic() + 30
-        while self.metric("running") or self.metric("queued") or self.metric("http_inside"):
-            assert time.monotonic() < until, "requests are still running"
-            time.sleep(0.02)
-
-    def stop(self) -> int:
-        """SIGTERM; the exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(30)
-        finally:
-            self.process.kill()
-            self._log.close()
-
-
-@pytest.fixture(scope="module")
-def server(smollm2: Path, minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """SmolLM2 and MiniLM; at the end it must stop by itself, with status 0 and no error in its log."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    options = ("--embedding-model", minilm, "--alias", "smol", "--parallel", SLOTS, "-c", 512, "--max-queue", 32)
-    server = Server(log, smollm2, *options)
-    yield server
-    assert server.stop() == 0
-    assert "Traceback" not in log.read_text(), log.read_text()
+from .server_process import JSON, MESSAGES, ROOT, C, Server
 
 
 def test_completions(server: Server) -> None:
@@ -283,68 +173,6 @@ def test_models(server: Server) -> None:
     assert server.post("/v1/embeddings", model="smol", input="a")[0] == 400
 
 
-C, H = "/v1/completions", "/v1/chat/completions"
-BAD: list[tuple[str, bytes]] = [
-    (C, b""),
-    (C, b"{"),
-    (C, b"[]"),
-    (C, b"\xff\xfe"),
-    (C, b'{"prompt": "a", "temperature": NaN}'),
-    (C, b'{"prompt": "a", "temperature": 1e999}'),
-    (C, b'{"prompt": "a", "temperature": "hot"}'),
-    (C, b'{"prompt": "a", "n": 1000000000000}'),
-    (C, b'{"prompt": "a", "n": 1000}'),
-    (C, b'{"prompt": "a", "max_tokens": -1}'),
-    (C, b'{"prompt": "a", "max_tokens": ' + b"9" * 5000 + b"}"),
-    (C, b'{"prompt": "a", "surprise": 1}'),
-    (C, b'{"prompt": "a", "priority": 5}'),
-    (C, b'{"prompt": "a", "echo": true}'),
-    (C, b'{"prompt": [], "max_tokens": 1}'),
-    (C, b'{"prompt": [99999999]}'),
-    (C, b'{"prompt": [[1], "a", 2]}'),
-    (C, b'{"prompt": {"a": 1}}'),
-    (C, b'{"prompt": "a", "logit_bias": {"x": 1}}'),
-    (C, b'{"prompt": "a", "logit_bias": [1]}'),
-    (C, b'{"prompt": "a", "stop": [1]}'),
-    (C, b'{"prompt": "a", "stream": "yes"}'),
-    (C, b'{"prompt": "a", "grammar": "root ::= ("}'),
-    (C, b'{"prompt": "a", "grammar": 1}'),
-    (C, b'{"prompt": "a", "regex": 1}'),
-    (C, b'{"prompt": "a", "choices": 1}'),
-    (C, b'{"prompt": "a", "json_schema": {"type": "what"}}'),
-    (C, b'{"prompt": "' + b"long " * 2000 + b'"}'),
-    (C, b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}"),
-    (H, b'{"messages": []}'),
-    (H, b'{"messages": "hi"}'),
-    (H, b'{"messages": [{"content": "x"}]}'),
-    (H, b'{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}'),
-    (H, b'{"messages": [{"role": "user", "content": "x"}], "tools": 1}'),
-    (H, b'{"messages": [{"role": "user", "content": "x"}], "tools": [{"a": 1}]}'),
-    (H, b'{"messages": [{"role": "user", "content": "x"}], "tool_choice": "f"}'),
-    (H, b'{"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "x"}}'),
-    (H, b'{"messages": [{"role": "user", "content": "x"}], "top_logprobs": 3}'),
-    (H, b'{"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"tools": []}}'),
-    ("/v1/embeddings", b'{"input": ""}'),
-    ("/v1/embeddings", b'{"input": "a", "dimensions": 100000}'),
-    ("/tokenize", b'{"content": 3}'),
-    ("/detokenize", b'{"tokens": [true, "a"]}'),
-    ("/detokenize", b'{"tokens": [-1]}'),
-]
-
-
-@pytest.mark.parametrize("stream", [b"", b'"stream": true, '])
-@pytest.mark.parametrize(("path", "body"), BAD, ids=range(len(BAD)))
-def test_bad_bodies(server: Server, path: str, body: bytes, stream: bytes) -> None:
-    """Each is a 400 in OpenAI's form, streamed or not; none a 500."""
-    if stream and path in (C, H) and body.startswith(b'{"'):
-        body = b"{" + stream + body[1:]
-    status, answer = server.send("POST", path, body)
-    assert status == 400, answer
-    error = json.loads(answer)["error"]
-    assert error["message"]
-    assert error["type"] == "invalid_request_error"
-
-
 def test_other_refusals(server: Server) -> None:
     """Paths, methods, types and sizes have their own statuses; a stated length is refused before it is sent."""
     assert server.send("GET", "/nowhere")[0] == 404
@@ -369,33 +197,6 @@ def _headers(server: Server, **headers: str) -> set[str]:
     answer.read()
     connection.close()
     return {name.lower() for name in answer.headers}
-
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
-    max_leaves=6,
-)
-NAMES = re.findall(
-    r"\w+",
-    """temperature top_p top_k min_p n stop seed logprobs top_logprobs logit_bias frequency_penalty stream tools
-    tool_choice response_format stream_options model messages prompt input user json_schema regex choices grammar lark
-    mirostat dry_breakers overflow keep timeout chat_template_kwargs documents modalities best_of encoding_format
-    dimensions continue_final_message reasoning_effort max_completion_tokens tokens content""",
-)
-PATHS = st.sampled_from([C, H, "/v1/embeddings", "/tokenize", "/detokenize"])
-
-
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-@given(path=PATHS, fields=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4), sound=st.booleans())
-def test_survives_any_body(server: Server, path: str, fields: dict[str, Any], sound: bool) -> None:
-    """Bodies of right names with any values are answered, or refused with a 4xx; never a 5xx, and it goes on."""
-    base = {C: {"prompt": "a"}, H: {"messages": MESSAGES}, "/v1/embeddings": {"input": "a"}}.get(path, {})
-    body = {**(base if sound else {}), **fields}
-    if path in (C, H):
-        body["max_tokens"] = 2
-    status, answer = server.send("POST", path, json.dumps(body).encode())
-    assert status < 500, (body, answer)
 
 
 def test_alive_after_all(server: Server) -> None:

@@ -344,10 +344,10 @@ def _check_cache_types(model: Model, params: ContextParams) -> None:
 
 def _check_pooling(model: Model, params: ContextParams) -> None:
     """Bundles since v0.5.0 abort while they plan mean pooling of a micro-batch that the sequences do not divide."""
-    kind = params.pooling_type
-    if kind == PoolingType.UNSPECIFIED:
-        kind = PoolingType(int(model.metadata.get(f"{model.architecture}.pooling_type", 0)))
-    if kind != PoolingType.MEAN or not model.library.profile.has("model_params.load_mode"):
+    mean = params.pooling_type == PoolingType.MEAN
+    if params.pooling_type == PoolingType.UNSPECIFIED:
+        mean = model.metadata.get(f"{model.architecture}.pooling_type") == str(PoolingType.MEAN.value)
+    if not mean or not model.library.profile.has("model_params.load_mode"):
         return
     n_ctx = params.n_ctx or model.n_ctx_train
     most, n = min(-(-n_ctx // 256) * 256, params.n_ubatch), params.n_seq_max
