@@ -122,10 +122,11 @@ def finish(llm: Llama, tally: Tally, requests: int, began: float, rss: float) ->
 def main() -> None:
     p = report.parser(__doc__, rounds=1)
     p.add_argument("--requests", type=int, default=20_000, help="half from threads, half from asyncio")
+    p.add_argument("--parallel", type=int, default=WORKERS, help="sequences of each Llama")
     p.add_argument("--cancel", type=float, default=0.1, help="share of them that is cancelled")
     a = p.parse_args()
     half = a.requests // 2
-    settings = {"n_ctx": 64, "n_parallel": 16, "n_threads": a.threads}
+    settings = {"n_ctx": 64, "n_parallel": a.parallel, "n_threads": a.threads}
     with Llama(a.model, **settings) as llm:
         out = report.header("soak", llm.model.library, {"requests": a.requests, "cancelled": a.cancel, **settings})
         answers = {prompt: llm.generate(prompt, GREEDY).token_ids for prompt in PROMPTS}
