@@ -133,6 +133,24 @@ def _check_against(path: str | os.PathLike[str], model: Model) -> None:
                 raise InvalidModelFile(f"{path}: {name} has no experts, the model's matrix has")
 
 
+def check_adapters(model: Model, adapters: Mapping[LoraAdapter, float]) -> dict[LoraAdapter, float]:
+    """Adapters of a model with their scales.
+
+    Raises:
+        InvalidRequest: no adapter, one of another model, or a scale that is no finite number.
+    """
+    chosen = {}
+    for adapter, scale in adapters.items():
+        if not isinstance(adapter, LoraAdapter):
+            raise InvalidRequest(f"adapters must be LoraAdapter objects, not {type(adapter).__name__}")
+        if adapter.model is not model:
+            raise InvalidRequest(
+                f"{adapter.path.name} was loaded for another Model object: load it with this context's model"
+            )
+        chosen[adapter] = number("an adapter's scale", scale)
+    return chosen
+
+
 def set_adapters(context: Context, adapters: Mapping[LoraAdapter, float]) -> None:
     """Compute with these adapters and scales from the next batch on, and with no others (llama_set_adapters_lora).
 
@@ -143,15 +161,7 @@ def set_adapters(context: Context, adapters: Mapping[LoraAdapter, float]) -> Non
         ClosedError: an adapter was closed.
         ModelError: libllama refused.
     """
-    chosen = {}
-    for adapter, scale in adapters.items():
-        if not isinstance(adapter, LoraAdapter):
-            raise InvalidRequest(f"adapters must be LoraAdapter objects, not {type(adapter).__name__}")
-        if adapter.model is not context.model:
-            raise InvalidRequest(
-                f"{adapter.path.name} was loaded for another Model object: load it with this context's model"
-            )
-        chosen[adapter] = number("an adapter's scale", scale)
+    chosen = check_adapters(context.model, adapters)
     ffi, lib, profile = context._ffi, context._lib, context.model.library.profile
     with context._exclusive():
         pointer, point = context._ptr, mark()

@@ -8,14 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.adapter import LoraAdapter, active_adapters, set_adapters
+from ..core.adapter import LoraAdapter, active_adapters, check_adapters, set_adapters
 from ..core.context import Context
 from ..errors import ClosedError, InvalidRequest
-from ..params import number
+from .request import Adapters
 from .slot import Slot
-
-# adapters with their scales; empty: those that the context has for all requests
-Adapters = tuple[tuple[LoraAdapter, float], ...]
 
 _TURN = 8  # steps; a change plans the compute graph anew
 
@@ -30,13 +27,12 @@ def adapters_of(context: Context, lora: Any) -> Adapters:
     if lora is None:
         return ()
     chosen = {lora: 1.0} if isinstance(lora, LoraAdapter) else lora
-    if not isinstance(chosen, dict) or not chosen or not all(isinstance(a, LoraAdapter) for a in chosen):
+    if not isinstance(chosen, dict) or not chosen:
         raise InvalidRequest(f"lora must be a LoraAdapter, or a dict of adapters and scales, not {lora!r:.80}")
-    for adapter in chosen:
+    checked = check_adapters(context.model, chosen)
+    for adapter in checked:
         adapter._ptr  # noqa: B018  # raises when it was closed
-        if adapter.model is not context.model:
-            raise InvalidRequest(f"{adapter.path.name} was loaded for another Model object: load it with this model")
-    return tuple((adapter, number("an adapter's scale", scale)) for adapter, scale in chosen.items())
+    return tuple(checked.items())
 
 
 class AdapterTurns:

@@ -23,6 +23,9 @@ Tokens = npt.NDArray[np.int32]
 
 _numbers = itertools.count()
 
+# adapters with their scales; empty: those that the context has for all requests
+Adapters = tuple[tuple[LoraAdapter, float], ...]
+
 
 class Request:
     """One prompt and what has been generated for it.
@@ -67,7 +70,7 @@ class Request:
         self.pending: list[int] = []  # tokens not yet sent in a chunk
         self.chain: SamplerChain | None = None
         self.row_sampler: RowSampler | None = None
-        self.adapters: tuple[tuple[LoraAdapter, float], ...] = ()  # of this request alone
+        self.adapters: Adapters = ()  # of this request alone
         self.group: Request | None = None  # the first of n completions of one prompt
         self.t_slot = self.t_first = self.t_last = 0.0
         self.cached = self.drafted = self.drafts_kept = self.reach = 0

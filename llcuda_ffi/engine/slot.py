@@ -7,8 +7,7 @@ import enum
 import numpy as np
 import numpy.typing as npt
 
-from ..core.adapter import LoraAdapter
-from .request import Request
+from .request import Adapters, Request
 
 _NOTHING: npt.NDArray[np.int32] = np.empty(0, np.int32)
 
@@ -58,7 +57,7 @@ class Slot:
         self.index = index
         self.used = 0
         self.kept = _NOTHING
-        self.adapters: tuple[tuple[LoraAdapter, float], ...] = ()
+        self.adapters: Adapters = ()
         self.reset()
 
     def reset(self) -> None:
