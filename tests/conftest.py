@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from llcuda_ffi import Embedder, hub
+from llcuda_ffi import Embedder, Llama, hub
 from llcuda_ffi import bundle as bundles
 
 from .loopback import Loopback
@@ -22,6 +22,13 @@ settings.register_profile("long", max_examples=50_000)
 def smollm2() -> Path:
     """The real small model, from the user's cache or fetched once."""
     return hub.resolve("smollm2-135m", progress=False)
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2: Path) -> Iterator[Llama]:
+    """Four requests at once, 512 tokens each; files that need another one have their own."""
+    with Llama(smollm2, n_ctx=512, n_parallel=4) as llm:
+        yield llm
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,6 @@ from llcuda_ffi.errors import ContextOverflow
 
 STORY = "Once upon a time"
 PROMPTS = [STORY, "The capital of France is", "def fib(n):", "One, two, three, four,"]
-
-
-@pytest.fixture(scope="module")
-def llm(smollm2: Path) -> Iterator[Llama]:
-    with Llama(smollm2, n_ctx=512, n_parallel=4) as llm:
-        yield llm
 
 
 def test_completion(llm: Llama) -> None:

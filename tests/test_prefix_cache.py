@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,6 @@ from llcuda_ffi.errors import InvalidRequest
 
 STORY = "Once upon a time"
 PROMPTS = [STORY, "The capital of France is", "def fib(n):", "One, two, three, four,"]
-
-
-@pytest.fixture(scope="module")
-def llm(smollm2: Path) -> Iterator[Llama]:
-    with Llama(smollm2, n_ctx=512, n_parallel=4) as llm:
-        yield llm
 
 
 def test_prefix_cache(llm: Llama) -> None:

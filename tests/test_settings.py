@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,6 @@ from llcuda_ffi import Llama, SamplingParams
 from llcuda_ffi.errors import InvalidRequest
 
 STORY = "Once upon a time"
-
-
-@pytest.fixture(scope="module")
-def llm(smollm2: Path) -> Iterator[Llama]:
-    with Llama(smollm2, n_ctx=512, n_parallel=4) as llm:
-        yield llm
 
 
 @pytest.mark.bundle("v0.5.0")
