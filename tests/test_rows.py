@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +31,7 @@ def test_the_same_tokens(llm: Llama) -> None:
     scheduler.selection.rows = pool = RowPool(llm.context, cores=6)
     assert pool.pays(12)
     assert [c.token_ids for c in llm.generate(PROMPTS, **SETTINGS)] == expected
-    assert pool._started
+    assert pool._calls
     pool.close()
 
 
@@ -46,6 +49,35 @@ def test_rows_with_and_without_the_pool_in_one_batch(llm: Llama) -> None:
         assert [c.logprobs is not None for c in completions] == ["logprobs" in p for p in params]
         scheduler.selection.rows.close()
     assert found[0] == found[1]
+
+
+def test_after_an_exception_nothing_runs(llm: Llama) -> None:
+    """Results come in order; an exception in a call, or in who reads the results, waits for the other calls."""
+    pool = RowPool(llm.context, cores=5)
+    ended: list[int] = []
+
+    def call(i: int) -> int:
+        if i == fails:
+            raise ValueError(str(i))
+        time.sleep(0.02 * (6 - i))
+        ended.append(i)
+        return i
+
+    calls = [partial(call, i) for i in range(6)]
+    fails = -1
+    assert list(pool._run(calls)) == [0, 1, 2, 3, 4, 5]
+    for fails in (0, 1, 4):
+        ended.clear()
+        with pytest.raises(ValueError, match=str(fails)), closing(pool._run(calls)) as found:
+            list(found)
+        assert sorted(ended) == [i for i in range(fails == 0, 6) if i != fails]
+    fails = -1
+    ended.clear()
+    with pytest.raises(KeyboardInterrupt), closing(pool._run(calls)) as found:
+        next(found)
+        raise KeyboardInterrupt
+    assert sorted(ended) == [0, 1, 2, 3, 4, 5]
+    pool.close()
 
 
 def test_close_ends_the_threads(llm: Llama) -> None:

@@ -94,8 +94,25 @@ def test_as_libllama(
         expected = [
             context._lib.llama_sampler_sample(chain._ptr, context._ptr, row) for row, chain in enumerate(theirs)
         ]
-        got = short.sample(logits, [(chain._ptr, row, needed) for row, chain in enumerate(ours)])
-        assert got == expected
+        jobs = [(chain._ptr, row, needed) for row, chain in enumerate(ours)]
+        assert short.sample(logits, jobs) == expected
+
+
+def test_threads(context: Context) -> None:
+    """Rows read in threads, in and out of order and with rows between them left out, give the same tokens."""
+    pool = RowPool(context, cores=6)
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(40, N_VOCAB)).astype(np.float32)
+    for rows in (range(40), range(2, 40), [0, 1, 2, 5, 6, 9, 30, 31], [7, 3, 4, 5]):
+        for threads in (2, 3, 5):
+            found = []
+            for run in (shortlist._in_turn, pool._run):
+                chains = [SamplerChain(context.model).top_k(40).dist(i) for i in range(len(rows))]
+                jobs = [(chain._ptr, row, 40) for chain, row in zip(chains, rows, strict=True)]
+                found.append(Shortlist(context).sample(logits, jobs, run, 1 if run is shortlist._in_turn else threads))
+            assert found[0] == found[1]
+            assert min(found[0]) >= 0
+    pool.close()
 
 
 @pytest.mark.parametrize("value", [-np.inf, np.nan])
@@ -165,6 +182,7 @@ def test_the_same_generation(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         scheduler = llm._driver.scheduler
         for least, cores in ((shortlist._LEAST_VOCAB, 1), (shortlist._LEAST_VOCAB, 6), (10**9, 1)):
             monkeypatch.setattr(shortlist, "_LEAST_VOCAB", least)
+            monkeypatch.setattr(shortlist, "_LEAST_SHARE", 2)
             scheduler.selection.rows.close()
             scheduler.selection.rows = RowPool(llm.context, cores=cores)
             assert scheduler.selection.rows.wide == (least < 10**9)

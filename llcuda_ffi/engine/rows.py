@@ -7,17 +7,20 @@ libllama takes a good part of a millisecond for a row: on a GPU, 32 of them in t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from functools import partial
-from queue import SimpleQueue
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..core.context import Context
 from ..hardware.cpu import usable_cores
-from .shortlist import Shortlist, wide
+from .shortlist import Shortlist, most_threads, wide
+
+T = TypeVar("T")
 
 # a chain's pointer, a row of the last batch, and the chain's reach (shortlist.py); 0 is for llama_sampler_sample
 Job = tuple[Any, int, int]
@@ -26,6 +29,11 @@ _LEAST_ROWS = 4
 _LEAST_LOGITS = 400_000
 _LEAST_CORES = 5
 _MOST_THREADS = 8
+# a core that sleeps longer than this takes long to wake up; a thread told that work will come wakes up as often,
+# so many times at most
+_NAP = 1e-4
+_NAPS = 200
+_ROUSE = object()
 
 
 class RowPool:
@@ -43,9 +51,7 @@ class RowPool:
         self._least = max(_LEAST_ROWS, _LEAST_LOGITS // max(1, context.n_vocab))
         self.wide = wide(context.n_vocab)
         self.shortlist = Shortlist(context)
-        self._calls: SimpleQueue[Any] = SimpleQueue()
-        self._done: SimpleQueue[Any] = SimpleQueue()
-        self._started = False
+        self._calls: list[SimpleQueue[Any]] = []  # one for each thread but the caller's
 
     def pays(self, n_rows: int) -> bool:
         """Whether so many rows are worth the hand-over to threads."""
@@ -57,73 +63,101 @@ class RowPool:
         Args:
             output: the batch's output flags, int8 (n_tokens,).
         """
+        places = np.cumsum(output, dtype=np.int64).tolist()
+        listed = [(chain, places[row] - 1, need) for chain, row, need in jobs if need]
+        plain = [(chain, row) for chain, row, need in jobs if not need]
+        threads = self._threads if self.pays(len(plain)) else 1
+        readers = min(self._threads, most_threads(len(listed)))
+        if max(threads, readers) > 1:
+            self._rouse(max(threads, readers))
         # the first reader waits for the device and sorts the outputs; after that reading changes nothing
         first = self._lib.llama_get_logits(self._context._resource.pointer)
         if not first:
             return [-1] * len(jobs)
-        places = np.cumsum(output, dtype=np.int64)
-        size = 4 * int(places[-1]) * self._context.n_vocab
+        size = 4 * places[-1] * self._context.n_vocab
         logits = np.frombuffer(self._ffi.buffer(first, size), np.float32).reshape(-1, self._context.n_vocab)
-        listed = [(chain, int(places[row]) - 1, need) for chain, row, need in jobs if need]
-        plain = [(chain, row) for chain, row, need in jobs if not need]
-        from_list = iter(self.shortlist.sample(logits, listed) if listed else ())
-        from_rows = iter(self._plain(plain) if plain else ())
+        tokens = self.shortlist.sample(logits, listed, self._run, readers) if listed else []
+        if not plain:
+            return tokens
+        from_list, from_rows = iter(tokens), iter(self._plain(plain, threads))
         return [next(from_list if need else from_rows) for _, _, need in jobs]
 
-    def _plain(self, jobs: Sequence[tuple[Any, int]]) -> list[int]:
+    def _plain(self, jobs: Sequence[tuple[Any, int]], threads: int) -> list[int]:
         context, sample = self._context._resource.pointer, self._lib.llama_sampler_sample
-        share = -(-len(jobs) // (self._threads if self.pays(len(jobs)) else 1))
+        share = -(-len(jobs) // threads)
         parts = [jobs[at : at + share] for at in range(0, len(jobs), share)]
-        found = self._run([partial(_each, sample, context, part) for part in parts])
-        return [token for part in found for token in part]
+        with closing(self._run([partial(_each, sample, context, part) for part in parts])) as found:
+            return [token for part in found for token in part]
 
-    def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
-        """The results of calls that may run side by side: the first in this thread, the others in the pool."""
-        if len(calls) > 1 and not self._started:
+    def _rouse(self, threads: int) -> None:
+        """Tell the pool that work for so many threads comes within milliseconds."""
+        if not self._calls:
             self._start()
-        for i, call in enumerate(calls[1:], 1):
-            self._calls.put((i, call))
-        found: list[Any] = [None] * len(calls)
-        failed: list[BaseException] = []
-        left = len(calls) - 1
+        for calls in self._calls[: threads - 1]:
+            calls.put(_ROUSE)
+
+    def _run(self, calls: Sequence[Callable[[], T]]) -> Generator[T]:
+        """The results of calls that may run side by side, in order: the first in this thread, the others in the pool.
+
+        To be closed: after that no thread works on them.
+        """
+        if len(calls) > 1 and not self._calls:
+            self._start()
+        found: list[tuple[Any, BaseException | None] | None] = [None] * len(calls)
+        done: SimpleQueue[None] = SimpleQueue()
+        for i in range(1, len(calls)):
+            self._calls[(i - 1) % len(self._calls)].put((calls[i], i, found, done))
         try:
-            found[0] = calls[0]()
+            yield calls[0]()
+            for i in range(1, len(calls)):
+                while (result := found[i]) is None:
+                    done.get()
+                value, error = result
+                if error is not None:
+                    raise error
+                yield value
         finally:
-            # also after Ctrl-C: no thread may touch the context when this returns
-            while left:
-                i, found[i], error = self._done.get()
-                failed += error
-                left -= 1
-        if failed:
-            raise failed[0]
-        return found
+            # also after Ctrl-C: no thread may touch the context from here
+            while any(result is None for result in found[1:]):
+                with suppress(Empty):
+                    done.get(timeout=_NAP)
 
     def _start(self) -> None:
-        self._started = True
-        for i in range(self._threads - 1):
+        self._calls = [SimpleQueue() for _ in range(self._threads - 1)]
+        for i, calls in enumerate(self._calls):
             name = f"llcuda_ffi-rows-{i}"
-            threading.Thread(target=_work, args=(self._calls, self._done), name=name, daemon=True).start()
+            threading.Thread(target=_work, args=(calls,), name=name, daemon=True).start()
 
     def close(self) -> None:
         """End the threads."""
-        if self._started:
-            for _ in range(self._threads - 1):
-                self._calls.put(None)
-            self._started = False
+        for calls in self._calls:
+            calls.put(None)
+        self._calls = []
 
 
 def _each(sample: Any, context: Any, jobs: Sequence[tuple[Any, int]]) -> list[int]:
     return [sample(chain, context, row) for chain, row in jobs]
 
 
-def _work(calls: SimpleQueue[Any], done: SimpleQueue[Any]) -> None:
+def _work(calls: SimpleQueue[Any]) -> None:
+    job = None
     while True:
-        job = calls.get()
+        job = _soon(calls) if job is _ROUSE else calls.get()
         if job is None:
             return
-        i, call = job
+        if job is _ROUSE:
+            continue
+        call, i, found, done = job
         try:
-            done.put((i, call(), []))
+            found[i] = call(), None
         except BaseException as error:
-            done.put((i, None, [error]))
-        job = call = None  # hold nothing while waiting
+            found[i] = None, error
+        done.put(None)
+        job = call = found = done = None  # hold nothing while waiting
+
+
+def _soon(calls: SimpleQueue[Any]) -> Any:
+    for _ in range(_NAPS):
+        with suppress(Empty):
+            return calls.get(timeout=_NAP)
+    return calls.get()

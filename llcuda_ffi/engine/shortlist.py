@@ -4,12 +4,14 @@ A chain that begins with top-k needs the k highest logits of a row. libllama cop
 bytes a token, and searches the copy; with a vocabulary of 128,000 that takes longer than anything else outside the
 model. Here numpy reads the row once: of the maxima of many columns the k-th highest is a lower bound, and only columns
 that reach it are looked into. The chain then runs on what is left, in the row's order: it chooses what it would have
-chosen from the whole row. In one thread: on the machine measured, several read the rows no faster than one.
+chosen from the whole row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,9 @@ from ..core.vocab import Vocab
 from ..sampling_params import SamplingParams
 
 Rows = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+Found = tuple[Ids, Ids, Rows]
+Run = Callable[[Sequence[Callable[[], Found]]], Generator[Found]]
 
 # a chain's pointer, its row among the outputs of the last batch, how many of the highest logits it needs
 Job = tuple[Any, int, int]
@@ -29,12 +34,22 @@ _COLUMNS = 8192
 _GROUPS = 512  # of columns; their maxima give the bound
 _LEAST_VOCAB = 1 << 16  # below this libllama's own search is as fast
 _MOST = _GROUPS // 2  # more candidates than this leave nothing to win
+_LEAST_SHARE = 8  # rows that are worth another thread
+_MOST_THREADS = 3  # the interpreter's lock and the memory leave nothing to more
+# Of a thread's time two thirds are one call that reads its rows, the rest short ones that want the interpreter's lock:
+# with shares that grow so, the threads want it one after another.
+_GROWTH = 1.5
 _LOWEST = np.finfo(np.float32).min
 
 
 def wide(n_vocab: int) -> bool:
     """Whether a vocabulary is large enough for a shortlist to pay."""
     return n_vocab >= _LEAST_VOCAB
+
+
+def most_threads(n_rows: int) -> int:
+    """How many threads so many rows are worth."""
+    return max(1, min(_MOST_THREADS, n_rows // _LEAST_SHARE))
 
 
 def reach(names: Sequence[str], params: SamplingParams, vocab: Vocab) -> int:
@@ -56,82 +71,104 @@ def lowered_by(names: Sequence[str], params: SamplingParams, vocab: Vocab) -> fr
     return frozenset([*params.logit_bias, *(vocab.eog_tokens if params.ignore_eos else ())])
 
 
+def _in_turn(calls: Sequence[Callable[[], Found]]) -> Generator[Found]:
+    for call in calls:
+        yield call()
+
+
 class Shortlist:
     """Samples rows of one context; its buffers are used again."""
 
     def __init__(self, context: Context) -> None:
         self._lib, self._ffi = context._lib, context._ffi
-        self._width = context.n_vocab
-        self._steps = np.arange(-(-self._width // _COLUMNS), dtype=np.int64) * _COLUMNS
-        self._array = self._ffi.new("llama_token_data_array *")
-        self._maxima: Rows = np.empty((0, _COLUMNS), np.float32)
+        self._columns: Rows = np.empty((0, _COLUMNS), np.float32)
         self._candidates: npt.NDArray[Any] = np.empty(0, CANDIDATE)
+        self._array = self._ffi.new("llama_token_data_array *")
         self._first: Any = None
 
-    def sample(self, logits: Rows, jobs: Sequence[Job]) -> list[int]:
+    def sample(self, logits: Rows, jobs: Sequence[Job], run: Run = _in_turn, threads: int = 1) -> list[int]:
         """The token that each chain chooses and accepts, -1 where a row has no number to choose by.
 
         Args:
             logits: float32 (outputs, n_vocab), contiguous; libllama's own memory.
+            run: calls functions in so many threads; their results in order.
         """
-        count, width = len(jobs), self._width
-        places = [row for _, row, _ in jobs]
-        if len(self._maxima) < count:
-            self._maxima = np.empty((count, _COLUMNS), np.float32)
-        maxima = self._maxima[:count]
-        _read(logits, places, maxima)
-        groups = np.maximum.reduce(maxima.reshape(count, -1, _GROUPS), axis=1)
+        rows = [row for _, row, _ in jobs]
+        if len(self._columns) < len(rows):
+            self._columns = np.empty((len(rows), _COLUMNS), np.float32)
         k = max(need for _, _, need in jobs)
-        least = np.maximum(np.partition(groups, _GROUPS - k, axis=1)[:, _GROUPS - k], _LOWEST)
+        blocks = list(_blocks(rows, _shares(len(rows), threads)))
+        calls = [partial(_highest, logits[rows[a] : rows[a] + b - a], self._columns[a:b], k) for a, b in blocks]
+        tokens: list[int] = []
+        with closing(run(calls)) as parts:
+            for (a, b), found in zip(blocks, parts, strict=True):
+                tokens += self._choose(jobs[a:b], *found)
+        return tokens
 
-        # every token of the columns that reach the bound, then those that reach it themselves
-        places_at = np.array(places) * width
-        column = np.flatnonzero(maxima >= least[:, None])
-        job = column // _COLUMNS
-        ids = (column - job * _COLUMNS)[:, None] + self._steps
-        flat = logits.reshape(-1)
-        found = flat.take(ids + places_at[job][:, None], mode="clip") >= least[job][:, None]
-        found &= ids < width
-        # in the order of the row, which decides between equal logits
-        at = np.sort((ids + (job * width)[:, None])[found])
-        job = at // width
-        token = at - job * width
-        candidates = self._room(len(at))
-        candidates["id"][: len(at)] = token
-        candidates["logit"][: len(at)] = flat.take(token + places_at[job])
-        return self._choose(jobs, np.searchsorted(job, np.arange(count + 1)).tolist())
-
-    def _choose(self, jobs: Sequence[Job], ends: Sequence[int]) -> list[int]:
+    def _choose(self, jobs: Sequence[Job], sizes: Ids, ids: Ids, logits: Rows) -> list[int]:
         """Run each chain on its part of the candidates."""
+        if len(self._candidates) < len(ids):
+            self._candidates = np.empty(2 * len(ids), CANDIDATE)
+            self._first = self._ffi.cast("llama_token_data *", self._ffi.from_buffer(self._candidates))
+        self._candidates["id"][: len(ids)] = ids
+        self._candidates["logit"][: len(ids)] = logits
         array, first = self._array, self._first
         apply, accept = self._lib.llama_sampler_apply, self._lib.llama_sampler_accept
         tokens = []
         start = 0
-        for (chain, _, _), end in zip(jobs, ends[1:], strict=True):
+        for (chain, _, _), size in zip(jobs, sizes.tolist(), strict=True):
             token = -1
-            if start < end:
-                array.data, array.size, array.selected, array.sorted = first + start, end - start, -1, False
+            if size:
+                array.data, array.size, array.selected, array.sorted = first + start, size, -1, False
                 apply(chain, array)
                 if 0 <= array.selected < array.size:
                     token = array.data[array.selected].id
                     accept(chain, token)
             tokens.append(token)
-            start = end
+            start += size
         return tokens
 
-    def _room(self, n: int) -> npt.NDArray[Any]:
-        if len(self._candidates) < n:
-            self._candidates = np.empty(2 * n, CANDIDATE)
-            self._first = self._ffi.cast("llama_token_data *", self._ffi.from_buffer(self._candidates))
-        return self._candidates
+
+def _shares(n_rows: int, threads: int) -> set[int]:
+    """Where the shares of the threads end."""
+    parts = np.cumsum(_GROWTH ** np.arange(threads))
+    return set(np.rint(n_rows * parts / parts[-1]).astype(int).tolist())
 
 
-def _read(logits: Rows, rows: Sequence[int], maxima: Rows) -> None:
-    """The highest logit of each column, the tokens that lie `_COLUMNS` apart, of some rows."""
-    width = logits.shape[1]
+def _blocks(rows: Sequence[int], ends: Collection[int]) -> Iterator[tuple[int, int]]:
+    """Rows of one share that follow each other: (start, end)."""
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end in ends or rows[end] != rows[end - 1] + 1:
+            yield start, end
+            start = end
+
+
+def _highest(logits: Rows, columns: Rows, k: int) -> Found:
+    """The tokens that can be among the k highest of each row, in the row's order.
+
+    Args:
+        columns: float32 (rows, _COLUMNS), written to.
+
+    Returns:
+        (rows,) how many each row has, then all their tokens and logits.
+    """
+    count, width = logits.shape
     full = width // _COLUMNS * _COLUMNS
-    for row, out in zip(rows, maxima, strict=True):
-        np.maximum.reduce(logits[row, :full].reshape(-1, _COLUMNS), axis=0, out=out)
-        if full < width:
-            rest = out[: width - full]
-            np.maximum(rest, logits[row, full:], out=rest)
+    np.maximum.reduce(logits[:, :full].reshape(count, -1, _COLUMNS), axis=1, out=columns)
+    if full < width:
+        rest = columns[:, : width - full]
+        np.maximum(rest, logits[:, full:], out=rest)
+    groups = np.maximum.reduce(columns.reshape(count, -1, _GROUPS), axis=1)
+    bound = np.maximum(np.partition(groups, _GROUPS - k, axis=1)[:, _GROUPS - k], _LOWEST)
+
+    # every token of the columns that reach the bound, then those that reach it themselves
+    column = np.flatnonzero(columns >= bound[:, None])
+    row = column // _COLUMNS
+    inside = column + row * (width - _COLUMNS) + np.arange(0, width, _COLUMNS)[:, None]
+    reached = logits.reshape(-1).take(inside, mode="clip") >= bound.take(row)
+    reached[-1] &= inside[-1] < (row + 1) * width
+    # equal logits are decided by the order of the row
+    place = np.sort(inside[reached])
+    row = place // width
+    return np.bincount(row, minlength=count), place - row * width, logits.reshape(-1).take(place)

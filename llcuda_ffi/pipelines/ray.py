@@ -144,14 +144,16 @@ def _map(
     concurrency: int | tuple[int, int],
     batch_size: int,
 ) -> Any:
+    from ray.data import ActorPoolStrategy
+
     resources: dict[str, Any] = {"num_gpus": num_gpus} if num_gpus else {"num_cpus": num_cpus}
+    least, most = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
+    # Ray restarts a lost actor, and what it was doing, as often as need be
     return dataset.map_batches(
         actor,
         fn_constructor_kwargs=arguments,
         batch_size=batch_size,
         batch_format="numpy",
-        concurrency=concurrency,
-        max_restarts=-1,
-        max_task_retries=-1,
+        compute=ActorPoolStrategy(min_size=least, max_size=most),
         **resources,
     )
