@@ -85,7 +85,8 @@ class Llama(ChatMethods):
             device: "auto", "cpu", "cuda" or "cuda:1".
             n_ctx: most tokens of one request; default the model's training context, at most 4,096.
             n_parallel: requests that run together. The KV cache holds n_ctx tokens for each.
-            n_batch, n_ubatch: most tokens of a batch, and computed at once (default 512).
+            n_batch, n_ubatch: most tokens of a batch, and computed at once (default 512; on a GPU batches of four times
+                that, which keep it busy while nothing is generated).
             n_threads: CPU threads; "auto" starts with the usable cores and gives way on a busy machine.
             n_gpu_layers: layers on the GPU; "auto" puts as many as fit.
             kv_type: type of the KV cache ("f16", "q8_0", …), or a pair for K and V.
@@ -133,7 +134,7 @@ class Llama(ChatMethods):
                 {
                     "n_seq_max": n_parallel,
                     "n_ubatch": ubatch,
-                    "n_batch": max(n_batch or ubatch, n_parallel, ubatch),
+                    "n_batch": max(n_batch or ubatch * (4 if self.model.placement.on_gpu else 1), n_parallel, ubatch),
                     "n_threads": cores if n_threads == "auto" else n_threads,
                 },
             )

@@ -132,6 +132,23 @@ def test_long_prompt_does_not_stall_streams(smollm2: Path) -> None:
         _finish(llm)
 
 
+def test_prompts_alone_fill_the_batch(smollm2: Path) -> None:
+    """While nothing is generated, a batch of prompts holds n_batch tokens; their tokens are the same."""
+    prompts = ["word " * 150, "Once upon a time " * 30]
+    found = []
+    for n_batch in (64, 256):
+        with Llama(smollm2, n_ctx=512, n_parallel=2, n_ubatch=64, n_batch=n_batch) as llm:
+            scheduler = llm._driver.scheduler
+            requests = [_request(llm, prompt, max_tokens=5) for prompt in prompts]
+            for request in requests:
+                scheduler.submit(request)
+            scheduler.step()
+            assert llm.metrics().batch_tokens == n_batch
+            _finish(llm)
+            found.append([r.generated for r in requests])
+    assert found[0] == found[1]
+
+
 def test_failed_batch_fails_its_requests_only(llm: Llama, oracle: dict[str, list[int]]) -> None:
     """A backend error ends the requests of that batch; one that waits is computed as if nothing had been."""
     scheduler = llm._driver.scheduler

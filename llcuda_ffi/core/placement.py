@@ -72,6 +72,11 @@ class Placement:
             counts[device] = counts.get(device, 0) + 1
         return counts
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether any layer is on another device than the CPU."""
+        return any(device != "CPU" for device in self.layers)
+
     def __str__(self) -> str:
         layers = ", ".join(f"{n} layers on {device}" for device, n in self.by_device.items())
         buffers = ", ".join(f"{size / _MIB:.0f} MiB in {name}" for name, size in self.buffers.items())

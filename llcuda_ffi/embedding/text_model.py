@@ -99,7 +99,7 @@ class TextModel:
         flash_attn: bool | None,
     ) -> None:
         loaded = self.model
-        on_gpu = any(name != "CPU" for name in loaded.placement.by_device)
+        on_gpu = loaded.placement.on_gpu
         positions = loaded.n_positions or 1 << 30
         longest = min(positions, max(1, loaded.n_ctx_train)) if loaded.n_ctx_train > 0 else positions
         if max_tokens is None:

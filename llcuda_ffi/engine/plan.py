@@ -60,9 +60,9 @@ class Planner:
         return rows
 
     def _prompts(self, slots: Sequence[Slot], rows: list[Row]) -> None:
-        """Add chunks of prompts: at most one micro-batch of them, so that running streams never wait longer."""
+        """Add chunks of prompts: beside running streams one micro-batch of them, so that those never wait longer."""
         batch = self.batch
-        room = min(self.most - batch.n_tokens, self._chunk)
+        room = min(self.most - batch.n_tokens, self._chunk if batch.n_tokens else self.most)
         for slot in sorted((slot for slot in slots if slot.state is State.PROMPT), key=Slot.arrival):
             if room <= 0:
                 return
