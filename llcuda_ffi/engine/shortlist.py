@@ -96,16 +96,19 @@ class Shortlist:
         rows = [row for _, row, _ in jobs]
         if len(self._columns) < len(rows):
             self._columns = np.empty((len(rows), _COLUMNS), np.float32)
+        if len(jobs) == 1:
+            ids, values = _highest_of(logits[rows[0]], self._columns[0], jobs[0][2])
+            return self._choose(jobs, [len(ids)], ids, values)
         k = max(need for _, _, need in jobs)
         blocks = list(_blocks(rows, _shares(len(rows), threads)))
         calls = [partial(_highest, logits[rows[a] : rows[a] + b - a], self._columns[a:b], k) for a, b in blocks]
         tokens: list[int] = []
         with closing(run(calls)) as parts:
-            for (a, b), found in zip(blocks, parts, strict=True):
-                tokens += self._choose(jobs[a:b], *found)
+            for (a, b), (sizes, ids, values) in zip(blocks, parts, strict=True):
+                tokens += self._choose(jobs[a:b], sizes.tolist(), ids, values)
         return tokens
 
-    def _choose(self, jobs: Sequence[Job], sizes: Ids, ids: Ids, logits: Rows) -> list[int]:
+    def _choose(self, jobs: Sequence[Job], sizes: Sequence[int], ids: Ids, logits: Rows) -> list[int]:
         """Run each chain on its part of the candidates."""
         if len(self._candidates) < len(ids):
             self._candidates = np.empty(2 * len(ids), CANDIDATE)
@@ -116,7 +119,7 @@ class Shortlist:
         apply, accept = self._lib.llama_sampler_apply, self._lib.llama_sampler_accept
         tokens = []
         start = 0
-        for (chain, _, _), size in zip(jobs, sizes.tolist(), strict=True):
+        for (chain, _, _), size in zip(jobs, sizes, strict=True):
             token = -1
             if size:
                 array.data, array.size, array.selected, array.sorted = first + start, size, -1, False
@@ -172,3 +175,22 @@ def _highest(logits: Rows, columns: Rows, k: int) -> Found:
     place = np.sort(inside[reached])
     row = place // width
     return np.bincount(row, minlength=count), place - row * width, logits.reshape(-1).take(place)
+
+
+def _highest_of(logits: Rows, columns: Rows, k: int) -> tuple[Ids, Rows]:
+    """The same for one row, in half the calls: its tokens and their logits."""
+    width = len(logits)
+    full = width // _COLUMNS * _COLUMNS
+    np.maximum.reduce(logits[:full].reshape(-1, _COLUMNS), axis=0, out=columns)
+    if full < width:
+        rest = columns[: width - full]
+        np.maximum(rest, logits[full:], out=rest)
+    groups = np.maximum.reduce(columns.reshape(-1, _GROUPS), axis=0)
+    groups.partition(_GROUPS - k)
+    bound = max(groups[_GROUPS - k], _LOWEST)
+    inside = (columns >= bound).nonzero()[0] + np.arange(0, width, _COLUMNS)[:, None]
+    reached = logits.take(inside, mode="clip") >= bound
+    reached[-1] &= inside[-1] < width
+    place = inside[reached]
+    place.sort()
+    return place, logits.take(place)
