@@ -117,19 +117,22 @@ def many(a: argparse.Namespace) -> dict[str, Any]:
     """32 and 64 sequences, sampled, prompts of 128 tokens and answers of 128: as llama-batched-bench counts them."""
     out: dict[str, Any] = {}
     for n in (32, 64):
-        for backend in (False, True):
+        for n_contexts, backend in ((1, False), (2, False), (4, False), (1, True)):
+            key = f"{n}{'_backend' if backend else ''}{f'_contexts_{n_contexts}' if n_contexts > 1 else ''}"
             try:
-                out[f"{n}{'_backend' if backend else ''}"] = together(a, n, backend)
+                out[key] = together(a, n, n_contexts, backend)
             except LlcudaError as error:
-                out[f"{n}_error"] = f"{type(error).__name__}: {error}"
-                print(f"  {n} sequences: {out[f'{n}_error'][:300]}")
+                out[f"{key}_error"] = f"{type(error).__name__}: {error}"
+                print(f"  {n} sequences: {error!s:.300}")
     return out
 
 
-def together(a: argparse.Namespace, n: int, backend: bool) -> dict[str, Any]:
+def together(a: argparse.Namespace, n: int, n_contexts: int, backend: bool) -> dict[str, Any]:
     """Prompt and generation rates of `n` sequences."""
-    label = f"{n} sequences{', sampled on the GPU' if backend else ''}"
-    with opened(a, n_ctx=256, n_parallel=n, n_batch=2048, n_ubatch=512, backend_sampling=backend) as llm:
+    label = f"{n} sequences in {n_contexts}{', sampled on the GPU' if backend else ''}"
+    settings: dict[str, Any] = {"n_contexts": n_contexts, "backend_sampling": backend}
+    before = sum(vram())
+    with opened(a, n_ctx=256, n_parallel=n, n_batch=2048, n_ubatch=512, **settings) as llm:
         prompts = [[1000 + (i * 131 + k * 17) % 50000 for k in range(128)] for i in range(n)]
         prompt_rates, rates = [], []
         for round_ in range(a.rounds + 1):
@@ -142,7 +145,9 @@ def together(a: argparse.Namespace, n: int, backend: bool) -> dict[str, Any]:
             if round_:
                 prompt_rates.append(n * 128 / first)
                 rates.append(n * 127 / (both - first))
+        used = (sum(vram()) - before) / MIB
     return {
+        "vram_mib": used,
         "prompt": report.line(f"{label}: prompt", prompt_rates, "tok/s"),
         "generation": report.line(f"{label}: generation", rates, "tok/s"),
     }

@@ -1,4 +1,4 @@
-"""AsyncLlama: the same requests, awaited. One engine thread steps; the event loop is never blocked."""
+"""AsyncLlama: the same requests, awaited. Threads of the engine step; the event loop is never blocked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .chat.methods import AsyncChatMethods
 from .core.model import Model
-from .engine.driver import EngineThread
+from .engine.lanes import Lanes
 from .engine.metrics import MetricsSnapshot
 from .engine.request import Request
 from .engine.results import Chunk, Completion
@@ -66,10 +66,11 @@ class AsyncLlama(AsyncChatMethods):
     def __init__(self, model: str | os.PathLike[str] | Model, **settings: Any) -> None:
         """Load, blocking; see Llama. (In a running loop: `await asyncio.to_thread(AsyncLlama, …)`.)"""
         self._llama = Llama(model, **settings)
-        self._engine = EngineThread(self._llama._driver)
-        # at interpreter exit the engine thread must stop before the context that it uses is freed
-        self._finalizer = weakref.finalize(self, self._engine.close)
-        self._finalizer.atexit = False  # at exit the engine's thread may be held (native/handle.py): do not wait for it
+        driver = self._llama._driver
+        self._lanes = driver if isinstance(driver, Lanes) else Lanes([driver])
+        # the threads must stop before the contexts that they use are freed
+        self._finalizer = weakref.finalize(self, self._lanes.stop)
+        self._finalizer.atexit = False  # at exit such threads may be held (native/handle.py): do not wait for them
 
     @property
     def llama(self) -> Llama:
@@ -78,20 +79,17 @@ class AsyncLlama(AsyncChatMethods):
 
     def _submit(self, request: Request, wake: _Wake) -> None:
         request.wake = wake  # type: ignore[assignment]
-        self._llama._driver.scheduler.submit(request)
-        self._engine.kick()
+        self._lanes.submit(request)
 
     def _cancel(self, requests: Sequence[Request]) -> None:
-        scheduler = self._llama._driver.scheduler
         for request in requests:
             if not request.done:
-                scheduler.cancel(request)
-        self._engine.kick()
+                self._lanes.cancel(request)
 
     def _check(self) -> None:
         if not self._finalizer.alive:
             raise ClosedError("this AsyncLlama is closed: make a new one")
-        self._llama._driver.check()
+        self._lanes.check()
 
     async def generate(
         self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **settings: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -11,24 +12,19 @@ import numpy as np
 
 from .bundle import InstalledBundle
 from .chat.methods import ChatMethods
-from .core.context import Context
-from .core.memory import Memory
 from .core.model import Model
 from .core.placement import Room
 from .core.vocab import Vocab
 from .engine.adapter_turns import adapters_of
-from .engine.driver import Driver
-from .engine.metrics import MetricsSnapshot
+from .engine.lanes import Lanes
 from .engine.request import Request, Tokens
 from .engine.results import Chunk, Completion
 from .engine.sampling import pick_seed
-from .engine.saved import load_prefixes, save_prefixes
-from .engine.scheduler import Scheduler
 from .enums import FlashAttnType, GGMLType
 from .errors import ContextOverflow, InvalidRequest, UnsupportedModel
-from .hardware.cpu import usable_cores
+from .llama_state import LlamaState
 from .params import INT32_MAX, UINT32_MAX, ContextParams, ModelParams, flag, integer, override
-from .runtime import DEFAULT_N_CTX, kv_types, longest_request, open_drafter, open_model, thread_control, with_cache
+from .runtime import DEFAULT_N_CTX, kv_types, longest_request, open_engine, open_model, with_cache
 from .sampling_params import SamplingParams
 from .structured import constraint_for
 
@@ -40,7 +36,7 @@ if TYPE_CHECKING:
 Prompt = str | bytes | Sequence[int] | Tokens
 
 
-class Llama(ChatMethods):
+class Llama(LlamaState, ChatMethods):
     """A model ready to generate. Any number of threads may use one Llama; their requests share its batches.
 
         with Llama("smollm2-135m") as llm:
@@ -49,6 +45,7 @@ class Llama(ChatMethods):
     Attributes:
         model: the loaded model; `model.vocab` tokenizes.
         context: the context that all requests share. Leave its memory to the scheduler.
+        contexts: all of them, where n_contexts is more than 1; `context` is the first.
         n_ctx: most tokens of one request, prompt and answer together.
         n_parallel: how many requests run at once.
     """
@@ -60,6 +57,7 @@ class Llama(ChatMethods):
         device: str = "auto",
         n_ctx: int | None = None,
         n_parallel: int = 8,
+        n_contexts: int = 1,
         n_batch: int | None = None,
         n_ubatch: int | None = None,
         n_threads: int | Literal["auto"] = "auto",
@@ -85,6 +83,8 @@ class Llama(ChatMethods):
             device: "auto", "cpu", "cuda" or "cuda:1".
             n_ctx: most tokens of one request; default the model's training context, at most 4,096.
             n_parallel: requests that run together. The KV cache holds n_ctx tokens for each.
+            n_contexts: contexts that divide them, each with a thread: while the CPU chooses the tokens of one, a GPU
+                computes for another. 2 pay from about 32 requests on, 4 from 64; on a CPU 1 is best.
             n_batch, n_ubatch: most tokens of a batch, and computed at once (default 512; on a GPU batches of four times
                 that, which keep it busy while nothing is generated).
             n_threads: CPU threads; "auto" starts with the usable cores and gives way on a busy machine.
@@ -108,6 +108,8 @@ class Llama(ChatMethods):
             InvalidRequest: a setting is out of range.
         """
         n_parallel = integer("n_parallel", n_parallel, 1, 256)
+        if n_parallel % integer("n_contexts", n_contexts, 1, 16):
+            raise InvalidRequest(f"n_parallel={n_parallel} cannot be divided among n_contexts={n_contexts}")
         if n_threads != "auto":
             integer("n_threads", n_threads, 1, 512)
         flag("prefix_cache", prefix_cache)
@@ -123,45 +125,41 @@ class Llama(ChatMethods):
                 self.model = model
             else:
                 cells = kv_cells or (n_ctx or DEFAULT_N_CTX) * n_parallel
-                room = Room(cells, ubatch, n_parallel, *types)
+                room = Room(cells, ubatch, n_parallel, *types, n_contexts)
                 self.model = open_model(model, device, n_gpu_layers, bundle, model_params, progress, room)
                 self._owned.append(self.model)
             self.n_ctx = longest_request(self.model, n_ctx)
             self.n_parallel = n_parallel
-            cores = usable_cores()
             params = override(
                 with_cache(base, self.n_ctx, n_parallel, types, kv_cells, flash_attn),
                 {
                     "n_seq_max": n_parallel,
                     "n_ubatch": ubatch,
                     "n_batch": max(n_batch or ubatch * (4 if self.model.placement.on_gpu else 1), n_parallel, ubatch),
-                    "n_threads": cores if n_threads == "auto" else n_threads,
                 },
             )
-            self.context = Context(self.model, params)
-            self._owned.append(self.context)
-            if self.context.memory is None or not self.model.has_decoder:
-                raise UnsupportedModel(
-                    f"{self.model.path.name} is an embedding model, it generates no text: use Embedder"
-                )
-            self._memory: Memory = self.context.memory
-            self._threads = thread_control(self.context, cores) if n_threads == "auto" else None
-            drafter = None if draft is None else open_drafter(draft, n_draft, self.context, self.n_ctx, self._owned)
-            self._driver = Driver(
-                Scheduler(
-                    self.context,
-                    n_ctx=self.n_ctx,
-                    prefix_cache=prefix_cache,
-                    drafter=drafter,
-                    threads=self._threads,
-                    backend_sampling=backend_sampling,
-                    host_cache_bytes=host_cache_bytes,
-                )
+            self._driver = open_engine(
+                self.model,
+                params,
+                n_contexts,
+                self._owned,
+                n_ctx=self.n_ctx,
+                n_threads=n_threads,
+                draft=draft,
+                n_draft=n_draft,
+                prefix_cache=prefix_cache,
+                backend_sampling=backend_sampling,
+                host_cache_bytes=host_cache_bytes,
             )
+            self.contexts = [scheduler.context for scheduler in self._driver.schedulers]
+            self.context = self.contexts[0]
         except BaseException:
             for owned in reversed(self._owned):
                 owned.close()
             raise
+        if isinstance(self._driver, Lanes):
+            # where nobody closes it: the threads must stop before the contexts that they use are freed
+            weakref.finalize(self, self._driver.stop).atexit = False
 
     # --- requests ---
 
@@ -200,7 +198,7 @@ class Llama(ChatMethods):
                 "max_tokens, make the Llama with a larger n_ctx, or choose overflow='stop' or 'shift'"
             )
         if params.overflow == "shift":
-            if not self._memory.can_shift:
+            if self.context.memory is None or not self.context.memory.can_shift:
                 raise UnsupportedModel("this model's positions cannot be shifted: choose overflow='stop' or 'error'")
             if params.keep > self.n_ctx - 8:
                 raise InvalidRequest(f"keep={params.keep} leaves nothing to shift in a context of {self.n_ctx}")
@@ -287,9 +285,7 @@ class Llama(ChatMethods):
         return results if many else results[0]
 
     def _run(self, requests: Sequence[Request], progress: bool = False) -> None:
-        scheduler = self._driver.scheduler
-        for request in requests:
-            scheduler.submit(request)
+        self._driver.submit(*requests)
         bar = None
         if progress:
             from tqdm.auto import tqdm
@@ -304,7 +300,7 @@ class Llama(ChatMethods):
         except BaseException:
             for request in requests:
                 if not request.done:
-                    scheduler.cancel(request)
+                    self._driver.cancel(request)
             raise
         finally:
             if bar is not None:
@@ -329,7 +325,7 @@ class Llama(ChatMethods):
 
     def _chunks(self, request: Request, chunks: deque[Chunk]) -> Iterator[Chunk]:
         driver = self._driver
-        driver.scheduler.submit(request)
+        driver.submit(request)
 
         def ready() -> bool:
             return bool(chunks) or request.done
@@ -345,52 +341,7 @@ class Llama(ChatMethods):
                     return
         finally:
             if not request.done:
-                driver.scheduler.cancel(request)
-
-    # --- state ---
-
-    def metrics(self) -> MetricsSnapshot:
-        """Counters since the Llama was made, and percentiles over the last 1,024 requests."""
-        scheduler = self._driver.scheduler
-        return scheduler.metrics.snapshot(
-            queued=len(scheduler._waiting),
-            running=sum(slot.request is not None for slot in scheduler.slots),
-            kv_used=sum(max(slot.n_past, len(slot.kept)) for slot in scheduler.slots),
-            kv_cells=self.context.n_ctx,
-            n_threads=self._threads.n_threads if self._threads else self.context.params.n_threads or 0,
-        )
-
-    def clear_cache(self) -> None:
-        """Forget every kept prefix of finished requests."""
-        self._driver.check()
-        with self._driver._lead:
-            self._driver.scheduler.prefixes.clear()
-
-    def save_state(self, path: str | os.PathLike[str]) -> int:
-        """Write the kept prefixes of finished requests to a file, for `load_state` in a later process.
-
-        Returns:
-            how many tokens were written.
-
-        Raises:
-            OSError: the file could not be written; no half of it is left.
-        """
-        self._driver.check()
-        with self._driver._lead:
-            return save_prefixes(self._driver.scheduler, path)
-
-    def load_state(self, path: str | os.PathLike[str]) -> int:
-        """Read what `save_state` wrote into idle slots; requests that continue it need not compute it.
-
-        Returns:
-            how many tokens are in the cache now from the file.
-
-        Raises:
-            InvalidRequest: no such file, or of another model, ABI or kind of context.
-        """
-        self._driver.check()
-        with self._driver._lead:
-            return load_prefixes(self._driver.scheduler, path)
+                driver.cancel(request)
 
     @property
     def closed(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a Llama is made of: the model in its place, the settings of its context, its drafter and its thread control."""
+"""What a Llama is made of: the model in its place, its contexts with their schedulers, its drafter, thread control."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from .core.dry_load import dry_load
 from .core.model import Model
 from .core.placement import Room, library_for, place
 from .engine.drafting import Drafter, DraftModel, PromptLookup
+from .engine.driver import Driver
+from .engine.lanes import Lanes
+from .engine.scheduler import Scheduler
 from .engine.threads import ThreadControl
 from .enums import FlashAttnType, GGMLType
 from .errors import InvalidRequest, UnsupportedModel
+from .hardware.cpu import usable_cores
 from .hub import resolve
 from .params import INT32_MAX, ContextParams, ModelParams, integer, member, override
 
@@ -92,6 +96,54 @@ def with_cache(
             "flash_attn_type": member("flash_attn", flash_attn, FlashAttnType),
         },
     )
+
+
+def open_engine(
+    model: Model,
+    params: ContextParams,
+    n_contexts: int,
+    owned: list[Any],
+    *,
+    n_ctx: int,
+    n_threads: int | Literal["auto"],
+    draft: str | os.PathLike[str] | Model | None,
+    n_draft: int | None,
+    **settings: Any,
+) -> Driver | Lanes:
+    """Contexts of a model and what steps them; what must be closed with the Llama is added to `owned`.
+
+    Args:
+        params: of one context that all share; its sequences and cells are divided among several.
+        settings: of each Scheduler.
+
+    Raises:
+        UnsupportedModel: it generates no text.
+        InvalidRequest: shared cells are too few for so many contexts.
+    """
+    cells = params.n_ctx // n_contexts
+    if params.kv_unified and cells < n_ctx:
+        raise InvalidRequest(
+            f"kv_cells={params.n_ctx} in n_contexts={n_contexts} are {cells} in each, too few for a request of "
+            f"n_ctx={n_ctx} tokens: raise kv_cells, or lower one of the others"
+        )
+    cores = usable_cores()
+    automatic = n_threads == "auto"
+    threads = max(1, cores // n_contexts) if n_threads == "auto" else n_threads
+    drivers = []
+    share = {"n_seq_max": params.n_seq_max // n_contexts, "n_ctx": cells, "n_threads": threads}
+    for _ in range(n_contexts):
+        context = Context(model, override(params, share))
+        owned.append(context)
+        if context.memory is None or not model.has_decoder:
+            raise UnsupportedModel(f"{model.path.name} is an embedding model, it generates no text: use Embedder")
+        drafter = None
+        if draft is not None:
+            drafter = open_drafter(draft, n_draft, context, n_ctx, owned)
+            draft = drafter.model if isinstance(drafter, DraftModel) else draft
+        # several contexts would take each other's cores for another program's
+        control = thread_control(context, cores) if automatic and n_contexts == 1 else None
+        drivers.append(Driver(Scheduler(context, n_ctx=n_ctx, drafter=drafter, threads=control, **settings)))
+    return drivers[0] if n_contexts == 1 else Lanes(drivers)
 
 
 def thread_control(context: Context, cores: int) -> ThreadControl | None:

@@ -62,6 +62,17 @@ def test_four_sequences_at_once(llm: Llama) -> None:
     assert [out.usage.completion_tokens for out in outs] == [24] * 6
 
 
+def test_several_contexts_at_once(llcuda_model: Path, llm: Llama) -> None:
+    """Four contexts that compute at the same time give what one gives: each has one sequence, as when alone."""
+    prompts = [f"{PROMPT} {name}" for name in ("Ann", "Bob", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal")]
+    settings = {"temperature": 0.7, "max_tokens": 60, "prefix_cache": False, "ignore_eos": True, "seed": 3}
+    alone = [llm.generate(p, **settings).token_ids for p in prompts]
+    with Llama(llm.model, n_ctx=512, n_parallel=4, n_contexts=4) as several:
+        for _ in range(3):
+            assert [c.token_ids for c in several.generate(prompts, **settings)] == alone
+        assert all(scheduler.metrics.requests for scheduler in several._driver.schedulers)
+
+
 def test_devices_and_switches_are_readable(llm: Llama) -> None:
     """The GPU appears with its memory and address; the CUDA switches are fixed once the library is loaded."""
     gpus = placement.gpus(llm.model.library, "cuda")

@@ -20,7 +20,7 @@ LAYERS = [
     ["core"],
     ["engine"],
     ["chat", "structured"],
-    ["async_llama", "embedder", "embedding", "llama", "runtime"],
+    ["async_llama", "embedder", "embedding", "llama", "llama_state", "runtime"],
     ["server"],
     [
         "cli",

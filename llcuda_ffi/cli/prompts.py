@@ -55,7 +55,7 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
             try:
                 prompt, settings = _parse(line)
                 request = llm._requests(llm.tokenize_prompt(prompt), override(params, settings))[0]
-                driver.scheduler.submit(request)
+                driver.submit(request)
                 flight.append(request)
             except LlcudaError as error:
                 flight.append(str(error))

@@ -20,6 +20,7 @@ from ..errors import InvalidRequest
 @click.option("--n-gpu-layers", type=int, help="Layers on the GPU; by default as many as fit.")
 @click.option("-c", "--ctx", "n_ctx", type=int, help="Most tokens of prompt and answer.")
 @click.option("--parallel", type=int, default=8, show_default=True, help="Requests computed together.")
+@click.option("--contexts", "n_contexts", type=int, default=1, show_default=True, help="They divide the requests.")
 @click.option("--kv-cells", type=int, help="Tokens of the KV cache, shared by all requests.")
 @click.option("--kv-type", default="f16", show_default=True)
 @click.option("--batch", "n_batch", type=int, help="Most tokens of a batch.")

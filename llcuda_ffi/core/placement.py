@@ -91,6 +91,7 @@ class Room:
         n_cells: tokens of the KV cache, all sequences together.
         n_ubatch: tokens computed at once.
         n_seq_max: sequences.
+        n_contexts: contexts that divide the cells; each has compute buffers.
     """
 
     n_cells: int
@@ -98,6 +99,7 @@ class Room:
     n_seq_max: int = 1
     type_k: GGMLType = GGMLType.F16
     type_v: GGMLType = GGMLType.F16
+    n_contexts: int = 1
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,7 @@ def fit(path: Path, targets: Sequence[Device], room: Room, measured: tuple[int, 
             kv, compute = _reckon(reader, room)
         else:
             kv, compute = -(-measured[0] // max(1, len(layers))), measured[1]
+    compute *= room.n_contexts
     space = sum(max(0, d.memory_free - _MARGIN - compute) for d in targets)
     whole = sum(layers) + rest + kv * len(layers)
     free = sum(d.memory_free for d in targets)

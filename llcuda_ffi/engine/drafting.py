@@ -83,7 +83,7 @@ class DraftModel:
                 f"the draft model has another vocabulary ({model.vocab.n_tokens} tokens) than the model "
                 f"({target.model.vocab.n_tokens}): they must be of one family"
             )
-        self._target, self._threads = target, 0
+        self.model, self._target, self._threads = model, target, 0
         self._n_ctx = target.n_ctx_seq
         self._n_draft = integer("n_draft", n_draft, 1, 64)
         n_seq = target.n_seq_max

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from ..errors import BackendFailure, ClosedError, ConcurrentUseError
 from .request import Request
@@ -36,6 +37,32 @@ class Driver:
                 "this Llama was made before a fork, and native threads do not survive one: load it in the child "
                 "process (multiprocessing start method 'spawn')"
             )
+
+    @property
+    def schedulers(self) -> Sequence[Scheduler]:
+        """The one that it steps."""
+        return (self.scheduler,)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody leads and there is nothing to do."""
+        return not self._lead.locked() and self.scheduler.idle
+
+    @contextmanager
+    def paused(self) -> Iterator[Sequence[Scheduler]]:
+        """The schedulers, while nobody steps them."""
+        self.check()
+        with self._lead:
+            yield self.schedulers
+
+    def submit(self, *requests: Request) -> None:
+        """Queue requests."""
+        for request in requests:
+            self.scheduler.submit(request)
+
+    def cancel(self, request: Request) -> None:
+        """End a request as "cancelled" in the next step."""
+        self.scheduler.cancel(request)
 
     def run(self, request: Request, ready: Callable[[], bool]) -> None:
         """Return once `ready()`; meanwhile lead, or wait for the thread that leads.
@@ -100,39 +127,3 @@ class Driver:
         if os.getpid() == self._pid:
             with self._lead:
                 self.scheduler.close()
-
-
-class EngineThread:
-    """Steps the scheduler in one thread of its own while there is work."""
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._work = threading.Event()
-        self._stop = False
-        self._thread = threading.Thread(target=self._run, name="llcuda_ffi-engine", daemon=True)
-        self._thread.start()
-
-    def kick(self) -> None:
-        """There may be work."""
-        self._work.set()
-
-    def _run(self) -> None:
-        scheduler = self._driver.scheduler
-        while True:
-            self._work.wait()
-            self._work.clear()
-            if self._stop:
-                return
-            try:
-                with self._driver._lead:
-                    while not self._stop and not scheduler.idle:
-                        scheduler.step()
-            except BaseException as error:
-                reason = str(error)
-                scheduler.fail_all(lambda: BackendFailure(f"the engine stopped: {reason}"))  # noqa: B023
-
-    def close(self) -> None:
-        """Stop after the step that is running, and end what is left."""
-        self._stop = True
-        self._work.set()
-        self._thread.join()

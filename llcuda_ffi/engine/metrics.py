@@ -101,6 +101,18 @@ class Metrics:
         """A request ended with an exception."""
         self.failures += 1
 
+    @classmethod
+    def merged(cls, parts: Sequence[Metrics]) -> Metrics:
+        """The counters of several schedulers together."""
+        whole = cls()
+        whole.began = min(part.began for part in parts)
+        for name, value in vars(whole).items():
+            if isinstance(value, deque):
+                value.extend(x for part in parts for x in getattr(part, name).copy())
+            elif name != "began":
+                setattr(whole, name, sum(getattr(part, name) for part in parts))
+        return whole
+
     def snapshot(self, *, queued: int, running: int, kv_used: int, kv_cells: int, n_threads: int) -> MetricsSnapshot:
         """The counters now, with what only the scheduler's owner knows."""
         return MetricsSnapshot(

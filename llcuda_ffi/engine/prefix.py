@@ -91,6 +91,13 @@ class PrefixCache:
         oldest.kept = source.kept[:best]
         return oldest, best
 
+    def shared(self, request: Request) -> int:
+        """The longest beginning of its prompt that a slot keeps; from any thread, so it may be out of date."""
+        if not request.params.prefix_cache:
+            return 0
+        kept = (slot.kept for slot in self._slots if slot.adapters == request.adapters)
+        return max((common_prefix(tokens, request.prompt) for tokens in kept), default=0)
+
     def _longest(self, request: Request, tokens: Tokens, default: Slot, reuse: bool) -> tuple[int, Slot]:
         """The slot that shares the longest beginning, of equal ones an idle one: that needs no copy."""
         best, source = 0, default

@@ -42,7 +42,7 @@ class Request:
 
     __slots__ = (
         "adapters", "argmax", "arrival", "cached", "cancelled", "chain", "completion", "constraint",
-        "deadline", "done", "drafted", "drafts_kept", "error", "generated", "group", "limit", "logprobs",
+        "deadline", "done", "drafted", "drafts_kept", "error", "generated", "group", "lane", "limit", "logprobs",
         "number", "on_chunk", "params", "pending", "prompt", "reach", "row_sampler", "seed", "stream",
         "t_first", "t_last", "t_slot", "text", "vocab", "wake",
     )  # fmt: skip
@@ -72,6 +72,7 @@ class Request:
         self.row_sampler: RowSampler | None = None
         self.adapters: Adapters = ()  # of this request alone
         self.group: Request | None = None  # the first of n completions of one prompt
+        self.lane = 0  # which scheduler has it, of several
         self.t_slot = self.t_first = self.t_last = 0.0
         self.cached = self.drafted = self.drafts_kept = self.reach = 0
         self.cancelled = self.done = False

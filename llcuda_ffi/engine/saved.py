@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.state import SavedState, restore_state, save_state
@@ -13,16 +14,16 @@ from .scheduler import Scheduler
 _MAGIC = b"LLCUDAFFIPREFIX1"
 
 
-def save_prefixes(scheduler: Scheduler, path: str | os.PathLike[str]) -> int:
+def save_prefixes(schedulers: Sequence[Scheduler], path: str | os.PathLike[str]) -> int:
     """Write what idle slots keep; returns the tokens written."""
     target = Path(path)
-    idle = (s for s in scheduler.slots if s.request is None and len(s.kept) and not s.adapters)
-    kept = sorted(idle, key=lambda s: s.used)
+    idle = ((x, s) for x in schedulers for s in x.slots if s.request is None and len(s.kept) and not s.adapters)
+    kept = sorted(idle, key=lambda found: found[1].used)
     total = 0
     with tempfile.NamedTemporaryFile(dir=target.resolve().parent, prefix=f".{target.name}.", delete=False) as out:
         try:
             out.write(_MAGIC)
-            for slot in kept:
+            for scheduler, slot in kept:
                 raw = save_state(scheduler.context, slot.index, tokens=slot.kept.tolist()).to_bytes()
                 out.write(len(raw).to_bytes(8, "little"))
                 out.write(raw)
@@ -36,7 +37,7 @@ def save_prefixes(scheduler: Scheduler, path: str | os.PathLike[str]) -> int:
     return total
 
 
-def load_prefixes(scheduler: Scheduler, path: str | os.PathLike[str]) -> int:
+def load_prefixes(schedulers: Sequence[Scheduler], path: str | os.PathLike[str]) -> int:
     """Read them into idle slots, the last used ones first; returns the tokens now kept from the file."""
     try:
         raw = memoryview(Path(path).read_bytes())
@@ -52,10 +53,10 @@ def load_prefixes(scheduler: Scheduler, path: str | os.PathLike[str]) -> int:
             raise InvalidRequest(f"{path} is cut short")
         states.append(SavedState.from_bytes(raw[at + 8 : at + 8 + size]))
         at += 8 + size
-    idle = [slot for slot in scheduler.slots if slot.request is None]
-    idle.sort(key=lambda slot: (len(slot.kept) > 0, slot.used))
+    idle = [(scheduler, slot) for scheduler in schedulers for slot in scheduler.slots if slot.request is None]
+    idle.sort(key=lambda found: (len(found[1].kept) > 0, found[1].used))
     total = 0
-    for slot, state in zip(idle, reversed(states), strict=False):
+    for (scheduler, slot), state in zip(idle, reversed(states), strict=False):
         scheduler.memory.remove(slot.index)
         slot.forget()
         slot.adapters = ()

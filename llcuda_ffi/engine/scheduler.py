@@ -83,6 +83,22 @@ class Scheduler:
         """Whether there is nothing to do."""
         return not (len(self._waiting) or any(slot.request is not None for slot in self.slots))
 
+    @property
+    def n_threads(self) -> int:
+        """CPU threads in use."""
+        return self._threads.n_threads if self._threads else self.context.params.n_threads or 0
+
+    @property
+    def busy(self) -> float:
+        """Requests that run or wait, for each slot."""
+        return (len(self._waiting) + sum(slot.request is not None for slot in self.slots)) / len(self.slots)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are requests that nobody cancelled."""
+        running = (slot.request for slot in self.slots)
+        return any(request is not None and not request.cancelled for request in (*running, *self._waiting))
+
     # --- the step ---
 
     def step(self) -> bool:

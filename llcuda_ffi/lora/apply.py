@@ -31,13 +31,14 @@ def swap(llm: Llama, adapters: Mapping[LoraAdapter, float]) -> dict[LoraAdapter,
     """
     driver = llm._driver
     driver.check()
-    if driver._lead.locked() or not driver.scheduler.idle:
+    if not driver.idle:
         raise ConcurrentUseError("adapters are swapped between requests: wait until the running ones are done")
-    with driver._lead:
-        driver.scheduler._in_turn()  # takes off what single requests had
-        before = active_adapters(llm.context)
-        set_adapters(llm.context, adapters)
-        driver.scheduler.prefixes.clear()
+    with driver.paused() as schedulers:
+        for scheduler in schedulers:
+            scheduler._in_turn()  # takes off what single requests had
+            before = active_adapters(scheduler.context)
+            set_adapters(scheduler.context, adapters)
+            scheduler.prefixes.clear()
     return before
 
 
