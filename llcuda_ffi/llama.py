@@ -57,7 +57,7 @@ class Llama(LlamaState, ChatMethods):
         device: str = "auto",
         n_ctx: int | None = None,
         n_parallel: int = 8,
-        n_contexts: int = 1,
+        n_contexts: int | Literal["auto"] = "auto",
         n_batch: int | None = None,
         n_ubatch: int | None = None,
         n_threads: int | Literal["auto"] = "auto",
@@ -84,7 +84,8 @@ class Llama(LlamaState, ChatMethods):
             n_ctx: most tokens of one request; default the model's training context, at most 4,096.
             n_parallel: requests that run together. The KV cache holds n_ctx tokens for each.
             n_contexts: contexts that divide them, each with a thread: while the CPU chooses the tokens of one, a GPU
-                computes for another. 2 pay from about 32 requests on, 4 from 64; on a CPU 1 is best.
+                computes for another. "auto" is 2 on a GPU from 32 requests on (not with kv_cells, draft or
+                backend_sampling), else 1.
             n_batch, n_ubatch: most tokens of a batch, and computed at once (default 512; on a GPU batches of four times
                 that, which keep it busy while nothing is generated).
             n_threads: CPU threads; "auto" starts with the usable cores and gives way on a busy machine.
@@ -108,7 +109,12 @@ class Llama(LlamaState, ChatMethods):
             InvalidRequest: a setting is out of range.
         """
         n_parallel = integer("n_parallel", n_parallel, 1, 256)
-        if n_parallel % integer("n_contexts", n_contexts, 1, 16):
+        if n_contexts == "auto":
+            plain = kv_cells is None and draft is None and not backend_sampling
+            lanes = 2 if plain and n_parallel >= 32 and n_parallel % 2 == 0 else 1
+        else:
+            lanes = integer("n_contexts", n_contexts, 1, 16)
+        if n_parallel % lanes:
             raise InvalidRequest(f"n_parallel={n_parallel} cannot be divided among n_contexts={n_contexts}")
         if n_threads != "auto":
             integer("n_threads", n_threads, 1, 512)
@@ -125,7 +131,7 @@ class Llama(LlamaState, ChatMethods):
                 self.model = model
             else:
                 cells = kv_cells or (n_ctx or DEFAULT_N_CTX) * n_parallel
-                room = Room(cells, ubatch, n_parallel, *types, n_contexts)
+                room = Room(cells, ubatch, n_parallel, *types, lanes)
                 self.model = open_model(model, device, n_gpu_layers, bundle, model_params, progress, room)
                 self._owned.append(self.model)
             self.n_ctx = longest_request(self.model, n_ctx)
@@ -141,7 +147,7 @@ class Llama(LlamaState, ChatMethods):
             self._driver = open_engine(
                 self.model,
                 params,
-                n_contexts,
+                1 if n_contexts == "auto" and not self.model.placement.on_gpu else lanes,
                 self._owned,
                 n_ctx=self.n_ctx,
                 n_threads=n_threads,

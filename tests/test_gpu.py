@@ -71,6 +71,8 @@ def test_several_contexts_at_once(llcuda_model: Path, llm: Llama) -> None:
         for _ in range(3):
             assert [c.token_ids for c in several.generate(prompts, **settings)] == alone
         assert all(scheduler.metrics.requests for scheduler in several._driver.schedulers)
+    with Llama(llm.model, n_ctx=64, n_parallel=32) as many:
+        assert len(many.contexts) == 2
 
 
 def test_devices_and_switches_are_readable(llm: Llama) -> None:

@@ -173,6 +173,8 @@ def test_settings(smollm2: Path, two: Llama) -> None:
             Llama(two.model, n_contexts=wrong, **SETTINGS)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="kv_cells=300 in n_contexts=2"):
         Llama(two.model, n_contexts=2, kv_cells=300, **SETTINGS)  # type: ignore[arg-type]
+    with Llama(two.model, n_ctx=64, n_parallel=32) as llm:
+        assert len(llm.contexts) == 1  # on a CPU
     with Llama(two.model, n_contexts=2, kv_cells=1024, draft="ngram", **SETTINGS) as llm:
         assert llm.metrics().kv_cells == 1024
         text = llm.generate("one two three one two three one two", max_tokens=8, temperature=0).text

@@ -20,7 +20,7 @@ from ..errors import InvalidRequest
 @click.option("--n-gpu-layers", type=int, help="Layers on the GPU; by default as many as fit.")
 @click.option("-c", "--ctx", "n_ctx", type=int, help="Most tokens of prompt and answer.")
 @click.option("--parallel", type=int, default=8, show_default=True, help="Requests computed together.")
-@click.option("--contexts", "n_contexts", type=int, default=1, show_default=True, help="They divide the requests.")
+@click.option("--contexts", type=int, help="Contexts that divide the requests; by default 2 on a GPU from 32 on.")
 @click.option("--kv-cells", type=int, help="Tokens of the KV cache, shared by all requests.")
 @click.option("--kv-type", default="f16", show_default=True)
 @click.option("--batch", "n_batch", type=int, help="Most tokens of a batch.")
@@ -43,6 +43,7 @@ def command(
     device: str,
     n_gpu_layers: int | None,
     parallel: int,
+    contexts: int | None,
     threads: int | None,
     max_queue: int,
     max_body_mb: int,
@@ -70,6 +71,7 @@ def command(
             device=device,
             n_gpu_layers="auto" if n_gpu_layers is None else n_gpu_layers,
             n_parallel=parallel,
+            n_contexts=contexts or "auto",
             n_threads=threads or "auto",
             **settings,
         )
