@@ -39,6 +39,14 @@ async def several():
 def work():
     asyncio.run(several())
 """,
+    "lanes": """
+from llcuda_ffi import Llama
+llm = Llama({llm!r}, n_ctx=512, n_parallel=4, n_contexts=2)
+def work():
+    started.set()
+    while True:
+        llm.generate(["x"] * 8, max_tokens=400, ignore_eos=True)
+""",
     "load": """
 from llcuda_ffi import Model
 from llcuda_ffi.enums import LoadMode
