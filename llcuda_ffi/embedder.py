@@ -55,9 +55,9 @@ class Embedder(TextModel):
             model: a path, a registry name ("all-minilm-l6-v2"), `repo:file.gguf`, or a loaded Model.
             pooling: "mean", "cls", "last" or "none"; None means as the model says (mean where it says nothing).
             max_tokens: most tokens of a text; None means what the model was made for.
-            batch_tokens: tokens computed together; None: 128 on a CPU, 4,096 on a GPU.
+            batch_tokens: tokens computed together; None: 128 on a CPU, 512 on a GPU.
             n_threads, n_contexts: contexts that compute at once and threads of each; None means one context of one
-                thread for each core, and one context on a GPU.
+                thread for each core; on a GPU four contexts, or one for texts of more than 2,048 tokens.
             flash_attn: None means where the backend can.
 
         Raises:

@@ -75,7 +75,7 @@ class Placement:
     @property
     def on_gpu(self) -> bool:
         """Whether any layer is on another device than the CPU."""
-        return any(device != "CPU" for device in self.layers)
+        return any(device != "CPU" for device in self.layers) or any(re.match(r"CUDA\d", name) for name in self.buffers)
 
     def __str__(self) -> str:
         layers = ", ".join(f"{n} layers on {device}" for device, n in self.by_device.items())

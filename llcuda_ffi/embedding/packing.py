@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.batch import Batch
 from ..core.context import Context
+from ..core.repeats import Repeats
 from ..enums import PoolingType
 from ..errors import ClosedError
 from .waiting import Floats, Job, Tokens, Waiting
@@ -24,9 +25,11 @@ from .waiting import Floats, Job, Tokens, Waiting
 class PackingQueue:
     """Contexts over one model, and the texts that wait for them."""
 
-    def __init__(self, contexts: Sequence[Context]) -> None:
+    def __init__(self, contexts: Sequence[Context], *, spare: int = 0) -> None:
+        """`spare`: tokens and sequences of each context that no text takes: one where repeats matter."""
         self._contexts = list(contexts)
-        self._free = deque((context, Batch(context.n_ubatch)) for context in contexts)
+        self._free = deque((context, Batch(context.n_ubatch), Repeats(context)) for context in contexts)
+        self._spare = spare
         self._pending = Waiting()
         self._changed = threading.Condition()
         self._closed = False
@@ -80,7 +83,7 @@ class PackingQueue:
                 if not job.left or job.error is not None:
                     return
                 worker = self._free.popleft()
-                pack = self._pending.take(worker[0].n_ubatch, worker[0].n_seq_max)
+                pack = self._pending.take(worker[0].n_ubatch - self._spare, worker[0].n_seq_max - self._spare)
             try:
                 self._compute(*worker, pack)
             except BaseException as error:
@@ -95,9 +98,12 @@ class PackingQueue:
                     self._free.append(worker)
                     self._changed.notify_all()
 
-    def _compute(self, context: Context, batch: Batch, pack: list[tuple[Job, int]]) -> None:
+    def _compute(self, context: Context, batch: Batch, repeats: Repeats, pack: list[tuple[Job, int]]) -> None:
         batch.clear()
         rows = [batch.extend(job.texts[i], seq_id=s, output="all") for s, (job, i) in enumerate(pack)]
+        if self._spare and repeats.again(batch.n_tokens, len(pack)):
+            batch.extend(batch.token[:1], seq_id=len(pack), output="all")  # another shape than the last pack's
+        repeats.seen(batch.n_tokens, len(pack))
         if context.memory is not None:
             context.memory.clear()
         context.decode(batch)

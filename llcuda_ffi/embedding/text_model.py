@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 # Attention computes a square of the pack, masked between texts: on a CPU that costs time, on a GPU hardly any.
 CPU_BATCH_TOKENS = 128
-GPU_BATCH_TOKENS = 4096
+GPU_BATCH_TOKENS = 512
+GPU_CONTEXTS = 4
+_SMALL = 2048  # contexts of more tokens have large buffers
 # libllama's own limit is 256 sequences in most bundles
 MOST_SEQUENCES = 256
 LONGEST = 8192
@@ -60,9 +62,9 @@ class TextModel:
         Args:
             model: a path, a registry name ("all-minilm-l6-v2"), `repo:file.gguf`, or a loaded Model.
             max_tokens: most tokens of a text; None means what the model was made for.
-            batch_tokens: tokens computed together; None: 128 on a CPU, 4,096 on a GPU.
+            batch_tokens: tokens computed together; None: 128 on a CPU, 512 on a GPU.
             n_threads, n_contexts: contexts that compute at once and threads of each; None means one context of one
-                thread for each core, and one context on a GPU.
+                thread for each core; on a GPU four contexts, or one for texts of more than 2,048 tokens.
             flash_attn: None means where the backend can.
 
         Raises:
@@ -73,7 +75,7 @@ class TextModel:
         if isinstance(model, Model):
             self.model = model
         else:
-            room = Room(n_cells=GPU_BATCH_TOKENS, n_ubatch=GPU_BATCH_TOKENS)
+            room = Room(n_cells=_SMALL, n_ubatch=_SMALL, n_contexts=GPU_CONTEXTS)
             self.model = open_model(model, device, n_gpu_layers, bundle, model_params, None, room)
         self._lock = threading.Lock()
         self._closed = False
@@ -112,7 +114,8 @@ class TextModel:
         # Threads of one context meet at barriers several times per layer; contexts of one thread each never wait.
         cores = usable_cores()
         if n_contexts is None:
-            n_contexts = 1 if on_gpu else max(1, cores // (n_threads or 1))
+            small = max(self.batch_tokens, self.max_tokens) <= _SMALL
+            n_contexts = (GPU_CONTEXTS if small else 1) if on_gpu else max(1, cores // (n_threads or 1))
         self._n_contexts = integer("n_contexts", n_contexts, 1, 256)
         self._n_threads = integer("n_threads", n_threads or max(1, cores // self._n_contexts), 1, 512)
         enabled = {None: FlashAttnType.AUTO, True: FlashAttnType.ENABLED, False: FlashAttnType.DISABLED}
@@ -135,8 +138,9 @@ class TextModel:
             return queue
 
     def _open_queue(self, pooling: PoolingType) -> PackingQueue:
-        rows = max(self.batch_tokens, self.max_tokens)
-        most = min(MOST_SEQUENCES, rows, max(1, self.batch_tokens // 2))
+        spare = int(self.model.placement.on_gpu)  # for core/repeats.py
+        rows = max(self.batch_tokens, self.max_tokens) + spare
+        most = min(MOST_SEQUENCES, rows, max(1, self.batch_tokens // 2) + spare)
         # libllama aborts when it pools a micro-batch that its sequences do not divide
         rows += -rows % most
         settings: dict[str, Any] = {
@@ -150,7 +154,7 @@ class TextModel:
             "flash_attn_type": self._flash_attn,
             "embeddings": True,
         }
-        return PackingQueue(open_contexts(self.model, self._n_contexts, **settings))
+        return PackingQueue(open_contexts(self.model, self._n_contexts, **settings), spare=spare)
 
     def _tokens(self, text: str, add_special: bool = True) -> npt.NDArray[np.int32]:
         """The tokens of a text, of any length."""
