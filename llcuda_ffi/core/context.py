@@ -19,6 +19,7 @@ from ..native.load import Library
 from ..native.log import capture, mark, why
 from ..native.status import check_decode
 from ..params import ContextParams, integer, override
+from . import graphs
 from .batch import Batch
 from .memory import Memory
 from .model import Model
@@ -87,6 +88,10 @@ class Context(Handle):
         _check_cache_types(model, params)
         _check_pooling(model, params)
         native = _native_params(library, params, self._abort_flag)
+        on_gpu = model.placement.on_gpu
+        if on_gpu:
+            flash = params.flash_attn_type != FlashAttnType.DISABLED
+            graphs.settle(model.path, flash_attn=flash, embeddings=params.embeddings)
         with in_flight(), capture() as lines:
             pointer = lib.llama_init_from_model(model._ptr, native[0])
         if not pointer:
@@ -105,6 +110,10 @@ class Context(Handle):
         self.n_ctx_seq: int = lib.llama_n_ctx_seq(pointer)
         self.kv_unified = params.kv_unified
         self.flash_attn = _flash_attn(params, lines)
+        if on_gpu:
+            if flash and not self.flash_attn:
+                graphs.settle(model.path, flash_attn=False, embeddings=params.embeddings)
+            graphs.used()
         self.n_vocab = model.vocab.n_tokens
         self.pooling_type = PoolingType(lib.llama_pooling_type(pointer))
         self._memory = lib.llama_get_memory(pointer)

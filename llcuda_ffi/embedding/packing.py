@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.batch import Batch
 from ..core.context import Context
-from ..core.repeats import Repeats
+from ..core.graphs import Repeats
 from ..enums import PoolingType
 from ..errors import ClosedError
 from .waiting import Floats, Job, Tokens, Waiting
@@ -28,7 +28,9 @@ class PackingQueue:
     def __init__(self, contexts: Sequence[Context], *, spare: int = 0) -> None:
         """`spare`: tokens and sequences of each context that no text takes: one where repeats matter."""
         self._contexts = list(contexts)
-        self._free = deque((context, Batch(context.n_ubatch), Repeats(context)) for context in contexts)
+        self._free = deque(
+            (context, Batch(context.n_ubatch), Repeats(on_gpu=context.model.placement.on_gpu)) for context in contexts
+        )
         self._spare = spare
         self._pending = Waiting()
         self._changed = threading.Condition()

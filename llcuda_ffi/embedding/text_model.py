@@ -138,7 +138,7 @@ class TextModel:
             return queue
 
     def _open_queue(self, pooling: PoolingType) -> PackingQueue:
-        spare = int(self.model.placement.on_gpu)  # for core/repeats.py
+        spare = int(self.model.placement.on_gpu)  # for core/graphs.py
         rows = max(self.batch_tokens, self.max_tokens) + spare
         most = min(MOST_SEQUENCES, rows, max(1, self.batch_tokens // 2) + spare)
         # libllama aborts when it pools a micro-batch that its sequences do not divide

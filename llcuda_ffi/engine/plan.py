@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from ..core.batch import Batch
 from ..core.context import Context
-from ..core.repeats import Repeats
 from .drafting import Drafter
 from .slot import Slot, State
 
@@ -20,7 +19,6 @@ class Planner:
     Attributes:
         batch: the batch, used again for each step.
         most: most tokens of one step.
-        repeats: watches the shapes of the batches.
     """
 
     def __init__(self, context: Context, drafter: Drafter | None) -> None:
@@ -28,7 +26,6 @@ class Planner:
         self.most = context.n_batch
         self._chunk = context.n_ubatch
         self._drafter = drafter
-        self.repeats = Repeats(context)
 
     def plan(self, slots: Sequence[Slot]) -> list[Row]:
         """Fill the batch; returns the slots in it."""
@@ -48,19 +45,7 @@ class Planner:
             rows = list(enumerate(generating))
         if n < len(slots):
             self._prompts(slots, rows)
-        if self.repeats.matter:
-            self._vary()
         return rows
-
-    def _vary(self) -> None:
-        """Give a batch of prompts another shape than the last one had: one output more, which nobody reads."""
-        n = self.batch.n_tokens
-        output = self.batch.output[:n]
-        n_outputs = int(output.sum())
-        if n_outputs < n and self.repeats.again(n, n_outputs):
-            output[output.argmin()] = 1
-            n_outputs += 1
-        self.repeats.seen(n, n_outputs)
 
     def _runs(self, generating: Sequence[Slot]) -> list[Row]:
         """Slots that may have several tokens: a run without choice before `last`, a draft after it."""

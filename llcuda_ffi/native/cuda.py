@@ -26,6 +26,8 @@ logger = logging.getLogger("llcuda_ffi")
 # PCI address of each GPU that the loaded bundle has no code for → why
 _unusable: dict[tuple[int, str], str] = {}
 
+_asked_for_graphs = False  # by configure(graphs=True)
+
 _STUB = 34  # CUDA_ERROR_STUB_LIBRARY
 _NO_DEVICE = 100
 _CU_ERRORS = {
@@ -45,7 +47,8 @@ class CudaOptions:
     None leaves a switch as the environment has it.
 
     Attributes:
-        graphs: CUDA graphs (GGML_CUDA_DISABLE_GRAPHS).
+        graphs: CUDA graphs (GGML_CUDA_DISABLE_GRAPHS). Without a word, a model or context that they may be wrong for
+            turns them off (core/graphs.py); True keeps them.
         graph_opt: run independent parts of a graph on several streams (GGML_CUDA_GRAPH_OPT).
         fusion: fused kernels (GGML_CUDA_DISABLE_FUSION).
         pinned: pinned host memory (GGML_CUDA_NO_PINNED).
@@ -112,6 +115,8 @@ def configure(options: CudaOptions | None = None, **switches: object) -> CudaOpt
         options = CudaOptions(**switches)  # type: ignore[arg-type]
     if guard.mapped("libggml-cuda"):
         raise LoadError("libggml-cuda is loaded already and has read its switches: set them in a fresh process, first")
+    global _asked_for_graphs
+    _asked_for_graphs = options.graphs is True
     for name, (variable, meaning) in _FLAGS.items():
         wanted = getattr(options, name)
         if wanted is None:
@@ -146,6 +151,17 @@ def in_force(environment: Mapping[str, str] | None = None) -> CudaOptions:
     if found["cublas_compute_type"] not in ("auto", "f32", "f16", "bf16"):
         found["cublas_compute_type"] = None
     return CudaOptions(**found)  # type: ignore[arg-type]
+
+
+def avoid_graphs() -> bool:
+    """Turn CUDA graphs off, which the library reads when it first computes; not where they were asked for.
+
+    Returns:
+        whether the switch is off now.
+    """
+    if not _asked_for_graphs:
+        os.environ[_FLAGS["graphs"][0]] = "1"
+    return not in_force().graphs
 
 
 def prepare(bundle: InstalledBundle) -> None:
