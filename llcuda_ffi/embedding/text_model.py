@@ -24,7 +24,8 @@ from .wordpiece import WordPiece, needs_wordpiece
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Attention computes a square of the pack, masked between texts: on a CPU that costs time, on a GPU hardly any.
+# Attention computes a square of the pack, masked between texts, and the mask is made by the CPU; docs/embeddings.md has
+# the measurements.
 CPU_BATCH_TOKENS = 128
 GPU_BATCH_TOKENS = 512
 GPU_CONTEXTS = 4
