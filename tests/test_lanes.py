@@ -86,6 +86,19 @@ def test_a_prefix_is_found_in_its_lane(two: Llama) -> None:
         assert again.usage.cached_tokens > 40
 
 
+def test_lanes_are_filled_evenly(two: Llama) -> None:
+    """A beginning of few tokens that is kept in one lane does not draw every request there."""
+    two.generate(PROMPTS[0], max_tokens=2)
+    requests = [
+        two._requests(two.tokenize_prompt(p), SamplingParams(max_tokens=30, ignore_eos=True))[0] for p in PROMPTS
+    ]
+    two._driver.submit(*requests)
+    assert sorted(r.lane for r in requests) == [0] * 5 + [1] * 5
+    for request in requests:
+        two._driver.run(request, lambda r=request: r.done)  # type: ignore[misc]
+    assert {len(r.generated) for r in requests} == {30}
+
+
 def test_state_of_all_lanes(two: Llama, tmp_path: Path) -> None:
     """Saved prefixes come from every lane and go to any."""
     two.clear_cache()

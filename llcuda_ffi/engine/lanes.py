@@ -15,6 +15,8 @@ from .driver import Driver
 from .request import Request
 from .scheduler import Scheduler
 
+_SLACK = 0.25  # of a lane's slots
+
 
 class Lanes:
     """Steps several schedulers, each in a thread of its own while it has work. Has the methods of Driver.
@@ -64,16 +66,19 @@ class Lanes:
         self._threads[request.lane].kick()
 
     def _choose(self, request: Request) -> int:
-        """The lane that has the most of its prompt, of those with room; the least busy one."""
+        """The least busy lane; one that is little busier where most of the prompt is kept there."""
         if len(self.schedulers) == 1:
             return 0
         if request.group is not None:
             return request.group.lane  # n completions share their prompt
-        ranks = []
-        for lane, scheduler in enumerate(self.schedulers):
-            busy = scheduler.busy
-            ranks.append((busy < 1.0, scheduler.prefixes.shared(request) if busy < 1.0 else 0, -busy, -lane))
-        return -max(ranks)[3]
+        busy = [scheduler.busy for scheduler in self.schedulers]
+        near = [lane for lane, share in enumerate(busy) if share <= min(busy) + _SLACK]
+
+        def rank(lane: int) -> tuple[int, float]:
+            shared = self.schedulers[lane].prefixes.shared(request)
+            return shared if 2 * shared >= len(request.prompt) else 0, -busy[lane]
+
+        return max(near, key=rank)
 
     def run(self, request: Request, ready: Callable[[], bool]) -> None:
         """Return once `ready()`.
