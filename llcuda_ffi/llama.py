@@ -204,7 +204,8 @@ class Llama(LlamaState, ChatMethods):
                 "max_tokens, make the Llama with a larger n_ctx, or choose overflow='stop' or 'shift'"
             )
         if params.overflow == "shift":
-            if self.context.memory is None or not self.context.memory.can_shift:
+            memory = self.context.memory
+            if memory is None or not memory.can_shift:
                 raise UnsupportedModel("this model's positions cannot be shifted: choose overflow='stop' or 'error'")
             if params.keep > self.n_ctx - 8:
                 raise InvalidRequest(f"keep={params.keep} leaves nothing to shift in a context of {self.n_ctx}")

@@ -127,7 +127,6 @@ def open_engine(
             f"n_ctx={n_ctx} tokens: raise kv_cells, or lower one of the others"
         )
     cores = usable_cores()
-    automatic = n_threads == "auto"
     threads = max(1, cores // n_contexts) if n_threads == "auto" else n_threads
     drivers = []
     share = {"n_seq_max": params.n_seq_max // n_contexts, "n_ctx": cells, "n_threads": threads}
@@ -141,7 +140,7 @@ def open_engine(
             drafter = open_drafter(draft, n_draft, context, n_ctx, owned)
             draft = drafter.model if isinstance(drafter, DraftModel) else draft
         # several contexts would take each other's cores for another program's
-        control = thread_control(context, cores) if automatic and n_contexts == 1 else None
+        control = thread_control(context, cores) if n_threads == "auto" and n_contexts == 1 else None
         drivers.append(Driver(Scheduler(context, n_ctx=n_ctx, drafter=drafter, threads=control, **settings)))
     return drivers[0] if n_contexts == 1 else Lanes(drivers)
 

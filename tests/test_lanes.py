@@ -13,6 +13,7 @@ import pytest
 
 from llcuda_ffi import AsyncLlama, Llama, SamplingParams
 from llcuda_ffi.engine.lanes import Lanes
+from llcuda_ffi.engine.metrics import Metrics, percentiles
 from llcuda_ffi.errors import BackendFailure, Cancelled, ClosedError, ConcurrentUseError, InvalidRequest
 
 PROMPTS = [f"Story {i}. Once upon a time there was" for i in range(10)]
@@ -55,6 +56,19 @@ def test_the_same_tokens(smollm2: Path, two: Llama) -> None:
     assert metrics.requests == sum(after)
     assert metrics.kv_cells == 4 * 256
     assert metrics.running == metrics.queued == 0
+
+
+def test_metrics_of_all_lanes() -> None:
+    """Counters add up; the percentiles are over the last requests of every lane."""
+    parts = [Metrics(), Metrics()]
+    for value, part in enumerate(parts, 1):
+        part.requests = 10 * value
+        part.ttft.extend([float(value)] * 2000)
+    whole = Metrics.merged(parts)
+    assert whole.requests == 30
+    assert whole.began == parts[0].began
+    assert percentiles(whole.ttft).mean == 1.5
+    assert [len(part.ttft) for part in parts] == [1024, 1024]
 
 
 def test_streams_from_many_threads(two: Llama) -> None:

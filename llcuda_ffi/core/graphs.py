@@ -74,9 +74,7 @@ class Repeats:
         self._last: tuple[int, int] | None = None
 
     def again(self, n_tokens: int, n_texts: int) -> bool:
-        """Whether the pack before had this shape."""
-        return self.matter and (n_tokens, n_texts) == self._last
-
-    def seen(self, n_tokens: int, n_texts: int) -> None:
-        """The pack has this shape."""
-        self._last = (n_tokens, n_texts)
+        """Whether the pack before had this shape, so that this one must get another token."""
+        repeated = self.matter and (n_tokens, n_texts) == self._last
+        self._last = n_tokens + repeated, n_texts
+        return repeated

@@ -103,9 +103,8 @@ class PackingQueue:
     def _compute(self, context: Context, batch: Batch, repeats: Repeats, pack: list[tuple[Job, int]]) -> None:
         batch.clear()
         rows = [batch.extend(job.texts[i], seq_id=s, output="all") for s, (job, i) in enumerate(pack)]
-        if self._spare and repeats.again(batch.n_tokens, len(pack)):
-            batch.extend(batch.token[:1], seq_id=len(pack), output="all")  # another shape than the last pack's
-        repeats.seen(batch.n_tokens, len(pack))
+        if repeats.again(batch.n_tokens, len(pack)):
+            batch.extend(batch.token[:1], seq_id=len(pack), output="all")
         if context.memory is not None:
             context.memory.clear()
         context.decode(batch)

@@ -108,7 +108,7 @@ class Metrics:
         whole.began = min(part.began for part in parts)
         for name, value in vars(whole).items():
             if isinstance(value, deque):
-                value.extend(x for part in parts for x in getattr(part, name).copy())
+                setattr(whole, name, deque(x for part in parts for x in getattr(part, name).copy()))
             elif name != "began":
                 setattr(whole, name, sum(getattr(part, name) for part in parts))
         return whole

@@ -91,8 +91,7 @@ class RowPool:
 
     def _rouse(self, threads: int) -> None:
         """Tell the pool that work for so many threads comes within milliseconds."""
-        if not self._calls:
-            self._start()
+        self._start(threads)
         for calls in self._calls[: threads - 1]:
             calls.put(_ROUSE)
 
@@ -101,8 +100,7 @@ class RowPool:
 
         To be closed: after that no thread works on them.
         """
-        if len(calls) > 1 and not self._calls:
-            self._start()
+        self._start(min(len(calls), self._threads))
         found: list[tuple[Any, BaseException | None] | None] = [None] * len(calls)
         done: SimpleQueue[None] = SimpleQueue()
         for i in range(1, len(calls)):
@@ -122,11 +120,12 @@ class RowPool:
                 with suppress(Empty):
                     done.get(timeout=_NAP)
 
-    def _start(self) -> None:
-        self._calls = [SimpleQueue() for _ in range(self._threads - 1)]
-        for i, calls in enumerate(self._calls):
+    def _start(self, threads: int) -> None:
+        """Have so many threads, the caller's among them."""
+        for i in range(len(self._calls), threads - 1):
+            self._calls.append(SimpleQueue())
             name = f"llcuda_ffi-rows-{i}"
-            threading.Thread(target=_work, args=(calls,), name=name, daemon=True).start()
+            threading.Thread(target=_work, args=(self._calls[i],), name=name, daemon=True).start()
 
     def close(self) -> None:
         """End the threads."""
