@@ -20,7 +20,7 @@ from raw import RawLoop
 
 from llcuda_ffi import Llama, SamplingParams
 from llcuda_ffi.core.model import Model
-from llcuda_ffi.hub import resolve
+from llcuda_ffi.hub.references import resolve
 
 PROMPT = "Once upon a time there was a small dragon who lived in a cave at the edge of a village."
 N_CTX = 2048

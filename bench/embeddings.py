@@ -26,7 +26,7 @@ import numpy as np
 import report
 
 from llcuda_ffi import Batch, Context, Embedder
-from llcuda_ffi.convert import convert
+from llcuda_ffi.conversion.hugging_face import convert
 from llcuda_ffi.embedding.waiting import Job, Waiting
 
 _WORDS = "the of and to in is that for it as was with be by on not system language model network river mountain history"

@@ -21,8 +21,8 @@ import numpy as np
 import report
 
 from llcuda_ffi import Batch, Context, Llama, ModelParams
-from llcuda_ffi.bundle import select
-from llcuda_ffi.core import placement
+from llcuda_ffi.bundles import select
+from llcuda_ffi.devices import placement
 from llcuda_ffi.errors import LlcudaError
 from llcuda_ffi.hardware.gpu import survey
 from llcuda_ffi.native import cuda

@@ -23,16 +23,16 @@ from time import perf_counter
 import numpy as np
 
 from llcuda_ffi import hub
+from llcuda_ffi.conversion.tensors import save_gguf
 from llcuda_ffi.core.batch import Batch
 from llcuda_ffi.core.context import Context
 from llcuda_ffi.core.model import Model
-from llcuda_ffi.core.quantize import quantize
 from llcuda_ffi.enums import FType
 from llcuda_ffi.gguf import GGUFReader
 from llcuda_ffi.gguf.writer import copied_metadata
 from llcuda_ffi.hardware.cpu import usable_cores
 from llcuda_ffi.native.load import load
-from llcuda_ffi.quantization import save_gguf
+from llcuda_ffi.quantization.files import quantize
 
 ROUNDS = 5
 TEXT = (

@@ -1,7 +1,7 @@
 """Structured output: whether it holds what it promises, and what it costs.
 
-1. 200 random schemas (tests/random_schemas.py), one output each at temperature 1: every output that ends by itself is
-   validated with jsonschema, formats included.
+1. 200 random schemas (tests/support/random_schemas.py), one output each at temperature 1: every output that ends by
+   itself is validated with jsonschema, formats included.
 2. Tokens per second with a schema over those without, at 1 and 16 sequences, in turn, round by round; also with every
    token sampled (runs without choice not taken at once).
 3. With --peer also llama-cpp-python's grammar of the same schema over the same libllama, one sequence.
@@ -25,7 +25,7 @@ from llcuda_ffi import Llama, SamplingParams
 from llcuda_ffi.structured.guided import GuidedConstraint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tests.random_schemas import random_schema
+from tests.support.random_schemas import random_schema
 
 PERSON = {
     "type": "object",

@@ -59,13 +59,13 @@ _WHERE = {
     "Reranker": "embedding.reranker",
     "SamplerChain": "core.sampler",
     "SamplingParams": "sampling_params",
-    "ToolCall": "chat.deltas",
+    "ToolCall": "chat.parsing.deltas",
     "Vocab": "core.vocab",
 }
 
 if TYPE_CHECKING:
     from .async_llama import AsyncLlama
-    from .chat.deltas import ToolCall
+    from .chat.parsing.deltas import ToolCall
     from .chat.results import ChatChunk, ChatCompletion, ChatMessage
     from .core.batch import Batch
     from .core.context import Context

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .chat.methods import AsyncChatMethods
 from .core.model import Model
-from .engine.lanes import Lanes
 from .engine.metrics import MetricsSnapshot
+from .engine.replicas import Lanes
 from .engine.request import Request
 from .engine.results import Chunk, Completion
 from .errors import ClosedError, InvalidRequest

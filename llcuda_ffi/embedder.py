@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .bundle import InstalledBundle
+from .bundles import InstalledBundle
 from .core.model import Model
 from .embedding.text_model import TextModel, check_texts
 from .enums import PoolingType

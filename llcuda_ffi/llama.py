@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from .bundle import InstalledBundle
+from .bundles import InstalledBundle
 from .chat.methods import ChatMethods
 from .core.model import Model
-from .core.placement import Room
 from .core.vocab import Vocab
+from .devices.placement import Room
 from .engine.adapter_turns import adapters_of
-from .engine.lanes import Lanes
+from .engine.assembly import DEFAULT_N_CTX, kv_types, longest_request, open_engine, open_model, with_cache
+from .engine.replicas import Lanes
 from .engine.request import Request, Tokens
 from .engine.results import Chunk, Completion
-from .engine.sampling import pick_seed
+from .engine.sampling.chain import pick_seed
+from .engine.state import LlamaState
 from .enums import FlashAttnType, GGMLType
 from .errors import ContextOverflow, InvalidRequest, UnsupportedModel
-from .llama_state import LlamaState
 from .params import INT32_MAX, UINT32_MAX, ContextParams, ModelParams, flag, integer, override
-from .runtime import DEFAULT_N_CTX, kv_types, longest_request, open_engine, open_model, with_cache
 from .sampling_params import SamplingParams
 from .structured import constraint_for
 

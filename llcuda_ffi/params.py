@@ -9,15 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .enums import (
-    AttentionType,
-    FlashAttnType,
-    GGMLType,
-    LoadMode,
-    PoolingType,
-    RopeScalingType,
-    SplitMode,
-)
+from .enums import AttentionType, FlashAttnType, GGMLType, LoadMode, PoolingType, RopeScalingType, SplitMode
 from .errors import InvalidRequest
 
 if TYPE_CHECKING:

@@ -193,7 +193,7 @@ def _bundle(config: pytest.Config) -> tuple[str, str, str] | str:
 
 
 def _find_bundle(config: pytest.Config) -> tuple[str, str, str] | str:
-    from .bundle import chosen_name, ensure, own, pins, select
+    from .bundles import chosen_name, ensure, own, pins, select
     from .errors import LlcudaError
 
     try:
@@ -274,14 +274,14 @@ def _lacks_gpu(
 
 
 def _why_cpu(config: pytest.Config) -> str:
-    from .bundle import select
+    from .bundles import select
 
     table = select.verdicts(_report(config))
     return "".join(f"; {v.bundle}: {v.why}" for v in table)
 
 
 def _lacks_native(config: pytest.Config, name: str) -> str | None:
-    from .bundle import ensure, own, pins, select
+    from .bundles import ensure, own, pins, select
 
     chosen = os.environ.get("LLCUDA_FFI_BUNDLE", "").strip()
     if chosen and own.is_path(chosen):

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from llcuda_ffi import Embedder, Llama, hub
-from llcuda_ffi import bundle as bundles
+from llcuda_ffi import Embedder, Llama, bundles, hub
 
-from .loopback import Loopback
-from .server_process import SLOTS, Server
+from .support.loopback import Loopback
+from .support.server_process import SLOTS, Server
 
 # pytest --hypothesis-profile=long: many more examples, other ones each time
 settings.register_profile("long", max_examples=50_000)

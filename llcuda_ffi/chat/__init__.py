@@ -1,0 +1,1 @@
+"""Conversations: messages in, a prompt out; an answer in, its parts out."""

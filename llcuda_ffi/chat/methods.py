@@ -11,11 +11,11 @@ from ..engine.results import Chunk
 from ..errors import InvalidRequest
 from ..params import override
 from ..sampling_params import SamplingParams
-from .chat import Chat, ToolChoice
-from .functions import Tool
+from .conversation import Chat, ToolChoice
 from .messages import Message
 from .request import ChatRequest
 from .results import ChatChunk
+from .tools.functions import Tool
 
 Conversations = Sequence[Message] | Sequence[Sequence[Message]]
 

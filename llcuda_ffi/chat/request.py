@@ -12,13 +12,13 @@ from ..engine.results import Chunk, Completion, Usage
 from ..engine.text import TextStream
 from ..sampling_params import SamplingParams
 from ..structured.grammars import Read
-from .deltas import Delta, Parsed
-from .parser import AnswerParser
+from .parsing.deltas import Delta, Parsed
+from .parsing.parser import AnswerParser
 from .prompts import Tokens
 from .results import ChatChoice, ChatChunk, ChatCompletion, ChatFinish, ChatMessage
 
 if TYPE_CHECKING:
-    from .chat import Chat
+    from .conversation import Chat
 
 _FINISH: dict[str, ChatFinish] = {"eog": "stop", "stop": "stop", "length": "length", "cancelled": "cancelled"}
 

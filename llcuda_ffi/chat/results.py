@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..engine.results import Timings, TokenLogprob, Usage
-from .deltas import CallDelta, ToolCall
+from .parsing.deltas import CallDelta, ToolCall
 
 ChatFinish = Literal["stop", "length", "tool_calls", "cancelled"]
 

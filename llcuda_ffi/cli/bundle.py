@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from ..bundle import ensure, pins, store
-from ..bundle.select import choose_here
+from ..bundles import ensure, pins, store
+from ..bundles.select import choose_here
 from ..errors import BundleError, BundleNotFound
 from ..fetch.progress import megabytes
 
@@ -103,7 +103,7 @@ def verify(names: tuple[str, ...]) -> None:
 def path(name: str | None) -> None:
     """Print the folder of the bundle NAME, or of the one in use, without installing anything."""
     if name is None:
-        from .. import bundle
+        from .. import bundles as bundle
 
         name = bundle.chosen_name()
         if bundle.own.is_path(name):
@@ -129,7 +129,7 @@ def prune(names: tuple[str, ...], everything: bool) -> None:
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
 def pack(build: Path, output: Path) -> None:
     """Pack the libraries of the llama.cpp build in the folder BUILD into an archive to use as a bundle."""
-    from ..bundle.pack import pack as make
+    from ..bundles.pack import pack as make
 
     try:
         facts = make(build, output)

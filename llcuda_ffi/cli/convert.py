@@ -13,6 +13,6 @@ import click
 @click.option("--type", "kind", default="q8_0", show_default=True, help="f32, f16, bf16, q8_0, Q4_K_M, …")
 def command(folder: Path, output: Path, kind: str) -> None:
     """Convert a Hugging Face model FOLDER; the result is loaded once before it is put in place."""
-    from ..convert import convert
+    from ..conversion.hugging_face import convert
 
     click.echo(convert(folder, output, kind))

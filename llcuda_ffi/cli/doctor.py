@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from .. import bundle as bundles
-from ..bundle import own, pins, select, store
+from .. import bundles
+from ..bundles import own, pins, select, store
 from ..errors import LlcudaError
 from ..fetch.cache import cache_root, offline
 from ..hardware import cuda_libraries

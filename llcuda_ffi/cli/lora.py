@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import InvalidRequest
-from ..hub import resolve
+from ..hub.references import resolve
 from ..lora import convert, merge
 
 _FOLDER = click.Path(path_type=Path)

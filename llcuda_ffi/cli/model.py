@@ -6,9 +6,10 @@ import json
 
 import click
 
-from .. import hub, models
+from .. import hub
 from ..errors import ModelNotFound
 from ..fetch.progress import megabytes
+from ..hub import registry as models
 from ..params import number
 from .convert import command as convert
 

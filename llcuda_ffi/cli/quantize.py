@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from ..core.quantize import Quantized, QuantizePlan, plan_quantize, quantize
 from ..errors import InvalidRequest
-from ..hub import resolve
+from ..hub.references import resolve
+from ..quantization.files import Quantized, QuantizePlan, plan_quantize, quantize
 
 _MB = 1e6
 

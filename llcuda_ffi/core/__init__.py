@@ -1,0 +1,1 @@
+"""libllama's objects: model, vocabulary, context, batch, memory, samplers, adapters, state."""

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from ..enums import AttentionType, FlashAttnType, PoolingType
 from ..errors import InvalidRequest, ModelError, UnsupportedByBundle, UnsupportedModel
 from ..hardware.cpu import usable_cores
+from ..native import cuda_graphs as graphs
 from ..native.handle import Handle, in_flight
 from ..native.load import Library
 from ..native.log import capture, mark, why
 from ..native.status import check_decode
 from ..params import ContextParams, integer, override
-from . import graphs
 from .batch import Batch
 from .memory import Memory
 from .model import Model

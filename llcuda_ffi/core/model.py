@@ -9,15 +9,14 @@ from types import MappingProxyType
 from typing import Any
 
 from .. import gguf
-from ..bundle import InstalledBundle
+from ..bundles import InstalledBundle
 from ..enums import FType, LoadMode, RopeType
 from ..errors import Cancelled, InvalidRequest, ModelError, ModelNotFound, UnsupportedByBundle
 from ..native.handle import Handle, in_flight, leaving
 from ..native.load import Library, load
 from ..native.log import capture, mark, why
 from ..params import ModelParams, override
-from . import placement as placing
-from .placement import Placement
+from .placement import Placement, from_log, shortage, spare_unusable
 from .vocab import Vocab
 
 
@@ -75,7 +74,7 @@ class Model(Handle):
             raise InvalidRequest("a model needs at least one file")
         positions = [gguf.check(part, params.kv_overrides).n_positions for part in parts]
         library = load(bundle)
-        params = placing.spare_unusable(library, params)
+        params = spare_unusable(library, params)
         ffi, lib = library.ffi, library.lib
 
         raised: list[BaseException] = []
@@ -108,13 +107,13 @@ class Model(Handle):
         if not pointer:
             if stopped:
                 raise Cancelled(f"loading {parts[0]} was stopped by the progress callback")
-            sizes = placing.shortage(library, parts, params)
+            sizes = shortage(library, parts, params)
             raise ModelError(f"libllama could not load {parts[0]}{sizes}{why(point)}")
 
         model = cls.__new__(cls)
         model._own(pointer, lib.llama_model_free)
         model.path, model.params, model.library = parts[0], params, library
-        model.placement = placing.from_log(lines)
+        model.placement = from_log(lines)
         model._ffi, model._lib = ffi, lib
         model._metadata = None
         model.n_positions = next((n for n in positions if n), None)

@@ -16,9 +16,9 @@ import numpy as np
 
 from ..core.batch import Batch
 from ..core.context import Context
-from ..core.graphs import Repeats
 from ..enums import PoolingType
 from ..errors import ClosedError
+from ..native.cuda_graphs import Repeats
 from .waiting import Floats, Job, Tokens, Waiting
 
 

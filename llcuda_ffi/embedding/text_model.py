@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..bundle import InstalledBundle
+from ..bundles import InstalledBundle
 from ..core.model import Model
-from ..core.placement import Room
+from ..devices.placement import Room
+from ..engine.assembly import open_model
 from ..enums import FlashAttnType, PoolingType
 from ..errors import ClosedError, ContextOverflow, InvalidRequest
 from ..hardware.cpu import usable_cores
 from ..params import ModelParams, integer
-from ..runtime import open_model
 from .packing import PackingQueue, open_contexts
 from .wordpiece import WordPiece, needs_wordpiece
 
@@ -139,7 +139,7 @@ class TextModel:
             return queue
 
     def _open_queue(self, pooling: PoolingType) -> PackingQueue:
-        spare = int(self.model.placement.on_gpu)  # for core/graphs.py
+        spare = int(self.model.placement.on_gpu)  # for native/cuda_graphs.py
         rows = max(self.batch_tokens, self.max_tokens) + spare
         most = min(MOST_SEQUENCES, rows, max(1, self.batch_tokens // 2) + spare)
         # libllama aborts when it pools a micro-batch that its sequences do not divide

@@ -1,0 +1,1 @@
+"""The scheduler and what it needs: requests, slots, sampling, prefixes, text."""

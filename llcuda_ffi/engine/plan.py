@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ..core.batch import Batch
 from ..core.context import Context
-from .drafting import Drafter
 from .slot import Slot, State
+from .speculative import Drafter
 
 # a slot, and the batch row of its logits; below 0: minus the tokens of a part of its prompt, which has none
 Row = tuple[int, Slot]

@@ -14,9 +14,9 @@ from ..core.adapter import LoraAdapter
 from ..core.sampler import SamplerChain
 from ..core.vocab import Vocab
 from ..sampling_params import SamplingParams
-from .constraint import Constraint
 from .results import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
-from .sampling import RowSampler
+from .sampling.chain import RowSampler
+from .sampling.constraint import Constraint
 from .text import TextStream
 
 Tokens = npt.NDArray[np.int32]

@@ -12,16 +12,16 @@ from time import perf_counter
 from ..core.context import Context
 from ..errors import Cancelled, ContextOverflow, DecodeError, LlcudaError, NoKvSlot
 from .adapter_turns import AdapterTurns
-from .drafting import Drafter
 from .metrics import Metrics
 from .plan import Planner, Row
-from .prefix import PrefixCache
+from .prefix_cache import PrefixCache
+from .queue import Waiting
 from .request import Request
 from .results import TokenLogprob
-from .selection import Selection
+from .sampling.select import Selection
 from .slot import Slot, State
-from .threads import ThreadControl
-from .waiting import Waiting
+from .speculative import Drafter
+from .thread_control import ThreadControl
 
 
 class Scheduler:

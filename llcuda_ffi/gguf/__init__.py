@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .adapter import check_adapter
 from .layout import TensorInfo
-from .preflight import GGUFReport, check
+from .preflight.adapter import check_adapter
+from .preflight.check import GGUFReport, check
 from .reader import GGUFReader
 from .types import GGMLType, ValueType
 

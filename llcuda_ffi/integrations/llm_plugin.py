@@ -7,7 +7,7 @@ from typing import Any
 
 import llm
 
-from ..models import all_models
+from ..hub.registry import all_models
 
 
 class LlcudaEmbeddingModel(llm.EmbeddingModel):  # type: ignore[misc]

@@ -42,11 +42,11 @@ _WHERE = {
 _ELSEWHERE = {
     "GGUFReader": "gguf",
     "DynamicQuantizer": "quantization",
-    "GGUFConverter": "quantization",
-    "convert_to_gguf": "quantization",
+    "GGUFConverter": "conversion.tensors",
+    "convert_to_gguf": "conversion.tensors",
     "dequantize_nf4": "quantization",
     "quantize_nf4": "quantization",
-    "save_gguf": "quantization",
+    "save_gguf": "conversion.tensors",
 }
 
 __all__ = sorted([*_WHERE, *_ELSEWHERE])  # noqa: PLE0605

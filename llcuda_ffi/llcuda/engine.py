@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.results import Completion
 from ..errors import InvalidRequest, LlcudaError
-from ..hub import resolve
+from ..hub.references import resolve
 from ..llama import Llama
 from ..sampling_params import SamplingParams
 from .remote import RemoteLlama
@@ -307,8 +307,8 @@ def _params(arguments: Sequence[Any], settings: dict[str, Any]) -> SamplingParam
 def _open(path: Path, arguments: dict[str, Any], n_parallel: int) -> Llama:
     """A Llama with slots for a batch, whose KV cache has room for n_parallel requests of full length."""
     if "kv_cells" not in arguments:
+        from ..engine.assembly import DEFAULT_N_CTX
         from ..gguf import GGUFReader
-        from ..runtime import DEFAULT_N_CTX
 
         with GGUFReader(path) as reader:
             trained = reader.metadata.get(f"{reader.architecture}.context_length", DEFAULT_N_CTX)

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.placement import Device, Room, fit
+from ..core.placement import Device
+from ..devices.placement import Room, fit
 from ..errors import InvalidRequest
 from ..gguf import GGUFReader
 from ..hardware import gpu
 from ..hardware.cpu import usable_cores
 from ..hardware.memory import free_system_memory
 from ..hardware.platform import hosted
-from ..hub import models_folder
+from ..hub.references import models_folder
 
 GB = 1 << 30
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import hub
-from .. import models as registry
 from ..errors import LlcudaError, ModelNotFound
 from ..gguf import GGUFReader
+from ..hub import registry
 from .engine import InferenceEngine
 from .machine import GB, find_gguf_models
 

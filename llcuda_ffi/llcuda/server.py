@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import InvalidRequest, LoadError
-from ..hub import resolve
+from ..hub.references import resolve
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import lora
+from ..conversion.tensors import convert_to_gguf
 from ..errors import InvalidRequest
-from ..hub import resolve
-from ..quantization import convert_to_gguf
+from ..hub.references import resolve
 from .engine import InferenceEngine
 
 

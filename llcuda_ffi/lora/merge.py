@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.quantize import quantize
-from ..core.quantize_rows import ROW_TYPES, quantize_rows
 from ..enums import FType
 from ..errors import InvalidModelFile, InvalidRequest
 from ..gguf import GGMLType, GGUFReader, check_adapter
 from ..gguf.writer import Encoded, Tensor, bfloat16_bits, copied_metadata, copied_tensor, write_gguf
 from ..params import number
+from ..quantization.files import quantize
+from ..quantization.rows import ROW_TYPES, quantize_rows
 from .peft import BaseShape, LoraPair, PeftAdapter, gguf_pairs
 
 Adapter = str | os.PathLike[str]

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from ..errors import InvalidModelFile, InvalidRequest, ModelNotFound, UnsupportedModel
 from ..gguf import GGUFReader, check_adapter
+from ..gguf.safetensors import SafeTensors
 from ..gguf.writer import write_gguf
 from .names import KNOWN, PERMUTED, gguf_name
-from .safetensors import SafeTensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Floats = npt.NDArray[np.float32]

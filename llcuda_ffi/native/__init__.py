@@ -1,0 +1,1 @@
+"""The C library: declarations, loading, the guard, handles, the log."""

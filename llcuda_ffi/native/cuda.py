@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ..bundle import InstalledBundle, elf, select
+from ..bundles import InstalledBundle, elf, select
 from ..errors import IncompatibleGpu, InvalidRequest, LoadError, MissingLibrary
 from ..hardware import cuda_libraries
 from ..hardware.glibc import glibc_version
@@ -48,7 +48,7 @@ class CudaOptions:
 
     Attributes:
         graphs: CUDA graphs (GGML_CUDA_DISABLE_GRAPHS). Without a word, a model or context that they may be wrong for
-            turns them off (core/graphs.py); True keeps them.
+            turns them off (native/cuda_graphs.py); True keeps them.
         graph_opt: run independent parts of a graph on several streams (GGML_CUDA_GRAPH_OPT).
         fusion: fused kernels (GGML_CUDA_DISABLE_FUSION).
         pinned: pinned host memory (GGML_CUDA_NO_PINNED).

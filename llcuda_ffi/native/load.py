@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..bundle import InstalledBundle, ensure
-from ..bundle.elf import read_names
+from ..bundles import InstalledBundle, ensure
+from ..bundles.elf import read_names
 from ..errors import LoadError, MissingLibrary
 from . import guard, log
 from .profile import Profile, profile

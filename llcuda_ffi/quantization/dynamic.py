@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.placement import Room, _reckon
-from ..core.quantize import Quantized, QuantizePlan, plan_quantize, quantize
+from ..devices.placement import Room, estimate
 from ..enums import FType, GGMLType
 from ..errors import InvalidRequest
 from ..gguf import GGUFReader
 from ..params import INT32_MAX, integer, member, number
+from .files import Quantized, QuantizePlan, plan_quantize, quantize
 
 # best first; each is smaller than the one before it
 LADDER = (
@@ -108,7 +108,7 @@ class DynamicQuantizer:
             InvalidRequest: not even the smallest type fits; the message says what it needs.
         """
         with GGUFReader(source) as reader:
-            per_layer, compute = _reckon(reader, self.room)
+            per_layer, compute = estimate(reader, self.room)
             layers = int(reader.metadata.get(f"{reader.architecture}.block_count", 1))
         rest = per_layer * layers + compute + self.overhead
         ladder, considered = self.ladder, {}

@@ -11,7 +11,7 @@ from ..async_llama import AsyncLlama
 from ..embedder import Embedder
 from ..errors import InvalidRequest
 from ..gguf import GGUFReader
-from ..hub import resolve
+from ..hub.references import resolve
 from .errors import Refused
 
 Reference = str | os.PathLike[str]

@@ -1,13 +1,13 @@
 """Structured output: answers that are JSON of a schema, match a regular expression or follow a grammar.
 
 `constraint_for` turns what SamplingParams asks for into the object that masks a request's logits
-(engine/constraint.py). Needs the extra `structured` (llguidance); GBNF grammars need nothing.
+(engine/sampling/constraint.py). Needs the extra `structured` (llguidance); GBNF grammars need nothing.
 """
 
 from __future__ import annotations
 
 from ..core.model import Model
-from ..engine.constraint import Constraint, GrammarConstraint
+from ..engine.sampling.constraint import Constraint, GrammarConstraint
 from ..sampling_params import SamplingParams
 
 __all__ = ["constraint_for"]

@@ -172,7 +172,7 @@ class GuidedConstraint:
 
     @classmethod
     def ahead(cls, constraints: Sequence[GuidedConstraint]) -> None:
-        """See engine/constraint.py. llguidance's threads compute them, without the interpreter's lock."""
+        """See engine/sampling/constraint.py. llguidance's threads compute them, without the interpreter's lock."""
         executor = _executor(os.getpid())
         if executor is None or len(constraints) < _LEAST_TOGETHER:
             return
@@ -184,7 +184,7 @@ class GuidedConstraint:
             constraint._bits = row
 
     def mask(self, logits: npt.NDArray[np.float32]) -> None:
-        """See engine/constraint.py."""
+        """See engine/sampling/constraint.py."""
         bits, self._bits = self._bits, None
         if bits is None:
             allowed = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8, self._n_vocab)
@@ -193,20 +193,20 @@ class GuidedConstraint:
         np.copyto(logits, _MASKED, where=allowed == 0)
 
     def accept(self, token: int) -> None:
-        """See engine/constraint.py."""
+        """See engine/sampling/constraint.py."""
         self._bits = None
         matcher = self._matcher
         if not matcher.consume_token(token):
             raise InvalidRequest(f"the structured output broke off: {matcher.get_error()[:300]}")
 
     def forced(self) -> list[int]:
-        """See engine/constraint.py."""
+        """See engine/sampling/constraint.py."""
         return self._matcher.compute_ff_tokens()
 
     def finished(self) -> bool:
-        """See engine/constraint.py."""
+        """See engine/sampling/constraint.py."""
         return self._matcher.is_stopped()
 
     def result(self, text: str) -> Any:
-        """See engine/constraint.py."""
+        """See engine/sampling/constraint.py."""
         return self._read(text)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.placement import devices, library_for
+from ..core.placement import devices
+from ..devices.placement import library_for
 from ..errors import BackendFailure, InvalidRequest
 from ..hardware.cpu import usable_cores
 from ..native.handle import Handle

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..core.quantize_rows import quantize_rows
 from ..errors import BackendFailure, InvalidRequest
 from ..gguf.types import BLOCKS, GGMLType
 from ..native.handle import Handle
 from ..native.log import mark, why
 from ..params import member, number
+from ..quantization.rows import quantize_rows
 from .device import Device
 
 Floats = npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ from llcuda_ffi.core.sampler import SamplerChain
 from llcuda_ffi.errors import InvalidRequest, LlcudaError, ModelError, UnsupportedModel
 from llcuda_ffi.native import log
 
-from ..tiny_model import tiny_llama
+from ..support.tiny_model import tiny_llama
 from .world import World, refuses, row
 
 

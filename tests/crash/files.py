@@ -11,7 +11,7 @@ from llcuda_ffi.core.model import Model
 from llcuda_ffi.core.sampler import SamplerChain
 from llcuda_ffi.errors import InvalidModelFile, InvalidRequest, ModelError, ModelNotFound
 
-from ..tiny_model import TinyFile, Typed, tiny_llama
+from ..support.tiny_model import TinyFile, Typed, tiny_llama
 from .world import World, refuses, row
 
 

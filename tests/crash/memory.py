@@ -12,8 +12,8 @@ from llcuda_ffi.core.context import Context
 from llcuda_ffi.core.state import SavedState, load_state_file, restore_state, save_state
 from llcuda_ffi.errors import InvalidRequest, LlcudaError, ModelError, UnsupportedModel
 
-from ..tiny_architectures import tiny_qwen2
-from ..tiny_model import TinyFile, Typed, tiny_llama
+from ..support.tiny_architectures import tiny_qwen2
+from ..support.tiny_model import TinyFile, Typed, tiny_llama
 from .world import World, refuses, row
 
 

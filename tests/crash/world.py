@@ -13,8 +13,8 @@ from llcuda_ffi.core.context import Context
 from llcuda_ffi.core.model import Model
 from llcuda_ffi.core.sampler import SamplerChain
 
-from ..tiny_architectures import TINY
-from ..tiny_model import TinyFile
+from ..support.tiny_architectures import TINY
+from ..support.tiny_model import TinyFile
 
 Row = Callable[["World"], None]
 ROWS: dict[str, Row] = {}

@@ -1,0 +1,185 @@
+"""From a conversation to a request (request.py), ready to be generated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from ..core.model import Model
+from ..errors import InvalidRequest
+from ..params import flag
+from ..sampling_params import SamplingParams
+from ..structured.grammars import Read, constrained
+from .messages import Message, normalize, require_text
+from .opening import Opening, after, opening
+from .parsing.parser import FORMATS, WHOLE, detect_format, detect_reasoning, markers
+from .prompts import PromptTokens
+from .request import ChatRequest
+from .template.template import ChatTemplate
+from .tools import plain as plain_tools
+from .tools.choice import calls_grammar, chosen, shape_of
+from .tools.functions import Tool, tool_schemas
+
+ToolChoice = Literal["auto", "none", "required"] | str | Mapping[str, Any]
+
+_SPECIAL = {"bos_token": "bos", "eos_token": "eos", "sep_token": "sep", "pad_token": "pad", "mask_token": "mask"}
+_TAKEN = {"self", "messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+
+
+class Chat:
+    """How conversations are held with one model. Any thread may use it."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._vocab = model.vocab
+        self._tokens = PromptTokens(model.vocab)
+        self._templates: dict[tuple[str, bool], ChatTemplate] = {}
+
+    def template(self, source: str | None = None, *, tools: bool = False) -> ChatTemplate:
+        """The model's template, or the one given as a Jinja text or a built-in name.
+
+        Args:
+            tools: take the model's own template for tools, where it has one.
+
+        Raises:
+            InvalidRequest: the model has none and none was given, or no built-in one has that name.
+        """
+        key = (source or "", tools)
+        found = self._templates.get(key)
+        if found is None:
+            text = source or (self._model.chat_template("tool_use") if tools else None) or self._model.chat_template()
+            if not text:
+                raise InvalidRequest(
+                    f"{self._model.path.name} has no chat template: give template=, a Jinja text or a name such as "
+                    "'chatml' (llcuda_ffi.chat.template.builtin.TEMPLATES)"
+                )
+            vocab = self._vocab
+            ids = {name: vocab.special(special) for name, special in _SPECIAL.items()}
+            variables = {name: vocab.text(token) for name, token in ids.items() if token is not None}
+            if len(self._templates) > 64:
+                self._templates.clear()
+            found = self._templates[key] = ChatTemplate(text, variables)
+        return found
+
+    def prepare(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        *,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        response_format: Mapping[str, Any] | None = None,
+        template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        tool_format: str | None = None,
+    ) -> ChatRequest:
+        """A conversation ready to be generated; see Llama.chat for the arguments.
+
+        Raises:
+            InvalidRequest: a message, tool, template or setting is not acceptable.
+        """
+        flag("parallel_tool_calls", parallel_tool_calls)
+        flag("continue_final_message", continue_final_message)
+        if tool_format is not None and not (isinstance(tool_format, str) and tool_format in FORMATS):
+            raise InvalidRequest(
+                f"no tool format is called {tool_format!r:.60}: there are {', '.join(sorted(FORMATS))}"
+            )
+        if isinstance(documents, (str, bytes)) or not isinstance(documents, (Sequence, type(None))):
+            raise InvalidRequest(f"documents must be a list of mappings, not {type(documents).__name__}")
+        params = _with_format(params, response_format)
+        schemas = tool_schemas(tools) if tools else []
+        mode, named = chosen(tool_choice, [s["function"]["name"] for s in schemas])
+        if mode == "none":
+            schemas = []
+        jinja = self.template(template, tools=bool(schemas))
+        chat = normalize(messages)
+        require_text(chat)
+        shown_tools: list[dict[str, Any]] | None = schemas or None
+        format = tool_format or detect_format(jinja.source)
+        if not jinja.takes_tools and (schemas or plain_tools.has_tools(chat)):
+            chat, shown_tools, format = plain_tools.rewrite(chat, schemas), None, tool_format or "json"
+        rendered = jinja.prompt(
+            self._tokens.guard(chat),
+            tools=shown_tools,
+            documents=documents,
+            add_generation_prompt=not continue_final_message,
+            continue_final_message=continue_final_message,
+            **_variables(chat_template_kwargs),
+        )
+        text, tokens = self._tokens.tokens(rendered)
+        reasoning = detect_reasoning(jinja.source)
+        read: Read | None = None
+        if mode == "required":
+            if constrained(params):
+                raise InvalidRequest(
+                    "tool_choice asks for a call and the structured output for something else: drop one"
+                )
+            format, shape = shape_of(format, jinja.source)
+            wanted = [s for s in schemas if named in (None, s["function"]["name"])]
+            first = Opening() if continue_final_message else opening(format, reasoning, text, self._lark)
+            parallel = parallel_tool_calls and named is None
+            lark = calls_grammar(shape, wanted, self._lark, parallel=parallel, first=first)
+            params, read = dataclasses.replace(params, lark=lark), _nothing
+        elif constrained(params):
+            format = format if format in WHOLE else "none"
+            if not continue_final_message:
+                params, read = after(params, opening(format, reasoning, text, self._lark, content=True))
+        elif not schemas and format not in WHOLE:
+            format = "none"
+        return ChatRequest(self, text, tokens, params, format, schemas, reasoning, read)
+
+    def _lark(self, text: str) -> str:
+        """A text in Lark, its control tokens by their ids."""
+        parts = self._tokens.split(text)
+        return " ".join(f"<[{p}]>" if isinstance(p, int) else json.dumps(p, ensure_ascii=False) for p in parts)
+
+    def shown(self, format: str, reasoning: tuple[str, str] | None) -> frozenset[int]:
+        """The control tokens whose text the parser needs."""
+        vocab = self._vocab
+        found = set()
+        for marker in markers(format, reasoning):
+            ids = vocab.tokenize(marker, add_special=False, parse_special=True)
+            if len(ids) == 1 and vocab.is_control(int(ids[0])):
+                found.add(int(ids[0]))
+        return frozenset(found)
+
+
+def _variables(given: Any) -> dict[str, Any]:
+    """chat_template_kwargs, checked."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise InvalidRequest(f"chat_template_kwargs must be a mapping of names, not {given!r:.60}")
+    taken = sorted(_TAKEN & given.keys())
+    if taken:
+        raise InvalidRequest(f"chat_template_kwargs cannot set {taken[0]!r}: it is an argument of its own")
+    return dict(given)
+
+
+def _nothing(text: str) -> None:
+    """What a forced call that was cut is worth."""
+
+
+def _with_format(params: SamplingParams, response_format: Mapping[str, Any] | None) -> SamplingParams:
+    """OpenAI's response_format as json_schema."""
+    if response_format is None:
+        return params
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
+    if kind == "text":
+        return params
+    if kind == "json_object":
+        return dataclasses.replace(params, json_schema={"type": "object"})
+    if kind == "json_schema":
+        inner = response_format.get("json_schema")
+        schema = inner.get("schema") if isinstance(inner, Mapping) else response_format.get("schema")
+        if schema is not None:
+            return dataclasses.replace(params, json_schema=schema)
+    raise InvalidRequest(
+        "response_format must be {'type': 'text' | 'json_object'} or {'type': 'json_schema', 'json_schema': "
+        f"{{'schema': …}}}}, not {response_format!r:.100}"
+    )

@@ -1,0 +1,1 @@
+"""Tools: their schemas, the choice among them, models that know none."""

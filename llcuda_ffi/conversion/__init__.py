@@ -1,0 +1,1 @@
+"""Weights of other formats turned into GGUF files."""

@@ -1,0 +1,170 @@
+"""What a Llama is made of: the model in its place, its contexts with their schedulers, its drafter, thread control."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+from ..bundles import InstalledBundle
+from ..bundles.select import parse_device
+from ..core.context import Context
+from ..core.model import Model
+from ..devices.dry_load import dry_load
+from ..devices.placement import Room, library_for, place
+from ..enums import FlashAttnType, GGMLType
+from ..errors import InvalidRequest, UnsupportedModel
+from ..hardware.cpu import usable_cores
+from ..hub.references import resolve
+from ..params import INT32_MAX, ContextParams, ModelParams, integer, member, override
+from .driver import Driver
+from .replicas import Lanes
+from .scheduler import Scheduler
+from .speculative import Drafter, DraftModel, PromptLookup
+from .thread_control import ThreadControl
+
+DEFAULT_N_CTX = 4096
+
+
+def open_model(
+    model: str | os.PathLike[str],
+    device: str,
+    n_gpu_layers: int | Literal["auto"],
+    bundle: str | InstalledBundle | None,
+    params: ModelParams | None,
+    progress: Callable[[float], object] | None,
+    room: Room,
+) -> Model:
+    """Fetch a model where it is missing, choose the libraries and where its layers go, and load it."""
+    params = params or ModelParams()
+    if n_gpu_layers != "auto":
+        params = override(params, {"n_gpu_layers": n_gpu_layers})
+    parse_device(device)
+    path = resolve(model)
+    library = library_for(device, bundle)
+
+    def measure(params: ModelParams) -> tuple[int, int]:
+        need = dry_load(library, path, params, room)
+        return need.kv, max((size for name, size in need.compute.items() if not name.startswith("CPU")), default=0)
+
+    params, note = place(library, device, path, params, room, automatic=n_gpu_layers == "auto", measure=measure)
+    loaded = Model.load(path, params, progress=progress, bundle=library.bundle)
+    loaded.placement = replace(loaded.placement, note=note)
+    return loaded
+
+
+def longest_request(model: Model, n_ctx: int | None) -> int:
+    """Most tokens of one request: as asked, else the training context, at most 4,096."""
+    if n_ctx is not None:
+        return integer("n_ctx", n_ctx, 1, INT32_MAX)
+    trained = model.n_ctx_train
+    return min(trained, DEFAULT_N_CTX) if trained > 0 else DEFAULT_N_CTX
+
+
+def kv_types(kv_type: str | GGMLType | tuple[str | GGMLType, str | GGMLType]) -> tuple[GGMLType, GGMLType]:
+    """The types of the K and the V cache."""
+    type_k, type_v = kv_type if isinstance(kv_type, tuple) else (kv_type, kv_type)
+    return member("kv_type", type_k, GGMLType), member("kv_type", type_v, GGMLType)
+
+
+def with_cache(
+    params: ContextParams,
+    n_ctx: int,
+    n_parallel: int,
+    types: tuple[GGMLType, GGMLType],
+    kv_cells: int | None,
+    flash_attn: str | FlashAttnType | bool,
+) -> ContextParams:
+    """`params` with a KV cache for `n_parallel` requests of `n_ctx` tokens: a stream for each, or `kv_cells` shared."""
+    if isinstance(flash_attn, bool):
+        flash_attn = FlashAttnType.ENABLED if flash_attn else FlashAttnType.DISABLED
+    per_sequence = -(-n_ctx // 256) * 256  # libllama rounds up to this
+    cells = per_sequence * n_parallel
+    unified = params.kv_unified
+    if kv_cells is not None:
+        cells, unified = integer("kv_cells", kv_cells, n_ctx, INT32_MAX), True
+    if cells > INT32_MAX:
+        raise InvalidRequest(f"n_ctx × n_parallel is {cells} tokens, more than 2^31: lower one of them")
+    return override(
+        params,
+        {
+            "n_ctx": cells,
+            "kv_unified": unified,
+            "type_k": types[0],
+            "type_v": types[1],
+            "flash_attn_type": member("flash_attn", flash_attn, FlashAttnType),
+        },
+    )
+
+
+def open_engine(
+    model: Model,
+    params: ContextParams,
+    n_contexts: int,
+    owned: list[Any],
+    *,
+    n_ctx: int,
+    n_threads: int | Literal["auto"],
+    draft: str | os.PathLike[str] | Model | None,
+    n_draft: int | None,
+    **settings: Any,
+) -> Driver | Lanes:
+    """Contexts of a model and what steps them; what must be closed with the Llama is added to `owned`.
+
+    Args:
+        params: of one context that all share; its sequences and cells are divided among several.
+        settings: of each Scheduler.
+
+    Raises:
+        UnsupportedModel: it generates no text.
+        InvalidRequest: shared cells are too few for so many contexts.
+    """
+    cells = params.n_ctx // n_contexts
+    if params.kv_unified and cells < n_ctx:
+        raise InvalidRequest(
+            f"kv_cells={params.n_ctx} in n_contexts={n_contexts} are {cells} in each, too few for a request of "
+            f"n_ctx={n_ctx} tokens: raise kv_cells, or lower one of the others"
+        )
+    cores = usable_cores()
+    threads = max(1, cores // n_contexts) if n_threads == "auto" else n_threads
+    drivers = []
+    share = {"n_seq_max": params.n_seq_max // n_contexts, "n_ctx": cells, "n_threads": threads}
+    for _ in range(n_contexts):
+        context = Context(model, override(params, share))
+        owned.append(context)
+        if context.memory is None or not model.has_decoder:
+            raise UnsupportedModel(f"{model.path.name} is an embedding model, it generates no text: use Embedder")
+        drafter = None
+        if draft is not None:
+            drafter = open_drafter(draft, n_draft, context, n_ctx, owned)
+            draft = drafter.model if isinstance(drafter, DraftModel) else draft
+        # several contexts would take each other's cores for another program's
+        control = thread_control(context, cores) if n_threads == "auto" and n_contexts == 1 else None
+        drivers.append(Driver(Scheduler(context, n_ctx=n_ctx, drafter=drafter, threads=control, **settings)))
+    return drivers[0] if n_contexts == 1 else Lanes(drivers)
+
+
+def thread_control(context: Context, cores: int) -> ThreadControl | None:
+    """What makes n_threads="auto" follow the machine; None where there is one core."""
+    if cores < 2:
+        return None
+    set_threads = context._lib.llama_set_n_threads
+    return ThreadControl(cores, lambda n: set_threads(context._ptr, n, n))
+
+
+def open_drafter(
+    draft: str | os.PathLike[str] | Model, n_draft: int | None, target: Context, n_ctx: int, owned: list[Any]
+) -> Drafter:
+    """The drafter of speculative decoding; what must be closed with the Llama is added to `owned`."""
+    model = target.model
+    if model.is_recurrent or model.is_hybrid:
+        raise UnsupportedModel("speculative decoding needs a model that can be rolled back, not recurrent state")
+    if draft == "ngram":
+        return PromptLookup(n_ctx, n_draft=n_draft or 8)
+    if not isinstance(draft, Model):
+        draft = Model.load(resolve(draft))
+        owned.append(draft)
+    drafter = DraftModel(draft, target, n_draft=n_draft or 5)
+    owned.append(drafter)
+    return drafter

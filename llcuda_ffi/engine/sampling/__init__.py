@@ -1,0 +1,1 @@
+"""Everything that chooses a token: select.py is the entry."""

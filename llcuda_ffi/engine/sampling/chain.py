@@ -1,0 +1,177 @@
+"""From a request's settings to the object that chooses its tokens."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...core.context import Context
+from ...core.model import Model
+from ...core.sampler import SamplerChain
+from ...errors import InvalidRequest
+from ...params import UINT32_MAX
+from ...sampling_params import SamplingParams
+from ..results import TokenLogprob
+from .constraint import Constraint
+from .topk_prefilter import Shortlist
+
+# what decides the make-up of a chain, apart from its seed
+_SHAPE = (
+    "temperature", "penalty_last_n", "repeat_penalty", "frequency_penalty", "presence_penalty",
+    "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_breakers",
+    "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc_probability", "xtc_threshold",
+    "dynatemp_range", "dynatemp_exponent", "mirostat", "mirostat_tau", "mirostat_eta",
+    "adaptive_p_target", "adaptive_p_decay", "ignore_eos",
+)  # fmt: skip
+
+_KEPT_CHAINS = 64
+
+
+def build_chain(model: Model, params: SamplingParams, seed: int) -> SamplerChain:
+    """The chain that `params` describes, in the order in which SamplingParams lists it."""
+    chain = SamplerChain(model)
+    bias = dict(params.logit_bias)
+    if params.ignore_eos:
+        bias.update(dict.fromkeys(model.vocab.eog_tokens, float("-inf")))
+    if bias:
+        chain.logit_bias(bias)
+    if params.penalty_last_n and (
+        params.repeat_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
+    ):
+        chain.penalties(params.penalty_last_n, params.repeat_penalty, params.frequency_penalty, params.presence_penalty)
+    if params.dry_multiplier > 0:
+        chain.dry(
+            params.dry_multiplier,
+            params.dry_base,
+            params.dry_allowed_length,
+            params.dry_penalty_last_n,
+            params.dry_breakers,
+        )
+    if params.greedy:
+        return chain.greedy()
+    if params.mirostat:
+        chain.temperature(params.temperature)
+        if params.mirostat == 1:
+            return chain.mirostat(params.mirostat_tau, params.mirostat_eta, seed=seed)
+        return chain.mirostat_v2(params.mirostat_tau, params.mirostat_eta, seed=seed)
+    if params.top_n_sigma >= 0:
+        chain.top_n_sigma(params.top_n_sigma)
+    if params.top_k:
+        chain.top_k(params.top_k)
+    if params.typical_p < 1.0:
+        chain.typical(params.typical_p)
+    if params.top_p < 1.0:
+        chain.top_p(params.top_p)
+    if params.min_p > 0.0:
+        chain.min_p(params.min_p)
+    if params.xtc_probability > 0.0:
+        chain.xtc(params.xtc_probability, params.xtc_threshold, seed=seed)
+    if params.temperature != 1.0 or params.dynatemp_range:
+        chain.temperature(params.temperature, params.dynatemp_range, params.dynatemp_exponent)
+    if params.adaptive_p_target >= 0:
+        return chain.adaptive_p(params.adaptive_p_target, params.adaptive_p_decay, seed=seed)
+    return chain.dist(seed)
+
+
+class Chains:
+    """Sampler chains kept for reuse: making one costs little, its first use allocates a buffer of the vocabulary.
+
+    Only chains without a seed of their own can be kept: greedy ones.  A seeded chain's random state is made with it,
+    so the kept ones get a new last sampler.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._free: dict[tuple[Any, ...], list[SamplerChain]] = {}
+        self._count = 0
+
+    def take(self, params: SamplingParams, seed: int) -> SamplerChain:
+        """A chain for `params`, with no history."""
+        kept = self._free.get(_key(params))
+        if kept:
+            chain = kept.pop()
+            self._count -= 1
+            if not params.greedy:
+                chain._reseed(seed)
+            return chain
+        return build_chain(self._model, params, seed)
+
+    def give(self, params: SamplingParams, chain: SamplerChain) -> None:
+        """Keep a chain whose request is over."""
+        reseeds = params.greedy or chain.names[-1] == "dist"
+        if chain._attached or self._count >= _KEPT_CHAINS or not reseeds or params.xtc_probability > 0.0:
+            chain.close()
+            return
+        chain.reset()
+        self._free.setdefault(_key(params), []).append(chain)
+        self._count += 1
+
+    def close(self) -> None:
+        """Free them all."""
+        for chains in self._free.values():
+            for chain in chains:
+                chain.close()
+        self._free.clear()
+        self._count = 0
+
+
+def _key(params: SamplingParams) -> tuple[Any, ...]:
+    return (*(getattr(params, name) for name in _SHAPE), tuple(sorted(params.logit_bias.items())))
+
+
+def pick_seed(params: SamplingParams) -> int:
+    """The request's seed, or a drawn one."""
+    return random.randrange(UINT32_MAX) if params.seed is None else params.seed
+
+
+@dataclass(slots=True)
+class RowSampler:
+    """Chooses tokens for one request where the plain C call is not enough: constraints and log probabilities."""
+
+    context: Context
+    chain: SamplerChain
+    constraint: Constraint | None
+    logprobs: int | None
+    shortlist: Shortlist
+    reach: int
+
+    def sample(self, row: int) -> tuple[int, TokenLogprob | None]:
+        """Choose and accept a token from batch row `row`."""
+        logits = self.context._logits(row)
+        # log probabilities are of the model's own distribution, so they are read before a mask is applied
+        wanted = None if self.logprobs is None else _log_softmax(logits)
+        constraint = self.constraint
+        if constraint is not None:
+            constraint.mask(logits)
+            if not np.isfinite(logits.max()):
+                raise InvalidRequest("the grammar leaves no token to choose: it cannot be satisfied from here")
+        chain, token = self.chain, -1
+        if self.reach:
+            token = self.shortlist.sample(logits[None], [(chain._ptr, 0, self.reach)])[0]
+        if token < 0:
+            token = int(chain._lib.llama_sampler_sample(chain._ptr, self.context._ptr, row))
+        if constraint is not None:
+            constraint.accept(token)
+        if wanted is None:
+            return token, None
+        return token, _logprob(self.chain.model, token, wanted, self.logprobs or 0)
+
+
+def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    shifted = logits - logits.max()
+    normal: npt.NDArray[np.float32] = shifted - np.float32(np.log(np.exp(shifted, dtype=np.float64).sum()))
+    return normal
+
+
+def _logprob(model: Model, token: int, row: npt.NDArray[np.float32], k: int) -> TokenLogprob:
+    top: tuple[tuple[int, float], ...] = ()
+    if k:
+        k = min(k, len(row))
+        best = np.argpartition(row, len(row) - k)[len(row) - k :]
+        best = best[np.argsort(-row[best], kind="stable")]
+        top = tuple((int(t), float(row[t])) for t in best)
+    return TokenLogprob(token, model.vocab.piece(token, special=True), float(row[token]), top)

@@ -1,0 +1,94 @@
+"""What a structured output must offer to the engine, and the one that libllama brings: GBNF grammars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...core.grammar import grammar_sampler
+from ...core.model import Model
+from ...core.sampler import CANDIDATE
+from ...native.handle import Handle
+
+
+class Constraint(Protocol):
+    """Says which tokens may come next in one completion."""
+
+    def mask(self, logits: npt.NDArray[np.float32]) -> None:
+        """Set the logits of forbidden tokens to -inf, in place; shape (n_vocab,)."""
+
+    @classmethod
+    def ahead(cls, constraints: Sequence[Any]) -> None:
+        """Compute the next masks of several constraints of this kind together, where that is faster."""
+
+    def accept(self, token: int) -> None:
+        """The token that was chosen."""
+
+    def forced(self) -> list[int]:
+        """Tokens that must come next, when there is no choice; may be empty. They are not accepted yet."""
+
+    def finished(self) -> bool:
+        """Whether the output is complete and may only end."""
+
+    def result(self, text: str) -> Any:
+        """The parsed value of the finished text, or None."""
+
+
+def masks_ahead(constraints: Sequence[Constraint]) -> None:
+    """Compute the masks that the rows of one step need, those of a kind together."""
+    for kind in {type(constraint) for constraint in constraints}:
+        kind.ahead([constraint for constraint in constraints if type(constraint) is kind])
+
+
+class GrammarConstraint(Handle):
+    """A GBNF grammar, matched by libllama (llama_sampler_init_grammar)."""
+
+    def __init__(self, model: Model, grammar: str, root: str = "root") -> None:
+        self.model = model
+        self._ffi, self._lib = model._ffi, model._lib
+        self._own(grammar_sampler(model, grammar, root), self._lib.llama_sampler_free, model)
+        n_vocab = model.vocab.n_tokens
+        self._candidates = np.zeros(n_vocab, CANDIDATE)
+        self._ids = np.arange(n_vocab, dtype=np.int32)
+        self._array: Any = self._ffi.new("llama_token_data_array *")
+        self._view = self._ffi.from_buffer("llama_token_data[]", self._candidates)
+        self._done = False
+
+    def _apply(self, size: int) -> None:
+        array = self._array
+        array.data, array.size, array.selected, array.sorted = self._view, size, -1, False
+        self._lib.llama_sampler_apply(self._ptr, array)
+
+    def mask(self, logits: npt.NDArray[np.float32]) -> None:
+        """See Constraint. The likeliest tokens are tried first: a grammar step over the whole vocabulary is slow."""
+        candidates = self._candidates
+        candidates["id"] = self._ids
+        candidates["logit"] = logits
+        self._apply(len(candidates))
+        logits[:] = candidates["logit"]
+
+    @classmethod
+    def ahead(cls, constraints: Sequence[Any]) -> None:
+        """See Constraint. libllama tries candidates with their logits, so there is nothing to compute ahead."""
+
+    def accept(self, token: int) -> None:
+        """See Constraint."""
+        if self.model.vocab.is_eog(token):
+            self._done = True
+        else:
+            self._lib.llama_sampler_accept(self._ptr, token)
+
+    def forced(self) -> list[int]:
+        """See Constraint."""
+        return []
+
+    def finished(self) -> bool:
+        """See Constraint."""
+        return self._done
+
+    def result(self, text: str) -> Any:
+        """See Constraint."""
+        return None

@@ -1,0 +1,162 @@
+"""Sampling the rows of a batch: by a shortlist, or by libllama on several CPU cores where that pays.
+
+Each row has a chain of its own, and cffi lets go of the interpreter's lock during a call. With a large vocabulary
+libllama takes a good part of a millisecond for a row: on a GPU, 32 of them in turn take longer than the decode.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ...core.context import Context
+from ...hardware.cpu import usable_cores
+from .topk_prefilter import Shortlist, most_threads, wide
+
+T = TypeVar("T")
+
+# a chain's pointer, a row of the last batch, and the chain's reach (shortlist.py); 0 is for llama_sampler_sample
+Job = tuple[Any, int, int]
+
+_LEAST_ROWS = 4
+_LEAST_LOGITS = 400_000
+_LEAST_CORES = 5
+_MOST_THREADS = 8
+# a core that sleeps longer than this takes long to wake up; a thread told that work will come wakes up as often,
+# so many times at most
+_NAP = 1e-4
+_NAPS = 200
+_ROUSE = object()
+
+
+class RowPool:
+    """Samples for one scheduler; its threads start with the first call that pays.
+
+    Attributes:
+        wide: whether rows gain from a shortlist, also without threads.
+        shortlist: samples such rows.
+    """
+
+    def __init__(self, context: Context, cores: int | None = None) -> None:
+        cores = usable_cores() if cores is None else cores
+        self._context, self._lib, self._ffi = context, context._lib, context._ffi
+        self._threads = min(cores - 1, _MOST_THREADS) if cores >= _LEAST_CORES else 1
+        self._least = max(_LEAST_ROWS, _LEAST_LOGITS // max(1, context.n_vocab))
+        self.wide = wide(context.n_vocab)
+        self.shortlist = Shortlist(context)
+        self._calls: list[SimpleQueue[Any]] = []  # one for each thread but the caller's
+
+    def pays(self, n_rows: int) -> bool:
+        """Whether so many rows are worth the hand-over to threads."""
+        return n_rows >= self._least and self._threads > 1
+
+    def sample(self, jobs: Sequence[Job], output: npt.NDArray[np.int8]) -> list[int]:
+        """The next token for each job, in order; -1 where a row has no number to choose by.
+
+        Args:
+            output: the batch's output flags, int8 (n_tokens,).
+        """
+        places = np.cumsum(output, dtype=np.int64).tolist()
+        listed = [(chain, places[row] - 1, need) for chain, row, need in jobs if need]
+        plain = [(chain, row) for chain, row, need in jobs if not need]
+        threads = self._threads if self.pays(len(plain)) else 1
+        readers = min(self._threads, most_threads(len(listed)))
+        if max(threads, readers) > 1:
+            self._rouse(max(threads, readers))
+        # the first reader waits for the device and sorts the outputs; after that reading changes nothing
+        first = self._lib.llama_get_logits(self._context._resource.pointer)
+        if not first:
+            return [-1] * len(jobs)
+        size = 4 * places[-1] * self._context.n_vocab
+        logits = np.frombuffer(self._ffi.buffer(first, size), np.float32).reshape(-1, self._context.n_vocab)
+        tokens = self.shortlist.sample(logits, listed, self._run, readers) if listed else []
+        if not plain:
+            return tokens
+        from_list, from_rows = iter(tokens), iter(self._plain(plain, threads))
+        return [next(from_list if need else from_rows) for _, _, need in jobs]
+
+    def _plain(self, jobs: Sequence[tuple[Any, int]], threads: int) -> list[int]:
+        context, sample = self._context._resource.pointer, self._lib.llama_sampler_sample
+        share = -(-len(jobs) // threads)
+        parts = [jobs[at : at + share] for at in range(0, len(jobs), share)]
+        with closing(self._run([partial(_each, sample, context, part) for part in parts])) as found:
+            return [token for part in found for token in part]
+
+    def _rouse(self, threads: int) -> None:
+        """Tell the pool that work for so many threads comes within milliseconds."""
+        self._start(threads)
+        for calls in self._calls[: threads - 1]:
+            calls.put(_ROUSE)
+
+    def _run(self, calls: Sequence[Callable[[], T]]) -> Generator[T]:
+        """The results of calls that may run side by side, in order: the first in this thread, the others in the pool.
+
+        To be closed: after that no thread works on them.
+        """
+        self._start(min(len(calls), self._threads))
+        found: list[tuple[Any, BaseException | None] | None] = [None] * len(calls)
+        done: SimpleQueue[None] = SimpleQueue()
+        for i in range(1, len(calls)):
+            self._calls[(i - 1) % len(self._calls)].put((calls[i], i, found, done))
+        try:
+            yield calls[0]()
+            for i in range(1, len(calls)):
+                while (result := found[i]) is None:
+                    done.get()
+                value, error = result
+                if error is not None:
+                    raise error
+                yield value
+        finally:
+            # also after Ctrl-C: no thread may touch the context from here
+            while any(result is None for result in found[1:]):
+                with suppress(Empty):
+                    done.get(timeout=_NAP)
+
+    def _start(self, threads: int) -> None:
+        """Have so many threads, the caller's among them."""
+        for i in range(len(self._calls), threads - 1):
+            self._calls.append(SimpleQueue())
+            name = f"llcuda_ffi-rows-{i}"
+            threading.Thread(target=_work, args=(self._calls[i],), name=name, daemon=True).start()
+
+    def close(self) -> None:
+        """End the threads."""
+        for calls in self._calls:
+            calls.put(None)
+        self._calls = []
+
+
+def _each(sample: Any, context: Any, jobs: Sequence[tuple[Any, int]]) -> list[int]:
+    return [sample(chain, context, row) for chain, row in jobs]
+
+
+def _work(calls: SimpleQueue[Any]) -> None:
+    job = None
+    while True:
+        job = _soon(calls) if job is _ROUSE else calls.get()
+        if job is None:
+            return
+        if job is _ROUSE:
+            continue
+        call, i, found, done = job
+        try:
+            found[i] = call(), None
+        except BaseException as error:
+            found[i] = None, error
+        done.put(None)
+        job = call = found = done = None  # hold nothing while waiting
+
+
+def _soon(calls: SimpleQueue[Any]) -> Any:
+    for _ in range(_NAPS):
+        with suppress(Empty):
+            return calls.get(timeout=_NAP)
+    return calls.get()

@@ -1,0 +1,113 @@
+"""Which token comes next: each request's chain, and the ways to run it on a row of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...core.batch import Batch
+from ...core.context import Context
+from ..plan import Row
+from ..request import Request
+from ..results import TokenLogprob
+from ..slot import Slot
+from .chain import Chains, RowSampler
+from .constraint import masks_ahead
+from .device import BackendSampling
+from .row_pool import RowPool
+from .topk_prefilter import lowered_by, reach
+
+
+class Selection:
+    """Selects tokens for the slots of one context.
+
+    Attributes:
+        rows: samples the plain rows of a step together.
+    """
+
+    def __init__(self, context: Context, *, backend_sampling: bool = False) -> None:
+        self.rows = RowPool(context)
+        self._context, self._vocab = context, context.model.vocab
+        self._chains = Chains(context.model)
+        self._backend = BackendSampling(context) if backend_sampling else None
+        self._sample = context._lib.llama_sampler_sample
+
+    def prepare(self, slot: Slot, request: Request) -> None:
+        """Give a request that enters a slot its chain; one that comes back has it already."""
+        if request.chain is None:
+            self._make(request)
+        if self._backend is not None:
+            self._backend.attach(slot.index, request)
+
+    def _make(self, request: Request) -> None:
+        params = request.params
+        request.chain = chain = self._chains.take(params, request.seed)
+        request.reach = reach(chain.names, params, self._vocab)
+        if request.constraint is not None or params.logprobs is not None:
+            short = self.rows.shortlist
+            request.row_sampler = RowSampler(
+                self._context, chain, request.constraint, params.logprobs, short, request.reach
+            )
+        elif self._backend is None:
+            request.argmax = lowered_by(chain.names, params, self._vocab)
+        if "penalties" in chain.names or "dry" in chain.names:
+            accept, pointer = chain._lib.llama_sampler_accept, chain._ptr
+            look_back = max(params.penalty_last_n, params.dry_penalty_last_n)
+            if min(params.penalty_last_n, params.dry_penalty_last_n) < 0:
+                look_back = len(request.prompt)
+            for token in request.prompt[max(0, len(request.prompt) - look_back) :].tolist():
+                accept(pointer, token)
+
+    def ahead(self, rows: Sequence[Row], batch: Batch) -> None:
+        """After a decode: do for all rows together what is faster so; `token` finds it."""
+        constraints = [s.request.constraint for row, s in rows if row >= 0 and s.request and s.request.constraint]
+        if len(constraints) > 1:
+            masks_ahead(constraints)  # a GPU still computes meanwhile
+        threaded = self.rows.pays(len(rows))
+        if self._backend is not None or not (threaded or self.rows.wide):
+            return
+        plain, jobs = [], []
+        for row, slot in rows:
+            request = slot.request
+            if row < 0 or request is None or request.row_sampler is not None or slot.draft:
+                continue
+            if request.argmax is None and (threaded or request.reach):
+                assert request.chain is not None
+                plain.append(slot)
+                jobs.append((request.chain._resource.pointer, row, request.reach))
+        if jobs:
+            for slot, token in zip(plain, self.rows.sample(jobs, batch.output[: batch.n_tokens]), strict=True):
+                slot.sampled = token
+
+    def token(self, row: int, slot: Slot, request: Request) -> tuple[int, TokenLogprob | None]:
+        """The next token of a slot, from batch row `row`.
+
+        Raises:
+            InvalidRequest: a grammar leaves no token to choose.
+        """
+        token, slot.sampled = slot.sampled, -1
+        if request.row_sampler is not None:
+            return request.row_sampler.sample(row)
+        lowered = request.argmax
+        if token < 0 and lowered is not None:
+            token = int(self._context._logits(row).argmax())
+        if token < 0 or (lowered and token in lowered):
+            assert request.chain is not None
+            token = self._sample(request.chain._resource.pointer, self._context._resource.pointer, row)
+        return token, None
+
+    def detach(self, slot: Slot) -> None:
+        """Before a slot gives up its request."""
+        if self._backend is not None:
+            self._backend.detach(slot.index)
+
+    def release(self, slot: Slot, request: Request) -> None:
+        """A request is over: keep its chain for another one."""
+        self.detach(slot)
+        chain, request.chain, request.row_sampler = request.chain, None, None
+        if chain is not None:
+            self._chains.give(request.params, chain)
+
+    def close(self) -> None:
+        """Free the chains and end the threads."""
+        self._chains.close()
+        self.rows.close()

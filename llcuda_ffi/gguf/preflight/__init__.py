@@ -1,0 +1,1 @@
+"""What is checked of a model file before libllama may open it."""

@@ -1,0 +1,89 @@
+"""The registry of models.toml: short names for model files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from ..errors import ModelNotFound
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """One entry of the registry; `size` and `sha256` are None if recorded at the first download.
+
+    `convert_wheel` (distribution, version, folder) and `convert_type` belong to models that are converted here.
+    """
+
+    name: str
+    file: str
+    license: str
+    sources: tuple[str, ...]
+    size: int | None = None
+    about_mb: int = 0
+    sha256: str | None = None
+    wheels: tuple[tuple[str, str, str], ...] = ()
+    repo: str | None = None
+    revision: str | None = None
+    convert_wheel: tuple[str, str, str] = ("", "", "")
+    convert_type: str = "f16"
+
+    @property
+    def estimated_size(self) -> int:
+        """Bytes of the file: the pinned size, else a rough one."""
+        return self.about_mb * 1_000_000 if self.size is None else self.size
+
+
+def _model(table: Mapping[str, Any]) -> RegisteredModel:
+    values = dict(table)
+    values["sources"] = tuple(values["sources"])
+    values["wheels"] = tuple((name, version, member) for name, version, member in values.get("wheels", ()))
+    values["convert_wheel"] = tuple(values.get("convert_wheel", ("", "", "")))
+    return RegisteredModel(**values)
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[str, RegisteredModel]:
+    text = resources.files(__package__).joinpath("models.toml").read_text(encoding="utf-8")
+    models = [_model(table) for table in tomllib.loads(text)["model"]]
+    return {model.name.lower(): model for model in models}
+
+
+def all_models() -> tuple[RegisteredModel, ...]:
+    """Every model of the registry, in its order."""
+    return tuple(_table().values())
+
+
+def find(name: str) -> RegisteredModel | None:
+    """A model by its name, in any case; None if there is none."""
+    return _table().get(name.lower())
+
+
+def get(name: str) -> RegisteredModel:
+    """A model by its name, in any case.
+
+    Raises:
+        ModelNotFound: There is none of that name.
+    """
+    model = find(name)
+    if model is None:
+        raise ModelNotFound(f"there is no model named {name!r}; `llcuda-ffi model list` shows the names")
+    return model
+
+
+def recommended(memory: int) -> list[RegisteredModel]:
+    """The registry's models that fit into `memory` bytes, largest first.
+
+    A model needs its file, a tenth of it for compute buffers, and half a gigabyte for the KV cache.
+    """
+    fitting = [model for model in all_models() if model.estimated_size * 1.1 + 0.5e9 <= memory]
+    return sorted(fitting, key=lambda model: -model.estimated_size)

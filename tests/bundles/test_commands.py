@@ -1,0 +1,58 @@
+"""The known bundles, and the commands that manage them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from llcuda_ffi.bundles import InstalledBundle, pins
+from llcuda_ffi.cli.bundle import command
+from llcuda_ffi.errors import BundleNotFound, DownloadError
+
+
+def test_the_default_bundle_is_whole(bundle: InstalledBundle) -> None:
+    """The bundle that everything else is tested on has the pinned libraries, by their hashes."""
+    bundle.verify()
+    assert bundle.profile in ("v0.5.0", "b7698", "b11227")
+    if bundle.name in {pin.name for pin in pins.all_pins()}:
+        assert dict(bundle.libraries) == pins.get(bundle.name).libraries
+        assert bundle.verified
+
+
+def test_pins_are_well_formed() -> None:
+    """Each pin has an archive with size and hash; a registry's host is never part of it."""
+    for pin in pins.all_pins():
+        for archive in pin.archives:
+            assert archive.size > 1_000_000
+            assert len(archive.sha256) == 64
+            assert (archive.npm is None) == (archive.url is not None)
+            assert (archive.npm is None) == (archive.integrity is None)
+        assert pin.backend == "cpu" or pin.cuda
+    assert pins.default_name() in {pin.name for pin in pins.all_pins()}
+    with pytest.raises(BundleNotFound, match="the bundles are"):
+        pins.get("nothing")
+
+
+def test_commands(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bundle list|path|verify|prune` tell the truth about an empty cache."""
+    run = CliRunner().invoke
+    listed = run(command, ["list"])
+    assert listed.output.startswith("* " + pins.default_name())
+    assert listed.output.count("not installed") == len(pins.all_pins())
+    assert run(command, ["list", "--json"]).exit_code == 0
+    missing = run(command, ["path"])
+    assert isinstance(missing.exception, BundleNotFound)
+    assert "llcuda-ffi bundle install" in str(missing.exception)
+    assert run(command, ["verify"]).output == ""
+    assert isinstance(run(command, ["verify", "v0.5.0-cpu"]).exception, BundleNotFound)
+    assert run(command, ["prune"]).exit_code == 0
+    assert run(command, ["install", "x", "--variant", "cpu"]).exit_code == 2
+    monkeypatch.setenv("LLCUDA_FFI_MIRROR", str(cache / "empty-mirror"))
+    for variant in ("auto", "cuda12"):
+        done = run(command, ["install", "--variant", variant])
+        assert isinstance(done.exception, DownloadError)
+        assert "node-llama-cpp-linux-x64" in str(done.exception)
+    monkeypatch.delenv("LLCUDA_FFI_MIRROR")
+    assert isinstance(run(command, ["install", "no-such"]).exception, BundleNotFound)

@@ -1,0 +1,251 @@
+"""The HTTP server: a real process, the real model, OpenAI's answers; and what must not bring it down."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llcuda_ffi import Embedder
+
+from ..support.server_process import JSON, MESSAGES, ROOT, C, Server
+
+
+def test_completions(server: Server) -> None:
+    """Texts, lists, token ids, n, stop and log probabilities as OpenAI writes them; equal seeds give equal texts."""
+    status, one = server.post("/v1/completions", model="smol", prompt="The capital of France is", max_tokens=8, seed=-5)
+    assert (status, one["object"], one["model"]) == (200, "text_completion", "smol")
+    assert one["usage"]["completion_tokens"] == 8
+    assert one["choices"][0]["finish_reason"] == "length"
+    ids = server.post("/tokenize", content="The capital of France is", add_special=True)[1]["tokens"]
+    again = server.post("/v1/completions", prompt=ids, max_tokens=8, seed=-5)[1]
+    assert again["choices"][0]["text"] == one["choices"][0]["text"]
+    assert server.post("/detokenize", tokens=ids)[1] == {"content": "The capital of France is"}
+    many = server.post("/v1/completions", prompt=["One", "Two"], n=2, max_tokens=2, logprobs=3, temperature=0)[1]
+    assert [c["index"] for c in many["choices"]] == [0, 1, 2, 3]
+    assert many["choices"][0]["text"] == many["choices"][1]["text"] != many["choices"][2]["text"]
+    logprobs = many["choices"][0]["logprobs"]
+    assert logprobs["tokens"][0] == max(logprobs["top_logprobs"][0], key=logprobs["top_logprobs"][0].get)
+    assert "".join(logprobs["tokens"]) == many["choices"][0]["text"]
+    banned = {str(ids[0]): -100, "0": 1.5}
+    done = server.post("/v1/completions", prompt="a b c d e", stop=" f", logit_bias=banned, max_tokens=64)[1]
+    assert done["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+def test_stream_is_what_the_whole_is(server: Server) -> None:
+    """Pieces of streamed completions and chats join to the whole answers; usage stands in the last event."""
+    asked = {"max_tokens": 12, "seed": 3, "n": 2, "stream_options": {"include_usage": True}}
+    whole = server.post("/v1/completions", prompt="Once upon", max_tokens=12, seed=3, n=2)[1]
+    events = list(server.stream("/v1/completions", prompt="Once upon", **asked))
+    for i in (0, 1):
+        text = "".join(c["text"] for e in events for c in e["choices"] if c["index"] == i)
+        assert text == whole["choices"][i]["text"]
+    assert events[-1]["choices"] == []
+    assert events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+    assert all(e["usage"] is None for e in events[:-1])
+    whole = server.post("/v1/chat/completions", messages=MESSAGES, max_tokens=12, seed=3, n=2)[1]
+    assert whole["choices"][0]["message"]["role"] == "assistant"
+    events = list(server.stream("/v1/chat/completions", messages=MESSAGES, **asked))
+    for i in (0, 1):
+        mine = [c for e in events for c in e["choices"] if c["index"] == i]
+        assert mine[0]["delta"]["role"] == "assistant"
+        assert "".join(c["delta"].get("content", "") for c in mine) == whole["choices"][i]["message"]["content"]
+        assert mine[-1]["finish_reason"] == whole["choices"][i]["finish_reason"]
+
+
+def test_first_piece_comes_before_the_end(server: Server) -> None:
+    """When the first event is here, the request still runs."""
+    stream = server.stream("/v1/completions", prompt="Once upon", max_tokens=400, ignore_eos=True)
+    assert next(stream)["choices"][0]["finish_reason"] is None
+    assert server.metric("running") == 1
+    stream.close()  # type: ignore[attr-defined]
+    server.settled()
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_disconnect_frees_the_slot(server: Server, path: str, stream: bool) -> None:
+    """A client that leaves cancels its request, streamed or not, and the slot is free."""
+    before = server.metric("cancelled_total")
+    connection = server.connect()
+    fields = {"prompt": "Once upon"} if path == "/v1/completions" else {"messages": MESSAGES}
+    body = json.dumps({**fields, "max_tokens": 450, "ignore_eos": True, "stream": stream})
+    connection.request("POST", path, body, JSON)
+    if stream:
+        connection.getresponse().readline()
+    while not server.metric("running"):
+        assert server.metric("cancelled_total") == before
+    connection.close()
+    if connection.sock is not None:
+        connection.sock.close()
+    server.settled()
+    assert server.metric("cancelled_total") == before + 1
+
+
+def test_sixteen_clients_share_the_batch(server: Server) -> None:
+    """Sixteen streams at once are computed in far fewer batches than one after another, and all are right."""
+    alone = server.post("/v1/completions", prompt="Once upon", max_tokens=24, temperature=0)[1]["choices"][0]["text"]
+    server.settled()
+    batches, tokens = server.metric("batches_total"), server.metric("completion_tokens_total")
+    start = threading.Barrier(16)
+
+    def client(_: int) -> str:
+        start.wait()
+        events = server.stream("/v1/completions", prompt="Once upon", max_tokens=24, temperature=0)
+        return "".join(e["choices"][0]["text"] for e in events)
+
+    with ThreadPoolExecutor(16) as pool:
+        texts = list(pool.map(client, range(16)))
+    server.settled()
+    assert all(text[:20] == alone[:20] for text in texts)
+    made = server.metric("completion_tokens_total") - tokens
+    assert made == 16 * 24
+    assert server.metric("batches_total") - batches < made / 2
+
+
+def test_structured_and_tools(server: Server) -> None:
+    """response_format gives JSON of the schema; tool_choice gives a call that parses, whole and streamed."""
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+    status, answer = server.post("/v1/chat/completions", messages=MESSAGES, response_format=form, max_tokens=64, seed=1)
+    assert status == 200
+    assert isinstance(json.loads(answer["choices"][0]["message"]["content"])["age"], int)
+    place = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": place}}]
+    asked = {"messages": MESSAGES, "tools": tools, "tool_choice": "required", "max_tokens": 200, "seed": 1}
+    choice = server.post("/v1/chat/completions", **asked)[1]["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    call = choice["message"]["tool_calls"][0]["function"]
+    assert call["name"] == "weather"
+    assert json.loads(call["arguments"])["city"] in ("Paris", "Rome")
+    pieces = [
+        c["delta"].get("tool_calls") for e in server.stream("/v1/chat/completions", **asked) for c in e["choices"]
+    ]
+    first = [p[0] for p in pieces if p and p[0]["index"] == 0]
+    assert first[0]["function"]["name"] == "weather"
+    assert "".join(p["function"]["arguments"] for p in first) == call["arguments"]
+
+
+def test_chat_logprobs(server: Server) -> None:
+    """Each token has its log probability and the likeliest ones as texts."""
+    answer = server.post("/v1/chat/completions", messages=MESSAGES, max_tokens=3, logprobs=True, top_logprobs=2)[1]
+    content = answer["choices"][0]["logprobs"]["content"]
+    assert len(content) == 3
+    for entry in content:
+        assert len(entry["top_logprobs"]) == 2
+        assert all(bytes(t["bytes"]).decode("utf-8", "replace") == t["token"] for t in entry["top_logprobs"])
+
+
+def test_embeddings(server: Server, minilm: Path) -> None:
+    """Both formats hold the vectors of Embedder, also cut to a dimension; usage counts the tokens."""
+    texts = ["a cat", "a dog", "the national debt"]
+    with Embedder(minilm) as embedder:
+        expected = embedder.encode(texts)
+    status, answer = server.post("/v1/embeddings", model="all-minilm-l6-v2-f16", input=texts)
+    if status == 404:  # the file's own name is the model's
+        answer = server.post("/v1/embeddings", input=texts)[1]
+    assert answer["usage"]["prompt_tokens"] > 8
+    np.testing.assert_allclose([d["embedding"] for d in answer["data"]], expected, atol=1e-3)
+    packed = server.post("/v1/embeddings", input=texts[0], encoding_format="base64")[1]["data"][0]["embedding"]
+    np.testing.assert_allclose(np.frombuffer(base64.b64decode(packed), "<f4"), expected[0], atol=1e-3)
+    assert len(server.post("/v1/embeddings", input="a", dimensions=16)[1]["data"][0]["embedding"]) == 16
+    assert server.post("/v1/embeddings", input=[1, 2])[0] == 400
+    assert server.post("/v1/embeddings", input="word " * 5000)[1]["error"]["code"] == "context_length_exceeded"
+
+
+def test_models(server: Server) -> None:
+    """Both models are listed; another name is 404, also where it would generate."""
+    status, body = server.send("GET", "/v1/models")
+    names = [m["id"] for m in json.loads(body)["data"]]
+    assert (status, names[0], len(names)) == (200, "smol", 2)
+    assert server.send("GET", "/v1/models/smol")[0] == 200
+    assert server.send("GET", "/v1/models/other")[0] == 404
+    assert server.post("/v1/completions", model="other", prompt="a")[1]["error"]["code"] == "model_not_found"
+    assert server.post("/v1/completions", model=names[1], prompt="a")[0] == 400
+    assert server.post("/v1/embeddings", model="smol", input="a")[0] == 400
+
+
+def test_other_refusals(server: Server) -> None:
+    """Paths, methods, types and sizes have their own statuses; a stated length is refused before it is sent."""
+    assert server.send("GET", "/nowhere")[0] == 404
+    assert server.send("GET", C)[0] == 405
+    assert server.send("POST", C, b"{}", **{"Content-Type": "text/plain"})[0] == 415
+    connection = server.connect()
+    connection.putrequest("POST", C)
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Content-Length", str(1 << 40))
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert answer.status == 413
+    assert "error" in json.loads(answer.read())
+    connection.close()
+    assert "access-control-allow-origin" not in _headers(server, Origin="http://example.com")
+
+
+def _headers(server: Server, **headers: str) -> set[str]:
+    connection = server.connect()
+    connection.request("GET", "/health", headers=headers)
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return {name.lower() for name in answer.headers}
+
+
+def test_alive_after_all(server: Server) -> None:
+    """After all of the above nothing is left running, nothing failed, and it answers."""
+    server.settled()
+    assert server.metric("failed_total") == 0
+    assert server.post(C, prompt="a", max_tokens=1)[0] == 200
+
+
+def test_queue_key_and_stop(smollm2: Path, tmp_path: Path) -> None:
+    """Without the key 401; a full queue is 503; SIGTERM lets the running answer end, then the exit status is 0."""
+    server = Server(
+        tmp_path / "log", smollm2, "-c", 512, "--parallel", 1, "--max-queue", 0, "--api-key", "geheim ü",
+        "--cors-origin", "https://example.org",
+    )  # fmt: skip
+    try:
+        key = {"Authorization": "Bearer geheim ü".encode().decode("latin-1")}
+        assert server.send("GET", "/v1/models")[0] == 401
+        assert json.loads(server.send("POST", C, b"{}", Authorization="Bearer x")[1])["error"]["type"] == (
+            "authentication_error"
+        )
+        assert "access-control-allow-origin" in _headers(server, Origin="https://example.org")
+        connection = server.connect()
+        body = json.dumps({"prompt": "Once", "max_tokens": 100, "ignore_eos": True, "stream": True})
+        connection.request("POST", C, body, {**JSON, **key})
+        answer = connection.getresponse()
+        answer.readline()
+        status, refused = server.send("POST", C, b'{"prompt": "a"}', **key)
+        assert (status, json.loads(refused)["error"]["code"]) == (503, "queue_full")
+        server.process.send_signal(signal.SIGTERM)
+        assert answer.read().endswith(b"data: [DONE]\n\n")
+        connection.close()
+    finally:
+        status = server.stop()
+    assert status == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_loud_refusals(smollm2: Path, server: Server) -> None:
+    """A port in use, and a model that is not there, end the command with one line that says so."""
+    for arguments, words in (
+        ((str(smollm2), "--port", str(server.port)), "cannot be bound"),
+        (("no-such-model",), "no-such-model"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "llcuda_ffi", "serve", *arguments], check=False, capture_output=True, text=True,
+            timeout=60, cwd=ROOT,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
