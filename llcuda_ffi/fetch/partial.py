@@ -56,12 +56,21 @@ def partial_file(place: Path, key: str) -> Iterator[tuple[BinaryIO, Path]]:
         if file is not None:
             break
     else:
+        file, path = _new(place, key)
+    with file:
+        yield file, path
+
+
+def _new(place: Path, key: str) -> tuple[BinaryIO, Path]:
+    while True:
         path = place / f".fetch-{key}.{uuid.uuid4().hex[:12]}{SUFFIX}"
         try:
             file = path.open("x+b")
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return file, path
+            except BlockingIOError:  # another process found it before it was locked, and goes on with it
+                file.close()
         except OSError as error:
             raise disk_error(error, path) from error
-    with file:
-        yield file, path
