@@ -1,9 +1,9 @@
 """Many prompts at once: 32 prompts of 64 tokens each, over the raw batched loop with the same samplers.
 
-Then the time that Python takes per generated token outside C calls, of `generate` and of 32 concurrent streams: every C
-call of a run is timed by a wrapper, the rest of the run is Python (CPU time of the
-thread); what the wrapper adds is measured and taken off.
-With --peer also llama-cpp-python's own code over the same libllama, one prompt after another (it has no batches).
+Then the time that Python takes per generated token outside C calls, of `generate` and of 32 concurrent streams: every
+C call of a run is timed by a wrapper, the rest of the run is Python (CPU time of the thread); what the wrapper adds is
+measured and taken off. With --peer also llama-cpp-python's own code over the same libllama, one prompt after another
+(it has no batches).
 
     python bench/throughput.py [-m gemma3-270m] [--peer FOLDER] [--json bench/results/throughput.json]
 """

@@ -55,8 +55,7 @@ class InstalledBundle:
             if found != want:
                 raise ChecksumError(
                     f"{name} of bundle {self.name} has sha256 {found}, expected {want}: it was changed after "
-                    "it was "
-                    f"installed; `llcuda-ffi bundle prune {self.name}` and install it again"
+                    f"it was installed; `llcuda-ffi bundle prune {self.name}` and install it again"
                 )
 
     def write_receipt(self, folder: Path) -> None:

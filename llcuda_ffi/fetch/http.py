@@ -213,10 +213,8 @@ class _Transfer:
                     break
                 time.sleep(min(BACKOFF_SECONDS * 2**barren, BACKOFF_LIMIT) if barren else BACKOFF_SECONDS)
         raise DownloadError(
-            f"fetching {shown(self.url)} failed after {attempts} attempts ({trouble}): check the network "
-            "and the "
-            "proxy settings, or set LLCUDA_FFI_MIRROR; what has arrived is kept and the next run goes on "
-            "from it"
+            f"fetching {shown(self.url)} failed after {attempts} attempts ({trouble}): check the "
+            "network and the proxy settings, or set LLCUDA_FFI_MIRROR; the next run goes on from what has arrived"
         )
 
     def _pull(self, session: httpx2.Client) -> bool:

@@ -61,8 +61,7 @@ class Digest:
             )
         if want.sha256 is not None and self.sha256 != want.sha256:
             raise ChecksumError(
-                f"{what} has sha256 {self.sha256}, expected {want.sha256}: it is not the file that was "
-                "pinned; "
+                f"{what} has sha256 {self.sha256}, expected {want.sha256}: it is not the file that was pinned; "
                 "nothing of it was used, try again or ask another source"
             )
         if self._sha512 is not None and want.integrity is not None:

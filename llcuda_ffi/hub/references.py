@@ -123,9 +123,8 @@ def parse(reference: str) -> Reference:
     found = _HF_URL.fullmatch(reference) or _REPO_FILE.fullmatch(reference)
     if found is None:
         raise ModelNotFound(
-            f"{reference!r} is no file here and no name of the registry: give the path of a GGUF file, a "
-            "name of "
-            "`llcuda-ffi model list`, owner/repo:file.gguf, or hf://owner/repo/file.gguf@revision"
+            f"{reference!r} is no file here and no name of the registry: give the path of a GGUF file, "
+            "a name of `llcuda-ffi model list`, owner/repo:file.gguf, or hf://owner/repo/file.gguf@revision"
         )
     repo, file, revision = found[1], found[2], found[3]
     parts = file.split("/")

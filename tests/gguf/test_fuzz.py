@@ -1,9 +1,7 @@
-"""Mutated model files, loaded and run in a process of their own: an exception or a working model, never a
-signal.
+"""Mutated model files, loaded and run in a process of their own: an exception or a working model, never a signal.
 
-More examples: `pytest tests/gguf/test_fuzz.py --hypothesis-profile=long`. A failing seed is printed and
-reproduces
-the file: `mutated(seed)`.
+More examples: `pytest tests/gguf/test_fuzz.py --hypothesis-profile=long`. A failing seed is printed and reproduces the
+file: `mutated(seed)`.
 """
 
 from __future__ import annotations

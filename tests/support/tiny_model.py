@@ -40,13 +40,10 @@ CHAT = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CORPUS = (
-    "the quick brown fox jumps over the lazy dog and then the dog sleeps in the sun while the fox runs away "
-    "again "
+    "the quick brown fox jumps over the lazy dog and then the dog sleeps in the sun while the fox runs away again "
     "she said that there was nothing to be done about the weather because it had been raining for three days "
-    "one two three four five six seven eight nine ten eleven twelve thirteen and so on until the end of the "
-    "list "
-    "a model reads tokens and writes tokens one after another until it has nothing more to say about the "
-    "question"
+    "one two three four five six seven eight nine ten eleven twelve thirteen and so on until the end of the list "
+    "a model reads tokens and writes tokens one after another until it has nothing more to say about the question"
 )
 
 

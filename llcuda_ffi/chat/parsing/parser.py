@@ -182,8 +182,7 @@ def detect_reasoning(template: str) -> tuple[str, str] | None:
 class AnswerParser:
     """Takes one answer apart.
 
-    The result does not depend on how the text was cut: `feed` piece by piece, then `close`, gives together
-    what
+    The result does not depend on how the text was cut: `feed` piece by piece, then `close`, gives together what
     `parse` gives for the whole.
     """
 

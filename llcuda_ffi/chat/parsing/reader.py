@@ -1,9 +1,7 @@
 """Reading a stream that arrives in pieces, so that where it was cut never shows.
 
-A format (see parser.py) is a generator: it consumes text through a Reader and yields when it needs more.
-Every
-decision waits until the text before it is enough to make it, so whole and in any pieces the result is the
-same.
+A format (see parser.py) is a generator: it consumes text through a Reader and yields when it needs more. Every
+decision waits until the text before it is enough to make it, so whole and in any pieces the result is the same.
 """
 
 from __future__ import annotations

@@ -45,9 +45,7 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
 
 
 class _Generation(jinja2.ext.Extension):
-    """{% generation %}…{% endgeneration %} marks the assistant's text for training; here it only writes
-    it.
-    """
+    """{% generation %}…{% endgeneration %} marks the assistant's text for training; here it only writes it."""
 
     tags = {"generation"}  # noqa: RUF012 - the name and type that jinja2 asks for
 

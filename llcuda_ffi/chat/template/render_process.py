@@ -1,11 +1,9 @@
 """The process in which chat templates are rendered; started by renderer.py as a script.
 
-A template comes with a model file, from anywhere. jinja2's sandbox keeps it from attributes it must not
-touch, but not from using up memory and time, and no check inside one interpreter does: a power of two
-integers, or a
-comparison of two nested lists, runs in C, where nothing can stop it. So it runs here, where the system
-limits the
-memory and the parent kills what takes too long.
+A template comes with a model file, from anywhere. jinja2's sandbox keeps it from attributes it must not touch, but not
+from using up memory and time, and no check inside one interpreter does: a power of two integers, or a comparison of
+two nested lists, runs in C, where nothing can stop it. So it runs here, where the system limits the memory and the
+parent kills what takes too long.
 
 Messages both ways: four bytes of length (big endian), then JSON. In: {"template", "variables"}. Out:
 {"text"} or {"error", "message"}, error being one of refused, syntax, failed, memory, size.
