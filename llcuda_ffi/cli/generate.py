@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
-
-from ..errors import InvalidRequest
 
 _SAMPLING = (
     click.option("-n", "--max-tokens", type=int, default=128, show_default=True, help="Most tokens to generate."),
@@ -81,6 +78,7 @@ def command(
     """Continue PROMPT ("-" reads it from standard input), streaming the text."""
     from ..llama import Llama
     from ..sampling_params import SamplingParams
+    from .prompts import run_file, to_json
 
     if (prompt is None) == (source is None):
         raise click.UsageError("give a PROMPT, or --file with --output")
@@ -95,8 +93,6 @@ def command(
         prompt = sys.stdin.read()
     settings: dict[str, Any] = {"device": device, "n_ctx": n_ctx, "n_threads": threads or "auto"}
     if source is not None and output is not None:
-        from .prompts import run_file
-
         with Llama(model, n_parallel=parallel or 8, **settings) as llm:
             run_file(llm, source, output, params)
         return
@@ -114,13 +110,3 @@ def command(
             click.echo()
         if completion is not None and completion.finish_reason == "length":
             click.echo(f"(stopped after {completion.usage.completion_tokens} tokens: --max-tokens)", err=True)
-
-
-def to_json(completion: Any) -> dict[str, Any]:
-    """A Completion as plain JSON values."""
-    if not dataclasses.is_dataclass(completion):
-        raise InvalidRequest("not a completion")
-    values = dataclasses.asdict(completion)  # type: ignore[arg-type]
-    for entry in values.get("logprobs") or []:
-        entry["bytes"] = list(entry["bytes"])
-    return values

@@ -6,6 +6,7 @@ of the output; a line that cannot be computed becomes {"error": …} and the run
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections import deque
@@ -20,7 +21,6 @@ from ..errors import InvalidRequest, LlcudaError
 from ..llama import Llama
 from ..params import override
 from ..sampling_params import SamplingParams
-from .generate import to_json
 
 _WINDOW = 4  # requests in flight, for each one that runs
 
@@ -104,3 +104,13 @@ def _resume(output: Path) -> int:
             end += len(line)
     os.truncate(output, end)
     return count
+
+
+def to_json(completion: Any) -> dict[str, Any]:
+    """A Completion as plain JSON values."""
+    if not dataclasses.is_dataclass(completion):
+        raise InvalidRequest("not a completion")
+    values = dataclasses.asdict(completion)  # type: ignore[arg-type]
+    for entry in values.get("logprobs") or []:
+        entry["bytes"] = list(entry["bytes"])
+    return values
