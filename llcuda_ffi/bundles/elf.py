@@ -1,4 +1,4 @@
-"""The names that an ELF shared library carries: its own (SONAME) and those it needs."""
+"""The names that an ELF shared library carries: its own (SONAME), those it needs, and where they are looked for."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from pathlib import Path
 from ..errors import BundleError
 
 PT_LOAD, PT_DYNAMIC = 1, 2
-DT_NULL, DT_NEEDED, DT_STRTAB, DT_SONAME = 0, 1, 5, 14
+DT_NULL, DT_NEEDED, DT_STRTAB, DT_SONAME, DT_RPATH, DT_RUNPATH = 0, 1, 5, 14, 15, 29
 
 
 @dataclass(frozen=True)
 class ElfNames:
-    """SONAME (None where the library has none) and the SONAMEs of the libraries it needs."""
+    """SONAME (None where the library has none), the SONAMEs of the libraries it needs, and its search path for them."""
 
     soname: str | None
     needed: tuple[str, ...]
+    search: tuple[str, ...] = ()
+
+    @property
+    def searches_current_folder(self) -> bool:
+        """Whether the dynamic linker would look into the current folder: it does for an empty or relative entry."""
+        return any(not entry.startswith(("/", "$ORIGIN", "${ORIGIN}")) for entry in self.search)
 
 
 def read_names(path: Path, what: str | None = None) -> ElfNames:
@@ -73,4 +79,9 @@ def _read(data: mmap.mmap) -> ElfNames:
         return data[where + at : end].decode("utf-8", "replace")
 
     soname = next((text(value) for tag, value in tags if tag == DT_SONAME), None)
-    return ElfNames(soname, tuple(text(value) for tag, value in tags if tag == DT_NEEDED))
+    search = [text(value) for tag, value in tags if tag in (DT_RPATH, DT_RUNPATH)]
+    return ElfNames(
+        soname,
+        tuple(text(value) for tag, value in tags if tag == DT_NEEDED),
+        tuple(entry for path in search if path for entry in path.split(":")),
+    )

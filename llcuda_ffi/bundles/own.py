@@ -11,10 +11,10 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from ..child_process import python_command
 from ..errors import AbiMismatch, BundleError, BundleNotFound, ChecksumError, DownloadError
 from ..fetch.cache import cache_root, disk_error, folder
 from ..fetch.integrity import file_sha256
@@ -41,7 +41,7 @@ def measure(place: Path, what: str) -> str:
     Raises:
         AbiMismatch: No profile fits.
     """
-    command = [sys.executable, "-m", "llcuda_ffi.native.measure", str(place)]
+    command = python_command("llcuda_ffi.native.measure", str(place))
     try:
         done = subprocess.run(
             command,

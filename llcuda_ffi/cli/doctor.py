@@ -15,6 +15,7 @@ import click
 
 from .. import bundles
 from ..bundles import own, pins, select, store
+from ..child_process import python_command
 from ..errors import LlcudaError
 from ..fetch.cache import cache_root, offline
 from ..hardware import cuda_libraries
@@ -23,14 +24,6 @@ from ..hardware.glibc import glibc_version
 from ..hardware.gpu import survey
 from ..hardware.memory import free_system_memory
 from ..hardware.platform import hosted
-
-# asks a child process: a library that cannot be loaded must not end the doctor
-_ASK = (
-    "import json\n"
-    "from llcuda_ffi.native.load import load\n"
-    "library = load()\n"
-    "print(json.dumps([library.bundle.name, library.profile.name, library.cpu_variant, library.backends]))\n"
-)
 
 
 @click.command()
@@ -130,8 +123,8 @@ def _bundle(problems: list[dict[str, str]]) -> dict[str, Any]:
         found["state"] = "broken"
         problems.append({"what": str(error), "mend": "llcuda-ffi bundle install"})
         return found
-    done = subprocess.run(
-        [sys.executable, "-c", _ASK],
+    done = subprocess.run(  # a library that cannot be loaded must not end the doctor
+        python_command("llcuda_ffi.native.try_load"),
         check=False,
         capture_output=True,
         text=True,

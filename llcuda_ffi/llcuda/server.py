@@ -6,7 +6,6 @@ import http.client
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import weakref
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
+from ..child_process import python_command
 from ..errors import InvalidRequest, LoadError
 from ..hub.references import resolve
 
@@ -81,7 +81,7 @@ class ServerManager:
         self.stop_server()
         if _answers(host, port):
             raise LoadError(f"something else listens at {host}:{port} already: choose another port")
-        command = [sys.executable, "-m", "llcuda_ffi", "serve", str(path), "--host", host, "--port", str(port)]
+        command = python_command("llcuda_ffi", "serve", str(path), "--host", host, "--port", str(port))
         command += ["--ctx", str(ctx_size), "--parallel", str(n_parallel)]
         command += ["--batch", str(max(batch_size, ubatch_size)), "--ubatch", str(ubatch_size)]
         if gpu_layers is not None:

@@ -124,6 +124,7 @@ def open_core(folder: Path, names: Sequence[str]) -> tuple[ctypes.CDLL, Path]:
     Raises:
         MissingLibrary: one is not there or cannot be loaded.
     """
+    _open_foreign(folder, names)
     opened: dict[str, ctypes.CDLL | None] = {}
 
     def open_with_needs(name: str) -> None:
@@ -143,6 +144,37 @@ def open_core(folder: Path, names: Sequence[str]) -> tuple[ctypes.CDLL, Path]:
     if llama is None:
         raise MissingLibrary(f"{paths[-1]} could not be loaded")
     return llama, paths[-1]
+
+
+def _open_foreign(folder: Path, names: Sequence[str]) -> None:
+    """Load by name what a bundle's libraries need from the system (libstdc++.so.6, libgcc_s.so.1, libgomp.so.1).
+
+    The npm packages' libraries have the search path `$ORIGIN:`, whose empty end is the current folder: a libstdc++ that
+    lies there would be loaded. What is loaded already under its SONAME is not searched for.
+
+    Raises:
+        MissingLibrary: the system lacks one, and a library of the bundle would take it from the current folder.
+    """
+    found: dict[str, bool] = {}
+    for name in names:
+        if ".so" not in name or not (folder / name).exists():
+            continue
+        elf = read_names(folder / name)
+        for needed in elf.needed:
+            if needed in names:
+                continue
+            if needed not in found:
+                try:
+                    ctypes.CDLL(needed)
+                except OSError:
+                    found[needed] = False
+                else:
+                    found[needed] = True
+            if not found[needed] and elf.searches_current_folder:
+                raise MissingLibrary(
+                    f"{name} needs {needed}, which is not on this system, and would take it from the current folder: "
+                    "install it (`llcuda-ffi doctor`)"
+                )
 
 
 def _open(path: Path) -> ctypes.CDLL:

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from .. import gguf
 from ..bundles import InstalledBundle, ensure
+from ..child_process import python_command
 from ..enums import FType
 from ..errors import Cancelled, InvalidRequest, ModelError
 from ..gguf.types import BLOCKS, GGMLType
@@ -242,17 +242,13 @@ def _run(
 
 def _child(job: Mapping[str, Any], ftype: FType, progress: Callable[[float], object] | None) -> QuantizePlan:
     """Run the child and read what libllama says about each tensor."""
-    command = [sys.executable, "-m", f"{__package__}.process"]
-    package_root = str(Path(__file__).resolve().parent.parent.parent)
-    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     with subprocess.Popen(
-        command,
+        python_command(f"{__package__}.process"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         start_new_session=True,  # Ctrl-C reaches the parent alone, which stops the child
     ) as child:
         assert child.stdin is not None

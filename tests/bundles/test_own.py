@@ -130,8 +130,8 @@ def test_folder_of_something_else(cache: Path, tmp_path: Path) -> None:
 def test_own_build_generates(cache: Path, build: Path, smollm2: Path) -> None:
     """The library of a packed and unpacked own build loads behind the guard and reads a real model."""
     code = (
-        "import sys; from llcuda_ffi import bundle; from llcuda_ffi.native import load; "
-        "from llcuda_ffi.core.model import Model; library = load.load(bundle.ensure(sys.argv[1])); "
+        "import sys; from llcuda_ffi import bundles; from llcuda_ffi.native import load; "
+        "from llcuda_ffi.core.model import Model; library = load.load(bundles.ensure(sys.argv[1])); "
         "model = Model.load(sys.argv[2]); print(library.profile.name, model.vocab.tokenize('Hello world').tolist())"
     )
     done = subprocess.run(

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "llcuda_ffi"
 
 # lowest first; what stands on one line does not import its neighbours
 LAYERS = [
-    ["errors", "enums"],
+    ["errors", "enums", "child_process"],
     ["params", "fetch", "gguf", "hardware"],
     ["sampling_params", "bundles"],
     ["native"],

@@ -1,0 +1,45 @@
+"""Python in a child process, which imports nothing from the current folder.
+
+`python -m` puts the current folder first on the child's path: a `logging.py` that lies there would run. So a child
+runs isolated (`-I`) and takes the import path of this process, less the current folder. This file is both the side
+that starts such a child and, run as a script, its first lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+_PACKAGE_FOLDER = str(Path(__file__).resolve().parent.parent)
+
+
+def python_command(module: str, *arguments: str) -> list[str]:
+    """The command line that runs `module` as `python -m` would, but with nothing from the current folder."""
+    return [sys.executable, "-I", os.path.abspath(__file__), json.dumps(import_path()), module, *arguments]
+
+
+def import_path() -> list[str]:
+    """This process's import path without the current folder; where this package lies comes last if it is there."""
+    try:
+        current = os.path.realpath(os.getcwd())
+    except OSError:  # it was removed
+        current = ""
+    found = [
+        entry for entry in sys.path if os.path.isabs(entry) and (not current or os.path.realpath(entry) != current)
+    ]
+    return found if _PACKAGE_FOLDER in found else [*found, _PACKAGE_FOLDER]
+
+
+def _main() -> None:
+    import runpy
+
+    path, module = sys.argv[1:3]
+    sys.path[:] = json.loads(path)
+    del sys.argv[1:3]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _main()
