@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -74,7 +75,7 @@ def open_build(chosen: str, *, progress: bool | None = None) -> InstalledBundle:
         BundleNotFound: The path does not exist.
         AbiMismatch: Its ABI is none that is known.
     """
-    path = Path(chosen).expanduser().absolute()
+    path = Path(os.path.expanduser(chosen)).absolute()
     if not path.exists():
         raise BundleNotFound(f"there is no bundle at {path}: give a folder, an archive, or the name of a pinned bundle")
     if path.is_dir():

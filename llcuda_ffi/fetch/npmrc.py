@@ -1,7 +1,7 @@
 """Which npm registry the user has configured, and the credentials for it.
 
-No registry is named here: the environment, the `.npmrc` files of the project and of the user, and last the
-npm client itself are asked, in npm's own order of precedence.
+No registry is named here: the environment and the user's .npmrc are asked, as npm does. A project's .npmrc is not
+read: who works in a folder that others wrote would send a token, or any `${NAME}`, to whatever host it names.
 """
 
 from __future__ import annotations
@@ -49,30 +49,17 @@ def _environment() -> dict[str, str]:
     return values
 
 
-def _project_file() -> Path | None:
-    """The project's .npmrc: beside the nearest package.json or node_modules upwards, else here."""
-    try:
-        here = Path.cwd()
-    except OSError:
-        return None
-    for place in (here, *here.parents):
-        if (place / "package.json").exists() or (place / "node_modules").is_dir():
-            return place / ".npmrc"
-    return here / ".npmrc"
-
-
 def settings() -> dict[str, str]:
-    """All settings in one mapping: the environment over the project's file over the user's file."""
+    """All settings in one mapping: the environment over the user's file."""
     environment = _environment()
-    user = Path(environment.get("userconfig", "~/.npmrc")).expanduser()
+    user = Path(os.path.expanduser(environment.get("userconfig", "~/.npmrc")))
     merged: dict[str, str] = {}
-    for path in (user, _project_file()):
-        if path is None:
-            continue
+    # Without a home folder "~" stays as it is and would name a file below the current folder.
+    if user.is_absolute():
         try:
-            merged.update(parse(path.read_text(encoding="utf-8", errors="replace")))
+            merged.update(parse(user.read_text(encoding="utf-8", errors="replace")))
         except OSError:
-            continue  # no such file: nothing is configured there
+            pass  # no such file: nothing is configured there
     merged.update(environment)
     return merged
 

