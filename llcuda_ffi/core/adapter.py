@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..native.handle import Handle
 from ..native.log import mark, why
 from ..params import number
 from .context import Context
-from .model import Model
+from .model import Model, read_metadata
 
 # which adapters are set on a context: kept here, so that none is freed while C computes with it
 _active: weakref.WeakKeyDictionary[Context, dict[LoraAdapter, float]] = weakref.WeakKeyDictionary()
@@ -53,14 +54,14 @@ class LoraAdapter(Handle):
             raise InvalidRequest("this model was loaded with vocab_only=True: no adapter can be used with it")
         gguf.check_adapter(path)
         _check_against(path, model)
-        lib = model._lib
-        with model._exclusive():  # libllama keeps a list of adapters in the model
-            point = mark()
-            pointer = lib.llama_adapter_lora_init(model._ptr, os.fsencode(path))
-        if not pointer:
-            raise ModelError(f"the adapter {path} does not fit {model.path.name}{why(point)}")
+        lib = model.library.lib
         adapter = cls.__new__(cls)
-        adapter._own(pointer, lib.llama_adapter_lora_free, model)
+        with model.exclusive():  # libllama keeps a list of adapters in the model
+            point = mark()
+            pointer = lib.llama_adapter_lora_init(model.pointer, os.fsencode(path))
+            if not pointer:
+                raise ModelError(f"the adapter {path} does not fit {model.path.name}{why(point)}")
+            adapter._own(pointer, lib.llama_adapter_lora_free, model, unlink=partial(_take_off, weakref.ref(adapter)))
         adapter.path, adapter.model = Path(path), model
         return adapter
 
@@ -70,14 +71,15 @@ class LoraAdapter(Handle):
     @property
     def metadata(self) -> Mapping[str, str]:
         """The adapter file's metadata as text (llama_adapter_meta_*)."""
-        pointer, lib, read = self._ptr, self.model._lib, self.model._read
-        found = {}
-        for i in range(lib.llama_adapter_meta_count(pointer)):
-            key = read(lib.llama_adapter_meta_key_by_index, pointer, i)
-            value = read(lib.llama_adapter_meta_val_str_by_index, pointer, i)
-            if key is not None and value is not None:
-                found[key] = value
-        return MappingProxyType(found)
+        lib = self.model.library.lib
+        with self.shared():
+            return read_metadata(
+                self.model.library,
+                self.pointer,
+                lib.llama_adapter_meta_count,
+                lib.llama_adapter_meta_key_by_index,
+                lib.llama_adapter_meta_val_str_by_index,
+            )
 
     @property
     def alpha(self) -> float:
@@ -87,24 +89,23 @@ class LoraAdapter(Handle):
     @property
     def invocation_tokens(self) -> list[int]:
         """For an activated LoRA (aLoRA) the tokens after which it is meant to be used; empty otherwise."""
-        pointer, lib = self._ptr, self.model._lib
-        n = lib.llama_adapter_get_alora_n_invocation_tokens(pointer)
-        if not n:
-            return []
-        tokens = lib.llama_adapter_get_alora_invocation_tokens(pointer)
-        return [int(tokens[i]) for i in range(n)]
+        lib = self.model.library.lib
+        with self.shared():
+            n = lib.llama_adapter_get_alora_n_invocation_tokens(self.pointer)
+            tokens = lib.llama_adapter_get_alora_invocation_tokens(self.pointer) if n else ()
+            return [int(tokens[i]) for i in range(n)]
 
-    def close(self) -> None:
-        """Take it off every context, then free it. Does nothing the second time.
 
-        Raises:
-            ConcurrentUseError: a context that uses it is computing.
-        """
-        if not self.closed:
-            for context, adapters in list(_active.items()):
-                if self in adapters and not context.closed:
-                    set_adapters(context, {a: s for a, s in adapters.items() if a is not self})
-        super().close()
+def _take_off(reference: weakref.ref[LoraAdapter]) -> None:
+    """Take an adapter that is being closed off every context.
+
+    Raises:
+        ConcurrentUseError: a context that uses it is computing.
+    """
+    adapter = reference()
+    for context, adapters in list(_active.items()):
+        if adapter in adapters and context.usable:
+            set_adapters(context, {a: s for a, s in adapters.items() if a is not adapter})
 
 
 def _check_against(path: str | os.PathLike[str], model: Model) -> None:
@@ -162,10 +163,14 @@ def set_adapters(context: Context, adapters: Mapping[LoraAdapter, float]) -> Non
         ModelError: libllama refused.
     """
     chosen = check_adapters(context.model, adapters)
-    ffi, lib, profile = context._ffi, context._lib, context.model.library.profile
-    with context._exclusive():
-        pointer, point = context._ptr, mark()
-        pointers = [adapter._ptr for adapter in chosen]
+    library = context.model.library
+    ffi, lib, profile = library.ffi, library.lib, library.profile
+    with ExitStack() as held:
+        held.enter_context(context.exclusive())
+        for adapter in chosen:
+            held.enter_context(adapter.shared())  # until `_active` names it
+        pointer, point = context.pointer, mark()
+        pointers = [adapter.pointer for adapter in chosen]
         if profile.has("llama_set_adapters_lora"):
             array = ffi.new("struct llama_adapter_lora *[]", pointers)
             scales = ffi.new("float[]", list(chosen.values()))
@@ -204,15 +209,16 @@ def set_control_vector(
         InvalidRequest: another shape, values that are not finite, or layers that are not there.
         ModelError: libllama refused.
     """
-    model, ffi, lib = context.model, context._ffi, context._lib
+    model = context.model
+    ffi, lib = model.library.ffi, model.library.lib
     n_layer, n_embd = model.n_layer, model.n_embd
     call: Any = (
         lib.llama_set_adapter_cvec
         if model.library.profile.has("llama_set_adapter_cvec")
         else lib.llama_apply_adapter_cvec
     )
-    with context._exclusive():
-        pointer, point = context._ptr, mark()
+    with context.exclusive():
+        pointer, point = context.pointer, mark()
         if vector is None:
             call(pointer, ffi.NULL, 0, n_embd, 0, 0)
             return

@@ -92,14 +92,14 @@ class Context(Handle):
         if on_gpu:
             flash = params.flash_attn_type != FlashAttnType.DISABLED
             graphs.settle(model.path, flash_attn=flash, embeddings=params.embeddings)
-        with in_flight(), capture() as lines:
-            pointer = lib.llama_init_from_model(model._ptr, native[0])
-        if not pointer:
-            raise ModelError(
-                f"libllama could not make a context of {params.n_ctx} tokens for {model.path.name}: "
-                f"try a smaller n_ctx, n_ubatch or another KV type{why(point)}"
-            )
-        self._own(pointer, lib.llama_free, model)
+        with model.shared(), in_flight(), capture() as lines:
+            pointer = lib.llama_init_from_model(model.pointer, native[0])
+            if not pointer:
+                raise ModelError(
+                    f"libllama could not make a context of {params.n_ctx} tokens for {model.path.name}: "
+                    f"try a smaller n_ctx, n_ubatch or another KV type{why(point)}"
+                )
+            self._own(pointer, lib.llama_free, model)
         self._resource.stop = partial(self._abort_flag.__setitem__, 0, b"!")
         self.model, self.params = model, params
         self._ffi, self._lib = ffi, lib
@@ -117,6 +117,7 @@ class Context(Handle):
         self.n_vocab = model.vocab.n_tokens
         self.pooling_type = PoolingType(lib.llama_pooling_type(pointer))
         self._memory = lib.llama_get_memory(pointer)
+        self._rope_type = model.rope_type
         causal = model.metadata.get(f"{model.architecture}.attention.causal", "true") != "false"
         self._causal = (
             causal
@@ -136,7 +137,16 @@ class Context(Handle):
     def memory(self) -> Memory | None:
         """The KV cache, or None for models without one (BERT)."""
         # made anew each time: one kept here would make a cycle, and a dropped context would wait for the collector
-        return Memory(self, self._memory) if self._memory else None
+        if not self._memory:
+            return None
+        return Memory(
+            self,
+            self._lib,
+            self._memory,
+            n_seq_max=self.n_seq_max,
+            shares_cells=self.kv_unified,
+            rope_type=self._rope_type,
+        )
 
     # --- computing ---
 
@@ -150,8 +160,8 @@ class Context(Handle):
             Cancelled: `abort` was called.
             BackendFailure: the backend failed.
         """
-        with self._exclusive():
-            pointer = self._ptr
+        with self.exclusive():
+            pointer = self.pointer
             if not self._memory:
                 self._check(batch, self.n_ubatch, "n_ubatch")
             else:
@@ -171,8 +181,8 @@ class Context(Handle):
             UnsupportedModel: the model has no encoder.
             InvalidRequest: as for `decode`; the batch must fit n_ubatch.
         """
-        with self._exclusive():
-            pointer = self._ptr
+        with self.exclusive():
+            pointer = self.pointer
             if self._memory and not self.model.has_encoder:
                 raise UnsupportedModel(f"{self.model.path.name} has no encoder: use decode()")
             self._check(batch, min(self.n_batch, self.n_ubatch), "n_ubatch")
@@ -213,8 +223,8 @@ class Context(Handle):
 
     def synchronize(self) -> None:
         """Wait until the backend has computed everything (llama_synchronize); reading results does so too."""
-        with self._exclusive():
-            self._lib.llama_synchronize(self._ptr)
+        with self.exclusive():
+            self._lib.llama_synchronize(self.pointer)
 
     # --- results ---
 
@@ -229,11 +239,11 @@ class Context(Handle):
 
     def logits_view(self, row: int = -1) -> Floats:
         """The same, without a copy: libllama's own memory, valid only until the next call that computes."""
-        with self._exclusive():
+        with self.exclusive():
             return self._logits(row)
 
     def _logits(self, row: int) -> Floats:
-        found = self._lib.llama_get_logits_ith(self._ptr, self._row(row))
+        found = self._lib.llama_get_logits_ith(self.pointer, self._row(row))
         if not found:
             raise IndexError(f"row {row} of the last batch has no logits: set its output flag before decode()")
         row_values: Floats = np.frombuffer(self._ffi.buffer(found, 4 * self.n_vocab), np.float32)
@@ -251,8 +261,8 @@ class Context(Handle):
             IndexError: that row has no embedding.
             InvalidRequest: the context was made without embeddings=True.
         """
-        with self._exclusive():
-            pointer = self._ptr
+        with self.exclusive():
+            pointer = self.pointer
             self._need_embeddings()
             found = self._lib.llama_get_embeddings_ith(pointer, self._row(row))
             if not found:
@@ -266,8 +276,8 @@ class Context(Handle):
             IndexError: the last batch did not hold that sequence.
             InvalidRequest: the context has no pooling, or was made without embeddings=True.
         """
-        with self._exclusive():
-            pointer = self._ptr
+        with self.exclusive():
+            pointer = self.pointer
             self._need_embeddings()
             if self.pooling_type == PoolingType.NONE:
                 raise InvalidRequest("this context does not pool: make it with pooling_type=MEAN, CLS or LAST")
@@ -290,44 +300,44 @@ class Context(Handle):
     @property
     def n_threads(self) -> int:
         """Threads for single tokens."""
-        with self._exclusive():
-            return int(self._lib.llama_n_threads(self._ptr))
+        with self.exclusive():
+            return int(self._lib.llama_n_threads(self.pointer))
 
     @property
     def n_threads_batch(self) -> int:
         """Threads for prompts."""
-        with self._exclusive():
-            return int(self._lib.llama_n_threads_batch(self._ptr))
+        with self.exclusive():
+            return int(self._lib.llama_n_threads_batch(self.pointer))
 
     def set_threads(self, n_threads: int, n_threads_batch: int | None = None) -> None:
         """Change the CPU threads (llama_set_n_threads)."""
-        with self._exclusive():
+        with self.exclusive():
             one = integer("n_threads", n_threads, 1, 512)
             many = one if n_threads_batch is None else integer("n_threads_batch", n_threads_batch, 1, 512)
-            self._lib.llama_set_n_threads(self._ptr, one, many)
+            self._lib.llama_set_n_threads(self.pointer, one, many)
 
     def set_causal(self, causal: bool) -> None:
         """Switch between causal attention and attention in both directions (llama_set_causal_attn)."""
-        with self._exclusive():
-            self._lib.llama_set_causal_attn(self._ptr, bool(causal))
+        with self.exclusive():
+            self._lib.llama_set_causal_attn(self.pointer, bool(causal))
             self._causal = bool(causal)
 
     def set_embeddings(self, embeddings: bool) -> None:
         """Switch the output of embeddings on or off (llama_set_embeddings)."""
-        with self._exclusive():
-            self._lib.llama_set_embeddings(self._ptr, bool(embeddings))
+        with self.exclusive():
+            self._lib.llama_set_embeddings(self.pointer, bool(embeddings))
             self._embeddings = bool(embeddings)
 
     def perf(self) -> ContextPerf:
         """Timings since the start or `reset_perf` (llama_perf_context)."""
-        with self._exclusive():
-            data = self._lib.llama_perf_context(self._ptr)
+        with self.exclusive():
+            data = self._lib.llama_perf_context(self.pointer)
         return ContextPerf(data.t_load_ms, data.t_p_eval_ms, data.t_eval_ms, data.n_p_eval, data.n_eval, data.n_reused)
 
     def reset_perf(self) -> None:
         """Set the counters of `perf` to zero."""
-        with self._exclusive():
-            self._lib.llama_perf_context_reset(self._ptr)
+        with self.exclusive():
+            self._lib.llama_perf_context_reset(self.pointer)
 
 
 def _flash_attn(params: ContextParams, lines: list[str]) -> bool:

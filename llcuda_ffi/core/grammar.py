@@ -7,14 +7,12 @@ above any grammar of use.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InvalidRequest
 from ..native.log import mark, why
 from .gbnf import MOST, count_ways
-
-if TYPE_CHECKING:
-    from .model import Model
+from .model import Model
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 256
@@ -84,7 +82,9 @@ def grammar_sampler(model: Model, grammar: str, root: str = "root") -> Any:
     """
     check_grammar(grammar, root, repeats_nothing=model.library.profile.has("grammar.repeats_nothing"))
     point = mark()
-    sampler = model._lib.llama_sampler_init_grammar(model.vocab._ptr, grammar.encode(), root.encode())
+    with model.shared():
+        make = model.library.lib.llama_sampler_init_grammar
+        sampler = make(model.vocab.pointer, grammar.encode(), root.encode())
     if not sampler:
         raise InvalidRequest(f"libllama refused the grammar{why(point)}")
     return sampler

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..enums import RopeType
 from ..errors import InvalidRequest, UnsupportedModel
+from ..native.handle import Handle
 from ..params import INT32_MAX, integer
-
-if TYPE_CHECKING:
-    from .context import Context
 
 
 class Memory:
@@ -19,18 +17,32 @@ class Memory:
     ClosedError and ConcurrentUseError as the context does.
     """
 
-    def __init__(self, context: Context, pointer: Any) -> None:
-        self._context = context
-        self._memory = pointer
-        self._lib = context._lib
+    def __init__(
+        self, context: Handle, lib: Any, pointer: Any, *, n_seq_max: int, shares_cells: bool, rope_type: RopeType
+    ) -> None:
+        """`Context.memory` makes one.
+
+        Args:
+            context: what it belongs to, whose lock each call holds.
+            lib: libllama's functions.
+            pointer: llama_memory_t.
+        """
+        self._context, self._lib, self._memory = context, lib, pointer
+        self._n_seq_max, self._shares_cells, self._rope_type = n_seq_max, shares_cells, rope_type
 
     @property
     def shares_cells(self) -> bool:
         """Whether sequences share one buffer (kv_unified), so that a copy costs nothing."""
-        return self._context.kv_unified
+        return self._shares_cells
 
     def _seq(self, seq_id: int) -> int:
-        return integer("a sequence id", seq_id, 0, self._context.n_seq_max - 1)
+        return integer("a sequence id", seq_id, 0, self._n_seq_max - 1)
+
+    @property
+    def _held(self) -> Any:
+        """llama_memory_t, as long as the context is open."""
+        self._context.pointer  # noqa: B018 - raises when it is closed
+        return self._memory
 
     def _range(self, start: int, stop: int | None) -> tuple[int, int]:
         start = integer("start", start, 0, INT32_MAX)
@@ -42,11 +54,10 @@ class Memory:
         Returns:
             False where the model cannot forget a part (recurrent state): nothing was changed.
         """
-        with self._context._exclusive():
+        with self._context.exclusive():
             seq = self._seq(seq_id)
             first, last = self._range(start, stop)
-            self._context._ptr  # noqa: B018 - raises when closed
-            return bool(self._lib.llama_memory_seq_rm(self._memory, seq, first, last))
+            return bool(self._lib.llama_memory_seq_rm(self._held, seq, first, last))
 
     def copy(self, source: int, target: int, start: int = 0, stop: int | None = None) -> None:
         """Let `target` share positions start to stop - 1 of `source` (cells, not copies, with kv_unified).
@@ -56,15 +67,14 @@ class Memory:
         Raises:
             InvalidRequest: a part of a sequence, in a context without kv_unified.
         """
-        with self._context._exclusive():
+        with self._context.exclusive():
             a, b = self._seq(source), self._seq(target)
             first, last = self._range(start, stop)
-            self._context._ptr  # noqa: B018
             if a == b:
                 return
-            if not self._context.kv_unified:
-                whole = first <= max(0, self._lib.llama_memory_seq_pos_min(self._memory, a)) and (
-                    last < 0 or last > self._lib.llama_memory_seq_pos_max(self._memory, a)
+            if not self._shares_cells:
+                whole = first <= max(0, self._lib.llama_memory_seq_pos_min(self._held, a)) and (
+                    last < 0 or last > self._lib.llama_memory_seq_pos_max(self._held, a)
                 )
                 if not whole:
                     raise InvalidRequest(
@@ -72,14 +82,13 @@ class Memory:
                         "copy the whole sequence, then remove what is too much"
                     )
                 first, last = 0, -1
-            self._lib.llama_memory_seq_cp(self._memory, a, b, first, last)
+            self._lib.llama_memory_seq_cp(self._held, a, b, first, last)
 
     def keep(self, seq_id: int) -> None:
         """Forget every sequence but this one."""
-        with self._context._exclusive():
+        with self._context.exclusive():
             seq = self._seq(seq_id)
-            self._context._ptr  # noqa: B018
-            self._lib.llama_memory_seq_keep(self._memory, seq)
+            self._lib.llama_memory_seq_keep(self._held, seq)
 
     def shift(self, seq_id: int, delta: int, start: int = 0, stop: int | None = None) -> None:
         """Add `delta` to the positions start to stop - 1 of a sequence; cells that get below 0 are forgotten.
@@ -87,16 +96,16 @@ class Memory:
         Raises:
             UnsupportedModel: the model's positions cannot be shifted (`can_shift`).
         """
-        with self._context._exclusive():
+        with self._context.exclusive():
             seq = self._seq(seq_id)
             first, last = self._range(start, stop)
             delta = integer("delta", delta, -INT32_MAX, INT32_MAX)
             self._shiftable("shifted")
-            highest = self._lib.llama_memory_seq_pos_max(self._memory, seq)
+            highest = self._lib.llama_memory_seq_pos_max(self._held, seq)
             if delta > 0 and highest + delta > INT32_MAX:
                 raise InvalidRequest(f"a shift by {delta} moves a position beyond int32")
             if delta:
-                self._lib.llama_memory_seq_add(self._memory, seq, first, last, delta)
+                self._lib.llama_memory_seq_add(self._held, seq, first, last, delta)
 
     def divide(self, seq_id: int, divisor: int, start: int = 0, stop: int | None = None) -> None:
         """Divide the positions start to stop - 1 of a sequence by `divisor`, above 1 (self-extend).
@@ -104,13 +113,13 @@ class Memory:
         Raises:
             UnsupportedModel: the model's positions cannot be shifted (`can_shift`).
         """
-        with self._context._exclusive():
+        with self._context.exclusive():
             seq = self._seq(seq_id)
             first, last = self._range(start, stop)
             divisor = integer("divisor", divisor, 1, INT32_MAX)
             self._shiftable("divided")
             if divisor > 1:
-                self._lib.llama_memory_seq_div(self._memory, seq, first, last, divisor)
+                self._lib.llama_memory_seq_div(self._held, seq, first, last, divisor)
 
     def _shiftable(self, what: str) -> None:
         if not self._can_shift():
@@ -118,26 +127,23 @@ class Memory:
 
     def clear(self, *, data: bool = True) -> None:
         """Forget everything; `data` also zeroes the buffers."""
-        with self._context._exclusive():
-            self._context._ptr  # noqa: B018
-            self._lib.llama_memory_clear(self._memory, data)
+        with self._context.exclusive():
+            self._lib.llama_memory_clear(self._held, data)
 
     def positions(self, seq_id: int) -> tuple[int, int] | None:
         """The lowest and highest position held of a sequence, or None when it is empty."""
-        with self._context._exclusive():
+        with self._context.exclusive():
             seq = self._seq(seq_id)
-            self._context._ptr  # noqa: B018
-            high = self._lib.llama_memory_seq_pos_max(self._memory, seq)
-            return None if high < 0 else (self._lib.llama_memory_seq_pos_min(self._memory, seq), high)
+            high = self._lib.llama_memory_seq_pos_max(self._held, seq)
+            return None if high < 0 else (self._lib.llama_memory_seq_pos_min(self._held, seq), high)
 
     def _can_shift(self) -> bool:
-        self._context._ptr  # noqa: B018
-        if self._context.model.rope_type in (RopeType.MROPE, RopeType.IMROPE):
+        if self._rope_type in (RopeType.MROPE, RopeType.IMROPE):
             return False
-        return bool(self._lib.llama_memory_can_shift(self._memory))
+        return bool(self._lib.llama_memory_can_shift(self._held))
 
     @property
     def can_shift(self) -> bool:
         """Whether `shift` and `divide` work for this model and cache."""
-        with self._context._exclusive():
+        with self._context.exclusive():
             return self._can_shift()

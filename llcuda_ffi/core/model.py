@@ -117,7 +117,7 @@ class Model(Handle):
         model._ffi, model._lib = ffi, lib
         model._metadata = None
         model.n_positions = next((n for n in positions if n), None)
-        model.vocab = Vocab(model)
+        model.vocab = Vocab(model, library)
         return model
 
     _ffi: Any
@@ -127,30 +127,24 @@ class Model(Handle):
     def __repr__(self) -> str:
         return f"<Model {self.path.name}{' closed' if self.closed else ''}>"
 
-    def _read(self, call: Callable[..., int], *arguments: object) -> str | None:
-        """The text that a llama.h getter writes into a buffer."""
-        size = 256
-        while True:
-            buffer = self._ffi.new("char[]", size)
-            n = call(*arguments, buffer, size)
-            if n < 0:
-                return None
-            if n < size:
-                return bytes(self._ffi.buffer(buffer, n)).decode("utf-8", "replace")
-            size = n + 1
+    def _ask(self, name: str) -> Any:
+        """What a function of llama.h says of this model."""
+        with self.shared():
+            return getattr(self._lib, name)(self.pointer)
 
     @property
     def metadata(self) -> Mapping[str, str]:
         """The file's metadata as text, after overrides (llama_model_meta_*). For typed values see GGUFReader."""
         if self._metadata is None:
-            pointer, lib = self._ptr, self._lib
-            found: dict[str, str] = {}
-            for i in range(lib.llama_model_meta_count(pointer)):
-                key = self._read(lib.llama_model_meta_key_by_index, pointer, i)
-                value = self._read(lib.llama_model_meta_val_str_by_index, pointer, i)
-                if key is not None and value is not None:
-                    found[key] = value
-            self._metadata = MappingProxyType(found)
+            lib = self._lib
+            with self.shared():
+                self._metadata = read_metadata(
+                    self.library,
+                    self.pointer,
+                    lib.llama_model_meta_count,
+                    lib.llama_model_meta_key_by_index,
+                    lib.llama_model_meta_val_str_by_index,
+                )
         return self._metadata
 
     @property
@@ -161,114 +155,143 @@ class Model(Handle):
     @property
     def description(self) -> str:
         """A line about the model: size and type (llama_model_desc)."""
-        return self._read(self._lib.llama_model_desc, self._ptr) or ""
+        with self.shared():
+            return _text(self._ffi, self._lib.llama_model_desc, self.pointer) or ""
 
     def chat_template(self, name: str | None = None) -> str | None:
         """The Jinja chat template in the file, or None (llama_model_chat_template)."""
         ffi = self._ffi
-        text = self._lib.llama_model_chat_template(self._ptr, ffi.NULL if name is None else name.encode())
-        return None if text == ffi.NULL else str(ffi.string(text).decode("utf-8", "replace"))
+        with self.shared():
+            text = self._lib.llama_model_chat_template(self.pointer, ffi.NULL if name is None else name.encode())
+            return None if text == ffi.NULL else str(ffi.string(text).decode("utf-8", "replace"))
 
     @property
     def n_ctx_train(self) -> int:
         """Longest context that the model was trained on, in tokens."""
-        return int(self._lib.llama_model_n_ctx_train(self._ptr))
+        return int(self._ask("llama_model_n_ctx_train"))
 
     @property
     def n_embd(self) -> int:
         """Width of the hidden state."""
-        return int(self._lib.llama_model_n_embd(self._ptr))
+        return int(self._ask("llama_model_n_embd"))
 
     @property
     def n_embd_out(self) -> int:
         """Width of an output embedding."""
         if self.library.profile.has("llama_model_n_embd_out"):
-            return int(self._lib.llama_model_n_embd_out(self._ptr))
+            return int(self._ask("llama_model_n_embd_out"))
         return self.n_embd
 
     @property
     def n_layer(self) -> int:
         """Number of layers."""
-        return int(self._lib.llama_model_n_layer(self._ptr))
+        return int(self._ask("llama_model_n_layer"))
 
     @property
     def n_head(self) -> int:
         """Number of attention heads."""
-        return int(self._lib.llama_model_n_head(self._ptr))
+        return int(self._ask("llama_model_n_head"))
 
     @property
     def n_head_kv(self) -> int:
         """Number of key/value heads."""
-        return int(self._lib.llama_model_n_head_kv(self._ptr))
+        return int(self._ask("llama_model_n_head_kv"))
 
     @property
     def n_swa(self) -> int:
         """Tokens of the sliding attention window, 0 where there is none."""
-        return int(self._lib.llama_model_n_swa(self._ptr))
+        return int(self._ask("llama_model_n_swa"))
 
     @property
     def n_cls_out(self) -> int:
         """Outputs of the classification head (rank pooling)."""
-        return int(self._lib.llama_model_n_cls_out(self._ptr))
+        return int(self._ask("llama_model_n_cls_out"))
 
     def cls_label(self, i: int) -> str | None:
         """The label of classifier output `i`, or None."""
         if not 0 <= i < self.n_cls_out:
             raise InvalidRequest(f"this model has {self.n_cls_out} classifier outputs: there is no number {i}")
-        label = self._lib.llama_model_cls_label(self._ptr, i)
-        return None if label == self._ffi.NULL else str(self._ffi.string(label).decode("utf-8", "replace"))
+        with self.shared():
+            label = self._lib.llama_model_cls_label(self.pointer, i)
+            return None if label == self._ffi.NULL else str(self._ffi.string(label).decode("utf-8", "replace"))
 
     @property
     def n_params(self) -> int:
         """Number of weights."""
-        return int(self._lib.llama_model_n_params(self._ptr))
+        return int(self._ask("llama_model_n_params"))
 
     @property
     def size(self) -> int:
         """Bytes of all tensors."""
-        return int(self._lib.llama_model_size(self._ptr))
+        return int(self._ask("llama_model_size"))
 
     @property
     def ftype(self) -> FType:
         """The file type (UnsupportedByBundle on bundles without llama_model_ftype)."""
         self.library.profile.require("llama_model_ftype")
-        return FType(self._lib.llama_model_ftype(self._ptr))
+        return FType(self._ask("llama_model_ftype"))
 
     @property
     def rope_type(self) -> RopeType:
         """How positions are encoded."""
-        return RopeType(self._lib.llama_model_rope_type(self._ptr))
+        return RopeType(self._ask("llama_model_rope_type"))
 
     @property
     def has_encoder(self) -> bool:
         """Whether `Context.encode` applies."""
-        return bool(self._lib.llama_model_has_encoder(self._ptr))
+        return bool(self._ask("llama_model_has_encoder"))
 
     @property
     def has_decoder(self) -> bool:
         """Whether `Context.decode` applies."""
-        return bool(self._lib.llama_model_has_decoder(self._ptr))
+        return bool(self._ask("llama_model_has_decoder"))
 
     @property
     def decoder_start_token(self) -> int | None:
         """The token that starts the decoder of an encoder-decoder model."""
-        token = int(self._lib.llama_model_decoder_start_token(self._ptr))
+        token = int(self._ask("llama_model_decoder_start_token"))
         return token if token >= 0 else None
 
     @property
     def is_recurrent(self) -> bool:
         """Whether the model keeps a recurrent state, which cannot be rolled back (Mamba, RWKV)."""
-        return bool(self._lib.llama_model_is_recurrent(self._ptr))
+        return bool(self._ask("llama_model_is_recurrent"))
 
     @property
     def is_hybrid(self) -> bool:
         """Whether it mixes attention and recurrent layers."""
-        return bool(self._lib.llama_model_is_hybrid(self._ptr))
+        return bool(self._ask("llama_model_is_hybrid"))
 
     @property
     def is_diffusion(self) -> bool:
         """Whether it generates by diffusion rather than token by token."""
-        return bool(self._lib.llama_model_is_diffusion(self._ptr))
+        return bool(self._ask("llama_model_is_diffusion"))
+
+
+def _text(ffi: Any, call: Callable[..., int], *arguments: object) -> str | None:
+    """The text that a getter of llama.h writes into a buffer."""
+    size = 256
+    while True:
+        buffer = ffi.new("char[]", size)
+        n = call(*arguments, buffer, size)
+        if n < 0:
+            return None
+        if n < size:
+            return bytes(ffi.buffer(buffer, n)).decode("utf-8", "replace")
+        size = n + 1
+
+
+def read_metadata(
+    library: Library, pointer: Any, count: Callable[..., int], key_at: Callable[..., int], value_at: Callable[..., int]
+) -> Mapping[str, str]:
+    """The metadata of a model or an adapter, by its three functions of llama.h."""
+    found: dict[str, str] = {}
+    for i in range(count(pointer)):
+        key = _text(library.ffi, key_at, pointer, i)
+        value = _text(library.ffi, value_at, pointer, i)
+        if key is not None and value is not None:
+            found[key] = value
+    return MappingProxyType(found)
 
 
 def _file(path: object) -> Path:

@@ -39,8 +39,7 @@ class SamplerChain(Handle):
         if not isinstance(model, Model):
             raise InvalidRequest(f"a SamplerChain is made for a Model, not for {type(model).__name__}")
         self.model = model
-        self._ffi, self._lib = model._ffi, model._lib
-        model._ptr  # noqa: B018 - raises when the model is closed
+        self._ffi, self._lib = model.library.ffi, model.library.lib
         params = self._ffi.new("struct llama_sampler_chain_params *", self._lib.llama_sampler_chain_default_params())
         params.no_perf = True
         self.names: list[str] = []
@@ -48,7 +47,9 @@ class SamplerChain(Handle):
         self._attached = False
         self._lazy: dict[int, LazyGrammar] = {}  # by its place in `names`
         free = freeing(self._lib, self._lazy.values())
-        self._own(_made(self._lib.llama_sampler_chain_init(params[0])), free, model)
+        with model.shared():
+            model.pointer  # noqa: B018 - raises when the model is closed
+            self._own(_made(self._lib.llama_sampler_chain_init(params[0])), free, model)
 
     def __repr__(self) -> str:
         return f"<SamplerChain {' → '.join(self.names) or 'empty'}{' closed' if self.closed else ''}>"
@@ -59,20 +60,23 @@ class SamplerChain(Handle):
     def _append(self, name: str, sampler: Any, lazy: LazyGrammar | None = None) -> SamplerChain:
         if not sampler:
             raise InvalidRequest(f"libllama could not make the sampler {name}")
+        added = False
         try:
-            chain = self._ptr
-            if self.names and self.names[-1] in SELECTING:
-                raise InvalidRequest(
-                    f"nothing can follow {self.names[-1]}, which selects the token: add {name} before it"
-                )
-        except BaseException:
-            self._lib.llama_sampler_free(sampler)
-            raise
-        if lazy is None:
-            self._lib.llama_sampler_chain_add(chain, sampler)
-        else:
-            self._lazy[len(self.names)] = lazy
-        self.names.append(name)
+            with self.exclusive():
+                chain = self.pointer
+                if self.names and self.names[-1] in SELECTING:
+                    raise InvalidRequest(
+                        f"nothing can follow {self.names[-1]}, which selects the token: add {name} before it"
+                    )
+                added = True
+                if lazy is None:
+                    self._lib.llama_sampler_chain_add(chain, sampler)
+                else:
+                    self._lazy[len(self.names)] = lazy
+                self.names.append(name)
+        finally:
+            if not added:
+                self._lib.llama_sampler_free(sampler)
         return self
 
     def _index(self, place: int) -> int:
@@ -179,13 +183,12 @@ class SamplerChain(Handle):
         if isinstance(breakers, str) or not all(isinstance(s, str) and "\0" not in s for s in breakers):
             raise InvalidRequest("dry_breakers must be a list of texts without NUL")
         texts = [ffi.new("char[]", s.encode("utf-8", "replace")[:1024]) for s in breakers if s]
-        array, vocab = ffi.new("const char *[]", texts), self.model.vocab._ptr
-        if self.model.library.profile.has("llama_sampler_init_dry.n_ctx_train"):
-            sampler = self._lib.llama_sampler_init_dry(
-                vocab, self.model.n_ctx_train, m, b, length, n, array, len(texts)
-            )
-        else:
-            sampler = self._lib.llama_sampler_init_dry(vocab, m, b, length, n, array, len(texts))
+        array = ffi.new("const char *[]", texts)
+        former = self.model.library.profile.has("llama_sampler_init_dry.n_ctx_train")
+        trained = [self.model.n_ctx_train] if former else []
+        with self.model.shared():
+            vocab = self.model.vocab.pointer
+            sampler = self._lib.llama_sampler_init_dry(vocab, *trained, m, b, length, n, array, len(texts))
         return self._append("dry", sampler)
 
     def logit_bias(self, bias: Mapping[int, float]) -> SamplerChain:
@@ -200,7 +203,9 @@ class SamplerChain(Handle):
 
     def infill(self) -> SamplerChain:
         """For fill-in-the-middle: prefer to end, merge tokens with a common prefix."""
-        return self._append("infill", self._lib.llama_sampler_init_infill(self.model.vocab._ptr))
+        with self.model.shared():
+            sampler = self._lib.llama_sampler_init_infill(self.model.vocab.pointer)
+        return self._append("infill", sampler)
 
     # --- constraining ---
 
@@ -248,13 +253,13 @@ class SamplerChain(Handle):
             InvalidRequest: the chain selects nothing, or belongs to another model, or its other samplers left no
                 token that its grammar allows.
         """
-        with self._exclusive(), context._exclusive():
+        with self.exclusive(), context.exclusive():
             self._selecting()
             if context.model is not self.model:
                 raise InvalidRequest("the chain and the context belong to different models")
             logits = context._logits(row)
             if not self._grammars and not self._lazy:
-                return int(self._lib.llama_sampler_sample(self._ptr, context._ptr, row))
+                return int(self._lib.llama_sampler_sample(self.pointer, context.pointer, row))
             # libllama ends the process when a grammar is made to accept a token that it does not allow
             token = self._apply(logits)[2]
             if token is None:
@@ -273,11 +278,11 @@ class SamplerChain(Handle):
             raise InvalidRequest(f"logits must have shape ({self.model.vocab.n_tokens},), not {row.shape}")
         if np.isnan(row).any():
             raise InvalidRequest("the logits hold NaN")
-        with self._exclusive():
+        with self.exclusive():
             return self._apply(row)
 
     def _apply(self, row: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], int | None]:
-        pointer = self._ptr
+        pointer = self.pointer
         candidates = np.zeros(len(row), CANDIDATE)
         candidates["id"] = np.arange(len(row), dtype=np.int32)
         candidates["logit"] = row
@@ -295,11 +300,11 @@ class SamplerChain(Handle):
         Raises:
             InvalidRequest: the id is not in the vocabulary, or the chain's grammar does not allow it.
         """
-        with self._exclusive():
-            self._accept(self.model.vocab._token(token))
+        with self.exclusive():
+            self._accept(self.model.vocab.check_id(token))
 
     def _accept(self, token: int) -> None:
-        chain, ffi, lib = self._ptr, self._ffi, self._lib
+        chain, ffi, lib = self.pointer, self._ffi, self._lib
         holding = (lazy.sampler for lazy in self._lazy.values() if not lazy.waiting)
         for grammar in (*self._grammars, *holding):
             if not allows(ffi, lib, grammar, token):
@@ -322,8 +327,8 @@ class SamplerChain(Handle):
 
     def reset(self) -> None:
         """Forget what was accepted; random states start again from their seeds."""
-        with self._exclusive():
-            chain = self._ptr
+        with self.exclusive():
+            chain = self.pointer
             self._lib.llama_sampler_reset(chain)
             for place, lazy in self._lazy.items():
                 if not lazy.waiting:
@@ -332,7 +337,7 @@ class SamplerChain(Handle):
 
     def _reseed(self, seed: int) -> None:
         """Give the last sampler, dist, a new seed."""
-        lib, chain = self._lib, self._ptr
+        lib, chain = self._lib, self.pointer
         lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, self._index(len(self.names) - 1)))
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(_seed(seed)))
 
@@ -342,16 +347,16 @@ class SamplerChain(Handle):
         if self._attached:
             return False
         self._attached = True
-        return bool(self._lib.llama_set_sampler(context._ptr, seq_id, self._ptr))
+        return bool(self._lib.llama_set_sampler(context.pointer, seq_id, self.pointer))
 
     def clone(self) -> SamplerChain:
         """A copy with the same state (llama_sampler_clone)."""
-        with self._exclusive():
+        with self.exclusive():
             other = SamplerChain.__new__(SamplerChain)
             other.model, other._ffi, other._lib = self.model, self._ffi, self._lib
             other.names = list(self.names)
             other._attached = False
-            lib, pointer = self._lib, _made(self._lib.llama_sampler_clone(self._ptr))
+            lib, pointer = self._lib, _made(self._lib.llama_sampler_clone(self.pointer))
             other._lazy = {}
             other._own(pointer, freeing(lib, other._lazy.values()), self.model)
             other._grammars = []
@@ -370,8 +375,8 @@ class SamplerChain(Handle):
     @property
     def seed(self) -> int | None:
         """The seed of the chain's last random sampler, or None (llama_sampler_get_seed)."""
-        with self._exclusive():
-            seed = int(self._lib.llama_sampler_get_seed(self._ptr))
+        with self.exclusive():
+            seed = int(self._lib.llama_sampler_get_seed(self.pointer))
             return None if seed == UINT32_MAX else seed
 
     def _last_n(self, name: str, value: int) -> int:

@@ -79,8 +79,8 @@ class SavedState:
 
 def state_size(context: Context, seq_id: int | None = None) -> int:
     """Bytes of the state of a context, or of one of its sequences, without the header."""
-    with context._exclusive():
-        pointer, lib = context._ptr, context._lib
+    with context.exclusive():
+        pointer, lib = context.pointer, context.model.library.lib
         if seq_id is None:
             return int(lib.llama_state_get_size(pointer))
         return int(lib.llama_state_seq_get_size(pointer, _sequence(context, seq_id)))
@@ -109,8 +109,9 @@ def save_state(
     flags = StateSeqFlags.PARTIAL_ONLY if partial_only else StateSeqFlags.NONE
     if partial_only and seq_id is None:
         raise InvalidRequest("partial_only goes with a sequence: name seq_id")
-    with context._exclusive():
-        pointer, ffi, lib = context._ptr, context._ffi, context._lib
+    with context.exclusive():
+        pointer, library = context.pointer, context.model.library
+        ffi, lib = library.ffi, library.lib
         _needs_memory(context)
         point = mark()
         if seq_id is None:
@@ -148,8 +149,9 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
     if state.whole != (seq_id is None):
         wants = "no seq_id: it holds a whole context" if state.whole else "a seq_id: it holds one sequence"
         raise InvalidRequest(f"this state wants {wants}")
-    with context._exclusive():
-        pointer, ffi, lib = context._ptr, context._ffi, context._lib
+    with context.exclusive():
+        pointer, library = context.pointer, context.model.library
+        ffi, lib = library.ffi, library.lib
         _needs_memory(context)
         separate = context.n_seq_max > 1 and not context.kv_unified
         if seq_id is None and separate and not context.model.library.profile.has("llama_set_adapters_lora"):

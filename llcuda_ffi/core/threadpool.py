@@ -74,26 +74,21 @@ class Threadpool(Handle):
             InvalidRequest: the context wants more threads than the pool has.
             ClosedError, ConcurrentUseError: the pool or the context is closed, or in use.
         """
-        with context._exclusive():
+        with context.exclusive(), self.shared():
             most = max(
-                self._library.lib.llama_n_threads(context._ptr), self._library.lib.llama_n_threads_batch(context._ptr)
+                self._library.lib.llama_n_threads(context.pointer),
+                self._library.lib.llama_n_threads_batch(context.pointer),
             )
             if most > self.n_threads:
                 raise InvalidRequest(
                     f"the context computes with {most} threads, the pool has {self.n_threads}: use Context.set_threads"
                 )
-            self._library.lib.llama_attach_threadpool(context._ptr, self._ptr, self._ptr)
-            self._adopt(context)
+            mine = self.pointer
+            self._outlive(context)
+            self._library.lib.llama_attach_threadpool(context.pointer, mine, mine)
 
     def detach(self, context: Context) -> None:
         """Let `context` use threads of its own again."""
-        with context._exclusive():
-            self._library.lib.llama_detach_threadpool(context._ptr)
-            self._resource.children.pop(context._resource, None)
-
-    def _adopt(self, context: Context) -> None:
-        """A pool must outlive its contexts: it becomes their parent."""
-        resource = context._resource
-        self._resource.children[resource] = None
-        resource.parents = (*resource.parents, self._resource)
-        context._parents = (*context._parents, self)
+        with context.exclusive():
+            self._library.lib.llama_detach_threadpool(context.pointer)
+            self._let_go(context)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..enums import TokenAttr, VocabType
 from ..errors import InvalidRequest
+from ..native.handle import Handle
+from ..native.load import Library
 from ..params import INT32_MAX, integer
-
-if TYPE_CHECKING:
-    from .model import Model
 
 _T = TypeVar("_T")
 
@@ -40,15 +39,17 @@ class Vocab:
         add_bos, add_eos, add_sep: what `tokenize(add_special=True)` adds.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Handle, library: Library) -> None:
+        """`Model.load` makes one, `Model.vocab`."""
         self._model = model
-        self._ffi, self._lib = model._ffi, model._lib
-        self._vocab = self._lib.llama_model_get_vocab(model._ptr)
-        self.n_tokens: int = self._lib.llama_vocab_n_tokens(self._vocab)
-        self.type = VocabType(self._lib.llama_vocab_type(self._vocab))
-        self.add_bos: bool = self._lib.llama_vocab_get_add_bos(self._vocab)
-        self.add_eos: bool = self._lib.llama_vocab_get_add_eos(self._vocab)
-        self.add_sep: bool = self._lib.llama_vocab_get_add_sep(self._vocab)
+        self._ffi, self._lib = library.ffi, library.lib
+        with model.shared():
+            self._vocab = self._lib.llama_model_get_vocab(model.pointer)
+            self.n_tokens: int = self._lib.llama_vocab_n_tokens(self._vocab)
+            self.type = VocabType(self._lib.llama_vocab_type(self._vocab))
+            self.add_bos: bool = self._lib.llama_vocab_get_add_bos(self._vocab)
+            self.add_eos: bool = self._lib.llama_vocab_get_add_eos(self._vocab)
+            self.add_sep: bool = self._lib.llama_vocab_get_add_sep(self._vocab)
         self._pieces: dict[int, bytes] = {}
         self._special_pieces: dict[int, bytes] = {}
         self._eog: dict[int, bool] = {}
@@ -61,14 +62,25 @@ class Vocab:
         return f"<Vocab {self.type.name} n_tokens={self.n_tokens}>"
 
     @property
-    def _ptr(self) -> Any:
-        self._model._ptr  # noqa: B018 - raises when the model is closed
+    def pointer(self) -> Any:
+        """llama_vocab, for a call of llama.h inside `with model.shared()`."""
+        self._model.pointer  # noqa: B018 - raises when the model is closed
         return self._vocab
 
-    def _token(self, token: int) -> int:
+    def check_id(self, token: int) -> int:
+        """`token`, if it is in the vocabulary.
+
+        Raises:
+            InvalidRequest: it is not.
+        """
         if type(token) is int and 0 <= token < self.n_tokens:
             return token
         return integer("a token id", token, 0, self.n_tokens - 1)
+
+    def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function of llama.h says of this vocabulary."""
+        with self._model.shared():
+            return call(self.pointer, *arguments)
 
     def tokenize(
         self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
@@ -93,19 +105,11 @@ class Vocab:
         return self._tokenize(raw, add_special, parse_special)
 
     def _tokenize(self, raw: bytes, add_special: bool, parse_special: bool) -> npt.NDArray[np.int32]:
-        ffi, vocab = self._ffi, self._ptr
         capacity = len(raw) + 8
         while True:
             tokens = np.empty(capacity, np.int32)
-            n = self._lib.llama_tokenize(
-                vocab,
-                raw,
-                len(raw),
-                ffi.from_buffer("llama_token[]", tokens),
-                capacity,
-                add_special,
-                parse_special,
-            )
+            into = self._ffi.from_buffer("llama_token[]", tokens)
+            n = self._ask(self._lib.llama_tokenize, raw, len(raw), into, capacity, add_special, parse_special)
             if n >= 0:
                 return tokens[:n].copy() if n * 2 < capacity else tokens[:n]
             if n == -INT32_MAX - 1:
@@ -124,14 +128,14 @@ class Vocab:
         cache = self._special_pieces if special else self._pieces
         found = cache.get(token)
         if found is None:
-            found = cache[token] = self._piece(self._token(token), special)
+            found = cache[token] = self._piece(self.check_id(token), special)
         return found
 
     def _piece(self, token: int, special: bool) -> bytes:
         ffi, size = self._ffi, 64
         while True:
             buffer = ffi.new("char[]", size)
-            n = self._lib.llama_token_to_piece(self._ptr, token, buffer, size, 0, special)
+            n = self._ask(self._lib.llama_token_to_piece, token, buffer, size, 0, special)
             if n >= 0:
                 return bytes(ffi.buffer(buffer, n))
             size = -n
@@ -159,9 +163,8 @@ class Vocab:
         size = 8 * n + 64
         while True:
             buffer = ffi.new("char[]", size)
-            got = self._lib.llama_detokenize(
-                self._ptr, ffi.from_buffer("llama_token[]", ids), n, buffer, size, remove_special, special
-            )
+            source = ffi.from_buffer("llama_token[]", ids)
+            got = self._ask(self._lib.llama_detokenize, source, n, buffer, size, remove_special, special)
             if got >= 0:
                 return bytes(ffi.buffer(buffer, got))
             size = -got
@@ -194,35 +197,37 @@ class Vocab:
 
     def text(self, token: int) -> str:
         """The token as the vocabulary spells it ("Ġhello", "▁hello") (llama_vocab_get_text)."""
-        raw = self._lib.llama_vocab_get_text(self._ptr, self._token(token))
-        return str(self._ffi.string(raw).decode("utf-8", "replace"))
+        with self._model.shared():
+            raw = self._lib.llama_vocab_get_text(self.pointer, self.check_id(token))
+            return str(self._ffi.string(raw).decode("utf-8", "replace"))
 
     def score(self, token: int) -> float:
         """The token's score in the vocabulary (llama_vocab_get_score)."""
-        return float(self._lib.llama_vocab_get_score(self._ptr, self._token(token)))
+        return float(self._ask(self._lib.llama_vocab_get_score, self.check_id(token)))
 
     def attributes(self, token: int) -> TokenAttr:
         """The token's attributes (llama_vocab_get_attr)."""
-        return TokenAttr(self._lib.llama_vocab_get_attr(self._ptr, self._token(token)))
+        return TokenAttr(self._ask(self._lib.llama_vocab_get_attr, self.check_id(token)))
 
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a generation (llama_vocab_is_eog)."""
         found = self._eog.get(token)
         if found is None:
-            found = self._eog[token] = bool(self._lib.llama_vocab_is_eog(self._ptr, self._token(token)))
+            found = self._eog[token] = bool(self._ask(self._lib.llama_vocab_is_eog, self.check_id(token)))
         return found
 
     @property
     def eog_tokens(self) -> tuple[int, ...]:
         """Every token that ends a generation."""
         if self._eog_tokens is None:
-            is_eog, vocab = self._lib.llama_vocab_is_eog, self._ptr
-            self._eog_tokens = tuple(t for t in range(self.n_tokens) if is_eog(vocab, t))
+            with self._model.shared():
+                is_eog, vocab = self._lib.llama_vocab_is_eog, self.pointer
+                self._eog_tokens = tuple(t for t in range(self.n_tokens) if is_eog(vocab, t))
         return self._eog_tokens
 
     def is_control(self, token: int) -> bool:
         """Whether the token is a control token (llama_vocab_is_control)."""
-        return bool(self._lib.llama_vocab_is_control(self._ptr, self._token(token)))
+        return bool(self._ask(self._lib.llama_vocab_is_control, self.check_id(token)))
 
     def special(self, name: str) -> int | None:
         """The id of a special token, or None where the vocabulary has none.
@@ -232,7 +237,7 @@ class Vocab:
         """
         if name not in SPECIAL:
             raise InvalidRequest(f"no special token is called {name!r}: it takes {', '.join(SPECIAL)}")
-        token = getattr(self._lib, f"llama_vocab_{name}")(self._ptr)
+        token = self._ask(getattr(self._lib, f"llama_vocab_{name}"))
         return int(token) if 0 <= token < self.n_tokens else None
 
     @property

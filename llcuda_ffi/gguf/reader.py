@@ -152,18 +152,18 @@ class GGUFReader:
             KeyError: no such tensor.
             ClosedError: after `close`.
         """
-        info = self.tensors[name]
-        if self._map is None:
+        info, mapped = self.tensors[name], self._map
+        if mapped is None:  # looked at once: another thread may close the reader meanwhile
             raise ClosedError(f"the reader of {self.path} is closed")
         start = self.data_offset + info.offset
         shape = info.shape[::-1]
         code = NUMPY.get(info.ggml_type)
         if code is not None:
             dtype = np.dtype(self.layout.order + code)
-            return np.frombuffer(self._map, dtype, info.numel, start).reshape(shape)
+            return np.frombuffer(mapped, dtype, info.numel, start).reshape(shape)
         weights, size = BLOCKS[info.ggml_type]
         rows = (*shape[:-1], shape[-1] // weights * size)
-        return np.frombuffer(self._map, np.uint8, info.nbytes, start).reshape(rows)
+        return np.frombuffer(mapped, np.uint8, info.nbytes, start).reshape(rows)
 
     def dequantize(self, name: str) -> np.ndarray:
         """A tensor as float32, decoded by the `gguf` package.

@@ -1,16 +1,21 @@
 """Handles: Python objects that own a native object.
 
 A handle keeps its parent alive (a context its model). What is freed, and in which order, is kept apart from the
-handles in `_Resource`, so that garbage collection may visit handles in any order, also those in a cycle: closing a
-resource closes its children first, and only once. Freeing runs from `weakref.finalize`, which also runs at
-interpreter exit, newest first.
+handles in `_Resource`, so that garbage collection may visit handles in any order, also those in a cycle.
 
-The interpreter ends while daemon threads still run, and the C library's own tear-down must not meet one that
-computes. So at exit computations are asked to stop and waited for, the threads in them never come back to Python
-code, and nothing is freed that such a thread could hold.
+Every C call holds one of two locks of its handle and reads the pointer under it:
 
-Use after `close()` raises ClosedError; use from a second thread at the same time, and use after a fork, raise
-ConcurrentUseError.
+- `exclusive()`: one thread at a time (contexts, sampler chains). A second thread gets ConcurrentUseError.
+- `shared()`: any number of threads (models and their vocabularies). Each thread has a lock of its own.
+
+`close()` takes the pointers of the object and of everything made from it away, and only then looks at those locks.
+A call that began before keeps its lock: an exclusive one makes `close()` put the pointers back and raise
+ConcurrentUseError, shared ones are waited for. A call that begins later finds no pointer and raises ClosedError.
+Either way nothing is freed while C uses it. Locks, not counters, because `with lock` is one step to Ctrl-C: no
+exception can come between entering and leaving and have an object counted as used for ever.
+
+At exit daemon threads may still be in C, which the C library's own end does not survive. So computations are asked
+to stop and waited for, the threads in them never come back to Python code, and nothing that they hold is freed.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from time import monotonic
 from types import TracebackType
@@ -36,14 +41,14 @@ _PATIENCE = 60.0  # seconds that the end of the process waits for a computation 
 _leaver: int | None = None  # the thread that ends the process
 _left = False  # other threads were running then: nothing is freed any more
 _live: weakref.WeakSet[_Resource] = weakref.WeakSet()
-_registering = threading.Lock()
+_registering: Any = threading.RLock()  # reentrant: the collector may finalize one handle while another is made
 _flights: set[threading.Lock] = set()
 
 
 def _forked() -> None:
     global _generation, _registering
     _generation += 1
-    _registering = threading.Lock()
+    _registering = threading.RLock()
     _flights.clear()
 
 
@@ -78,7 +83,7 @@ def in_flight() -> Iterator[None]:
 def _leave() -> None:
     """Run at exit, before the finalizers: stop what daemon threads compute, and let no more begin."""
     global _leaver, _left
-    _leaver = threading.get_ident()
+    _leaver = me = threading.get_ident()
     _left = threading.active_count() > 1
     if not _left:
         return
@@ -87,41 +92,111 @@ def _leave() -> None:
     for resource in resources:
         resource.stop()
     until = monotonic() + _PATIENCE
-    for lock in (*_flights, *(resource.lock for resource in resources)):
+    users = (lock for resource in resources for ident, lock in list(resource.users.items()) if ident != me)
+    for lock in (*_flights, *(resource.lock for resource in resources), *users):
         lock.acquire(timeout=max(0.0, until - monotonic()))  # and kept: nobody gets in again
 
 
 class _Resource:
-    """A native pointer, the call that frees it, and the resources that must be freed before it."""
+    """A native pointer, the call that frees it, and the resources that must be freed before it.
 
-    __slots__ = ("__weakref__", "children", "free", "generation", "lock", "parents", "pointer", "stop")
+    Attributes:
+        pointer: None once it is closed, or while `close` decides.
+        parents, children: what must outlive it, and what it must outlive.
+        lock: held during exclusive calls.
+        users: a lock for each thread that made a shared call; held during those calls.
+        stop: asks a computation to end; most resources have none that takes long.
+        unlink: run by `close` before anything is freed, while nobody can use the resource.
+    """
 
-    def __init__(self, pointer: Any, free: Callable[[Any], object], parents: tuple[_Resource, ...]) -> None:
+    __slots__ = (
+        "__weakref__", "children", "closing", "free", "generation", "lock", "parents", "pointer", "stop", "unlink",
+        "users",
+    )  # fmt: skip
+
+    def __init__(
+        self, pointer: Any, free: Callable[[Any], object], parents: tuple[_Resource, ...], unlink: Callable[[], object]
+    ) -> None:
         self.pointer = pointer
         self.free = free
         self.parents = parents
         self.children: dict[_Resource, None] = {}
         self.lock = threading.Lock()
+        self.users: dict[int, Any] = {}
         self.generation = _generation
-        self.stop: Callable[[], object] = int  # asks a computation to end; most have none that takes long
+        self.closing = False
+        self.stop: Callable[[], object] = int
+        self.unlink = unlink
         with _registering:
             _live.add(self)
-        for parent in parents:
-            parent.children[self] = None
+            for parent in parents:
+                parent.children[self] = None
 
-    def busy(self) -> bool:
-        return self.lock.locked() or any(child.busy() for child in list(self.children))
+    def in_use(self) -> bool:
+        """Whether a call is inside that `close` does not wait for: an exclusive one, or this thread's own."""
+        mine = self.users.get(threading.get_ident())
+        return self.lock.locked() or (mine is not None and _is_held(mine))
 
-    def close(self) -> None:
-        if self.pointer is None or _left or self.busy():
-            return
-        pointer, self.pointer = self.pointer, None
-        for child in reversed(list(self.children)):
-            child.close()
-        if self.generation == _generation:  # a forked child never frees what its parent made
-            self.free(pointer)
-        for parent in self.parents:
-            parent.children.pop(self, None)
+    def tree(self) -> list[_Resource]:
+        """It and everything made from it, in the order of freeing."""
+        order: dict[_Resource, None] = {}
+
+        def visit(resource: _Resource) -> None:
+            for child in reversed(list(resource.children)):
+                visit(child)
+            order[resource] = None
+
+        visit(self)
+        return list(order)
+
+    def close(self) -> bool:
+        """Free the pointer and, before it, everything made from it; once.
+
+        Returns:
+            False where one of them is in use: nothing was changed then.
+        """
+        if self.pointer is None or _left:
+            return not self.closing
+        taken: list[tuple[_Resource, Any]] = []
+        done = False
+        try:
+            with _registering:
+                for resource in self.tree():
+                    if resource.pointer is not None:
+                        taken.append((resource, resource.pointer))
+                        resource.closing, resource.pointer = True, None
+            if self.generation == _generation:
+                if any(resource.in_use() for resource, _ in taken):
+                    return False
+                for resource, _ in taken:
+                    for lock in list(resource.users.values()):
+                        with lock:
+                            pass  # its call is over, and a later one finds no pointer
+                for resource, _ in taken:
+                    resource.unlink()
+            while taken:
+                resource, pointer = taken.pop(0)
+                resource.closing = False
+                if resource.generation == _generation:  # a forked child never frees what its parent made
+                    resource.free(pointer)
+                for parent in resource.parents:
+                    parent.children.pop(resource, None)
+            done = True
+        finally:
+            if not done:  # in use, or an exception came between
+                for resource, pointer in taken:
+                    resource.closing, resource.pointer = False, pointer
+        return True
+
+
+def _is_held(lock: Any) -> bool:
+    """Whether this thread holds a reentrant lock."""
+    try:
+        lock.release()
+    except RuntimeError:
+        return False
+    lock.acquire()
+    return True
 
 
 @cache
@@ -140,24 +215,55 @@ class Handle:
 
     _resource: _Resource
 
-    def _own(self, pointer: Any, free: Callable[[Any], object], *parents: Handle) -> None:
-        """Take ownership of `pointer`; `parents` must outlive it."""
-        self._resource = _Resource(pointer, free, tuple(parent._resource for parent in parents))
+    def _own(
+        self,
+        pointer: Any,
+        free: Callable[[Any], object],
+        *parents: Handle,
+        unlink: Callable[[], object] = int,
+    ) -> None:
+        """Take ownership of `pointer`.
+
+        Args:
+            free: frees it.
+            parents: must outlive it; the caller holds them (`shared`, `exclusive`) since before it was made.
+            unlink: run by `close` before anything is freed, while nobody can use the object.
+        """
+        self._resource = _Resource(pointer, free, tuple(parent._resource for parent in parents), unlink)
         self._parents = parents
         self._finalizer = weakref.finalize(self, self._resource.close)
         _before_finalizers()
 
+    def _outlive(self, child: Handle) -> None:
+        """Become a further parent of `child`: it is closed before this one."""
+        mine, its = self._resource, child._resource
+        with _registering:
+            mine.children[its] = None
+            its.parents = (*its.parents, mine)
+        child._parents = (*child._parents, self)
+
+    def _let_go(self, child: Handle) -> None:
+        """Undo `_outlive`."""
+        self._resource.children.pop(child._resource, None)
+
     @property
     def closed(self) -> bool:
         """Whether the native object has been freed."""
-        return self._resource.pointer is None
+        return self._resource.pointer is None and not self._resource.closing
 
     @property
-    def _ptr(self) -> Any:
-        """The native pointer, for calls that any thread may make."""
+    def usable(self) -> bool:
+        """Whether it can be used: neither closed nor about to be."""
+        return self._resource.pointer is not None
+
+    @property
+    def pointer(self) -> Any:
+        """The native object, for a call of llama.h inside `with handle.shared()` or `with handle.exclusive()`."""
         resource = self._resource
         pointer = resource.pointer
         if pointer is None:
+            if resource.closing:
+                raise ConcurrentUseError(f"this {type(self).__name__} is being closed by another thread")
             raise ClosedError(f"this {type(self).__name__} is closed: make a new one")
         if resource.generation != _generation:
             raise ConcurrentUseError(
@@ -166,8 +272,16 @@ class Handle:
             )
         return pointer
 
-    def _exclusive(self) -> threading.Lock:
-        """The lock for `with`: one thread at a time may use the object.
+    def shared(self) -> AbstractContextManager[object]:
+        """For `with`: a call that any number of threads may make at once; `close` waits until it is over."""
+        users, me = self._resource.users, threading.get_ident()
+        lock: AbstractContextManager[object] = users.get(me) or users.setdefault(me, threading.RLock())
+        if _leaver is not None:
+            park()  # after the lock can be seen: at the end of the process it is held, or this thread stays here
+        return lock
+
+    def exclusive(self) -> AbstractContextManager[object]:
+        """For `with`: a call that one thread at a time may make; `close` meanwhile raises ConcurrentUseError.
 
         The check and the acquisition are two steps on purpose: should two threads pass the check at once, one waits
         for the other, which is as safe; and `with` leaves no gap in which Ctrl-C could leak the lock.
@@ -182,7 +296,7 @@ class Handle:
         return lock
 
     def _back(self) -> None:
-        """After a long C call under `_exclusive`: a daemon thread of a process that is ending stays here."""
+        """After a long C call under `exclusive`: a daemon thread of a process that is ending stays here."""
         if leaving():
             self._resource.lock.release()
             park()
@@ -190,16 +304,19 @@ class Handle:
     def close(self) -> None:
         """Free the native object and everything made from it. Does nothing the second time.
 
+        Calls that threads share (tokenizing, metadata) are waited for.
+
         Raises:
             ConcurrentUseError: it, or an object made from it, is in use by another thread.
         """
-        if self._resource.pointer is None:
-            return
-        if self._resource.busy():
+        if not self._resource.close():
             raise ConcurrentUseError(
                 f"this {type(self).__name__} is in use by another thread: close it after that call"
             )
-        self._finalizer()
+        self._finalizer.detach()
+
+    # the former names, until every caller is moved
+    _ptr, _exclusive = pointer, exclusive
 
     def __enter__(self) -> Self:
         return self

@@ -39,7 +39,7 @@ def direct(vocab: Vocab, raw: bytes) -> list[int]:
     """llama_tokenize itself."""
     tokens = np.zeros(len(raw) + 16, np.int32)
     n = vocab._lib.llama_tokenize(
-        vocab._ptr, raw, len(raw), vocab._ffi.from_buffer("llama_token[]", tokens), len(tokens), False, False
+        vocab.pointer, raw, len(raw), vocab._ffi.from_buffer("llama_token[]", tokens), len(tokens), False, False
     )
     return [int(x) for x in tokens[: max(0, n)]]
 
