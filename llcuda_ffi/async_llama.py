@@ -6,19 +6,19 @@ import asyncio
 import os
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .chat.methods import AsyncChatMethods
 from .core.model import Model
 from .engine.metrics import MetricsSnapshot
+from .engine.prompts import Prompt, split_prompts
 from .engine.replicas import Lanes
-from .engine.request import Request
-from .engine.results import Chunk, Completion
-from .errors import ClosedError, InvalidRequest
-from .llama import Llama, Prompt, _is_many
-from .params import override
-from .sampling_params import SamplingParams
+from .engine.request import Request, Tokens, outcome
+from .engine.results import Chunk
+from .errors import ClosedError, InvalidRequest, LlcudaError
+from .llama import Llama
+from .sampling_params import SamplingParams, params_of_each, sampling_params
 from .structured.grammars import constrained
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ class _Wake:
         self._event.clear()
 
 
-async def _prepared(params: SamplingParams, make: Callable[[], _T]) -> _T:
+async def _prepared(params: Sequence[SamplingParams], make: Callable[[], _T]) -> _T:
     """What `make` makes; a grammar may take long to compile, which must not be in the event loop."""
-    return await asyncio.to_thread(make) if constrained(params) else make()
+    return await asyncio.to_thread(make) if any(map(constrained, params)) else make()
 
 
 class AsyncLlama(AsyncChatMethods):
@@ -92,16 +92,32 @@ class AsyncLlama(AsyncChatMethods):
         self._lanes.check()
 
     async def generate(
-        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **settings: Any
+        self,
+        prompt: Prompt | Iterable[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **settings: Any,
     ) -> Any:
         """As Llama.generate: a Completion, or a list of them for a list of prompts or n > 1."""
         self._check()
-        params = override(params or SamplingParams(), settings)
-        many = _is_many(prompt)
-        prompts: list[Any] = list(prompt) if many else [prompt]
+        prompts, many = split_prompts(prompt)
+        each = params_of_each(params, settings, len(prompts), many)
         llama = self._llama
-        groups = await _prepared(params, lambda: [llama._requests(llama.tokenize_prompt(p), params) for p in prompts])
-        requests = [r for group in groups for r in group]
+
+        def make() -> list[list[Request] | LlcudaError]:
+            groups: list[list[Request] | LlcudaError] = []
+            for i, (one, p) in enumerate(zip(prompts, each, strict=True)):
+                try:
+                    groups.append(llama._requests(one, p))
+                except InvalidRequest as error:
+                    if not return_exceptions:
+                        raise (type(error)(f"prompt {i}: {error}") if many else error) from None
+                    groups.append(error)
+            return groups
+
+        groups = await _prepared(each, make)
+        requests = [r for group in groups if isinstance(group, list) for r in group]
         wake = _Wake()
         for request in requests:
             self._submit(request, wake)
@@ -110,37 +126,40 @@ class AsyncLlama(AsyncChatMethods):
                 await wake.wait()
         finally:
             self._cancel(requests)
-        results: list[Any] = []
-        for group in groups:
-            completions: list[Completion] = [r.result() for r in group]
-            results.append(completions if params.n > 1 else completions[0])
+        results = [outcome(group, return_exceptions) for group in groups]
         return results if many else results[0]
+
+    def infill_prompt(self, prefix: str, suffix: str) -> Tokens:
+        """As Llama.infill_prompt."""
+        return self._llama.infill_prompt(prefix, suffix)
+
+    async def infill(self, prefix: str, suffix: str, params: SamplingParams | None = None, **settings: Any) -> Any:
+        """As Llama.infill."""
+        return await self.generate(self.infill_prompt(prefix, suffix), params, **settings)
 
     async def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **settings: Any
     ) -> AsyncIterator[Chunk]:
         """As Llama.stream, for `async for`."""
         self._check()
-        params = override(params or SamplingParams(), settings)
-        if params.n != 1:
-            raise InvalidRequest("a stream has one completion: use n=1, or generate()")
+        params = sampling_params(params, settings)
         chunks: deque[Chunk] = deque()
-        llama = self._llama
-        request = await _prepared(
-            params, lambda: llama._requests(llama.tokenize_prompt(prompt), params, chunks.append)[0]
-        )
+        llama, asked = self._llama, params
+        requests = await _prepared([params], lambda: llama._requests(prompt, asked, chunks.append))
         wake = _Wake()
-        self._submit(request, wake)
+        for request in requests:
+            self._submit(request, wake)
         try:
             while True:
                 while chunks:
                     yield chunks.popleft()
-                if request.done and not chunks:
-                    request.result()
+                if not chunks and all(request.done for request in requests):
+                    for request in requests:
+                        request.result()
                     return
                 await wake.wait()
         finally:
-            self._cancel([request])
+            self._cancel(requests)
 
     def metrics(self) -> MetricsSnapshot:
         """As Llama.metrics."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
-
-import numpy as np
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from .bundles import InstalledBundle
 from .chat.methods import ChatMethods
@@ -17,23 +16,23 @@ from .core.vocab import Vocab
 from .devices.placement import Room
 from .engine.adapter_turns import adapters_of
 from .engine.assembly import DEFAULT_N_CTX, kv_types, longest_request, open_engine, open_model, with_cache
+from .engine.infill import infill_tokens
+from .engine.prompts import Prompt, prompt_tokens, split_prompts
 from .engine.replicas import Lanes
-from .engine.request import Request, Tokens
-from .engine.results import Chunk, Completion
+from .engine.request import Request, Tokens, outcome
+from .engine.results import Chunk
 from .engine.sampling.chain import pick_seed
 from .engine.state import LlamaState
 from .enums import FlashAttnType, GGMLType
-from .errors import ContextOverflow, InvalidRequest, UnsupportedModel
+from .errors import ContextOverflow, InvalidRequest, LlcudaError, UnsupportedModel
 from .params import INT32_MAX, UINT32_MAX, ContextParams, ModelParams, flag, integer, override
-from .sampling_params import SamplingParams
+from .sampling_params import SamplingParams, params_of_each, sampling_params
 from .structured import constraint_for
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
-
-Prompt = str | bytes | Sequence[int] | Tokens
 
 
 class Llama(LlamaState, ChatMethods):
@@ -180,16 +179,23 @@ class Llama(LlamaState, ChatMethods):
         Raises:
             InvalidRequest: an empty prompt, or ids outside the vocabulary.
         """
-        if isinstance(prompt, (str, bytes)):
-            ids = self.vocab.tokenize(prompt, add_special=True, parse_special=True)
-        else:
-            ids = self.vocab.ids(prompt)
-        if not len(prompt) or not len(ids):
-            raise InvalidRequest("the prompt is empty: give a text, or token ids such as [vocab.bos]")
-        return ids
+        return prompt_tokens(self.vocab, prompt)[0]
+
+    def infill_prompt(self, prefix: str, suffix: str) -> Tokens:
+        """The prompt by which a model fills in what stands between two texts (code models: "fill in the middle").
+
+        Raises:
+            UnsupportedModel: the model has no tokens for that.
+        """
+        return infill_tokens(self.vocab, prefix, suffix)
 
     def _request(
-        self, tokens: Tokens, params: SamplingParams, seed: int, on_chunk: Callable[[Chunk], None] | None
+        self,
+        tokens: Tokens,
+        text: str | None,
+        params: SamplingParams,
+        seed: int,
+        on_chunk: Callable[[Chunk], None] | None,
     ) -> Request:
         room = self.n_ctx - len(tokens)
         if room < 1:
@@ -215,46 +221,43 @@ class Llama(LlamaState, ChatMethods):
         for token in params.logit_bias:
             integer("a logit_bias token", token, 0, self.vocab.n_tokens - 1)
         constraint = constraint_for(self.model, params)
-        request = Request(tokens, params, self.vocab, limit, seed, constraint=constraint, on_chunk=on_chunk)
+        request = Request(
+            tokens, params, self.vocab, limit, seed, constraint=constraint, on_chunk=on_chunk, prompt_text=text
+        )
         request.adapters = adapters_of(self.context, params.lora)
         return request
 
     def _requests(
-        self, tokens: Tokens, params: SamplingParams, on_chunk: Callable[[Chunk], None] | None = None
+        self, prompt: Prompt, params: SamplingParams, on_chunk: Callable[[Chunk], None] | None = None
     ) -> list[Request]:
         """The n requests of one prompt."""
+        tokens, text = prompt_tokens(self.vocab, prompt)
         seed = pick_seed(params)
-        first = self._request(tokens, params, seed, on_chunk)
+        first = self._request(tokens, text, params, seed, on_chunk)
         requests = [first]
         for i in range(1, params.n):
-            other = self._request(tokens, params, (seed + i) % UINT32_MAX, on_chunk)
-            other.group = first
+            other = self._request(tokens, text, params, (seed + i) % UINT32_MAX, on_chunk)
+            other.follow(first, i)
             requests.append(other)
         return requests
 
-    @overload
-    def generate(self, prompt: str | bytes, params: SamplingParams | None = None, **settings: Any) -> Completion: ...
-    @overload
     def generate(
         self,
-        prompt: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        **settings: Any,
-    ) -> Any: ...
-    def generate(
-        self,
-        prompt: Prompt | Sequence[Prompt],
+        prompt: Prompt | Iterable[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool = False,
+        return_exceptions: bool = False,
         **settings: Any,
     ) -> Any:
         """Generate text.
 
         Args:
-            prompt: a text or token ids; or a list of those, computed together.
+            prompt: a text, token ids, {"prompt": …} or {"prompt_token_ids": …}; or any iterable of those (a list, a
+                Series, a generator), computed together.
             params: settings for all, or a list with one for each prompt.
             progress: show a progress bar for a list.
+            return_exceptions: put the exception of a prompt in the place of its result, instead of raising the first.
             **settings: fields of SamplingParams, over `params`.
 
         Returns:
@@ -267,29 +270,31 @@ class Llama(LlamaState, ChatMethods):
             ClosedError, ConcurrentUseError: the Llama was closed, or made before a fork.
         """
         self._driver.check()
-        many = _is_many(prompt)
-        prompts: list[Any] = list(prompt) if many else [prompt]
-        if isinstance(params, Sequence):
-            if not many or len(params) != len(prompts):
-                raise InvalidRequest(
-                    f"{len(params)} SamplingParams for {len(prompts)} prompts: give one, or one for each"
-                )
-            each = [override(p, settings) for p in params]
-        else:
-            each = [override(params or SamplingParams(), settings)] * len(prompts)
-        groups: list[list[Request]] = []
-        for i, (text, p) in enumerate(zip(prompts, each, strict=True)):
+        prompts, many = split_prompts(prompt)
+        each = params_of_each(params, settings, len(prompts), many)
+        groups: list[list[Request] | LlcudaError] = []
+        for i, (one, p) in enumerate(zip(prompts, each, strict=True)):
             try:
-                groups.append(self._requests(self.tokenize_prompt(text), p))
+                groups.append(self._requests(one, p))
             except InvalidRequest as error:
-                if many:
+                if return_exceptions:
+                    groups.append(error)
+                elif many:
                     raise type(error)(f"prompt {i}: {error}") from None
-                raise
-        self._run([r for group in groups for r in group], progress)
-        results = [
-            [r.result() for r in group] if p.n > 1 else group[0].result() for group, p in zip(groups, each, strict=True)
-        ]
+                else:
+                    raise
+        self._run([r for group in groups if isinstance(group, list) for r in group], progress)
+        results = [outcome(group, return_exceptions) for group in groups]
         return results if many else results[0]
+
+    def infill(self, prefix: str, suffix: str, params: SamplingParams | None = None, **settings: Any) -> Any:
+        """What stands between two texts, by a model that was trained for it; as `generate(infill_prompt(…))`.
+
+        Raises:
+            UnsupportedModel: the model has no tokens for that.
+            as `generate` otherwise.
+        """
+        return self.generate(self.infill_prompt(prefix, suffix), params, **settings)
 
     def _run(self, requests: Sequence[Request], progress: bool = False) -> None:
         self._driver.submit(*requests)
@@ -317,38 +322,42 @@ class Llama(LlamaState, ChatMethods):
         """Generate text piece by piece. Closing the iterator, or leaving its loop, cancels the request.
 
         Yields:
-            Chunks of whole characters; the last one has finish_reason and the Completion.
+            Chunks of whole characters; the last one has finish_reason and the Completion. With n > 1 the chunks of all
+            completions as they come, `index` telling which; each has a last one.
 
         Raises:
             as `generate`, at the first step.
         """
         self._driver.check()
-        params = override(params or SamplingParams(), settings)
-        if params.n != 1:
-            raise InvalidRequest("a stream has one completion: use n=1, or generate()")
+        params = sampling_params(params, settings)
         chunks: deque[Chunk] = deque()
-        request = self._requests(self.tokenize_prompt(prompt), params, chunks.append)[0]
-        return self._chunks(request, chunks)
+        return self._chunks(self._requests(prompt, params, chunks.append), chunks)
 
-    def _chunks(self, request: Request, chunks: deque[Chunk]) -> Iterator[Chunk]:
+    def _chunks(self, requests: list[Request], chunks: deque[Chunk]) -> Iterator[Chunk]:
         driver = self._driver
-        driver.submit(request)
+        if len(requests) > 1:
+            wake = threading.Event()
+            for request in requests:
+                request.wake = wake
+        driver.submit(*requests)
 
         def ready() -> bool:
-            return bool(chunks) or request.done
+            return bool(chunks) or all(request.done for request in requests)
 
         try:
             while True:
-                if not chunks and not request.done:
-                    driver.run(request, ready)
+                if not ready():
+                    driver.run(requests[0], ready)
                 while chunks:
                     yield chunks.popleft()
-                if request.done and not chunks:
-                    request.result()
+                if not chunks and all(request.done for request in requests):
+                    for request in requests:
+                        request.result()
                     return
         finally:
-            if not request.done:
-                driver.cancel(request)
+            for request in requests:
+                if not request.done:
+                    driver.cancel(request)
 
     @property
     def closed(self) -> bool:
@@ -378,12 +387,3 @@ class Llama(LlamaState, ChatMethods):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"n_ctx={self.n_ctx} n_parallel={self.n_parallel}"
         return f"<Llama {self.model.path.name} {state}>"
-
-
-def _is_many(prompt: object) -> bool:
-    """Whether it is a list of prompts rather than one (a list of integers is one prompt: token ids)."""
-    if isinstance(prompt, (str, bytes, np.ndarray)):
-        return False
-    if not isinstance(prompt, Sequence):
-        raise InvalidRequest(f"a prompt must be a text or token ids, or a list of those, not {type(prompt).__name__}")
-    return not prompt or not isinstance(prompt[0], (int, np.integer))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import InvalidRequest
-from .params import INT32_MAX, UINT32_MAX, _Checked, flag, integer, number
+from .params import INT32_MAX, UINT32_MAX, _Checked, flag, integer, number, override
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    # (token ids of prompt and answer, logits of the next) → other logits, or None where they were changed in place
+    LogitsProcessor = Callable[[npt.NDArray[np.int32], npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]
 
 Overflow = Literal["error", "stop", "shift"]
 
@@ -17,15 +24,21 @@ class SamplingParams(_Checked):
     """How text is generated. The samplers run in the order in which they stand here.
 
     Attributes:
-        max_tokens: most tokens to generate; None means until the model ends or the context is full.
+        max_tokens: most tokens to generate; None or -1 means until the model ends or the context is full,
+            0 computes the prompt alone.
+        min_tokens: the model's end, `stop` and `stop_token_ids` do not end the answer before so many tokens.
         temperature: 0 is greedy: always the likeliest token.
         logit_bias: token id → value added to its logit; float("-inf") bans it.
+        allowed_token_ids: the only tokens that may be generated.
+        bad_words: texts that are never generated, with or without a space before them.
+        logits_processors: functions (token_ids, logits) that change the logits of the next token before the samplers
+            see them, in place or by returning others. token_ids is int32, prompt and answer; logits float32 (n_vocab,).
         penalty_last_n: how many of the last tokens (prompt included) the penalties look at; -1 all, 0 none.
         repeat_penalty: divides logits of repeated tokens; 1 is off.
         frequency_penalty, presence_penalty: OpenAI's; 0 is off.
         dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n, dry_breakers: DRY; multiplier 0 is off.
         top_n_sigma: keep logits within n standard deviations of the best; negative is off.
-        top_k: keep the k likeliest; 0 keeps all.
+        top_k: keep the k likeliest; 0 or -1 keeps all.
         typical_p: 1 is off.
         top_p: keep the likeliest that together have this probability; 1 is off.
         min_p: keep those at least this share of the likeliest; 0 is off.
@@ -34,9 +47,13 @@ class SamplingParams(_Checked):
         mirostat: 1 or 2 uses Mirostat with mirostat_tau and mirostat_eta in place of the samplers above.
         adaptive_p_target, adaptive_p_decay: adaptive-p in place of the last draw; a negative target is off.
         seed: the same seed, prompt and settings give the same text; None draws one (Completion.seed tells it).
-        stop: texts that end the completion; they are not part of it.
+        stop: a text, or texts, that end the completion; they are not part of it.
+        stop_token_ids: tokens that end the completion; what they write is not part of it.
+        include_stop_str_in_output: keep the stop in the text.
         ignore_eos: go on after the model's end token.
         logprobs: give log probabilities: of the chosen token and of this many likeliest (0 to 1000).
+        prompt_logprobs: the same for each token of the prompt, which is then computed as a whole.
+        echo: let the text begin with the prompt's.
         n: completions of the same prompt; n > 1 makes generate return that many for it.
         overflow: when prompt and answer exceed the context: "error" refuses at once, "stop" ends with "length",
             "shift" forgets half of what follows the first `keep` tokens and goes on.
@@ -51,8 +68,12 @@ class SamplingParams(_Checked):
     """
 
     max_tokens: int | None = 128
+    min_tokens: int = 0
     temperature: float = 0.8
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] = ()
+    logits_processors: Sequence[LogitsProcessor] = ()
     penalty_last_n: int = 64
     repeat_penalty: float = 1.0
     frequency_penalty: float = 0.0
@@ -77,9 +98,13 @@ class SamplingParams(_Checked):
     adaptive_p_target: float = -1.0
     adaptive_p_decay: float = 0.9
     seed: int | None = None
-    stop: str | Sequence[str] = ()
+    stop: str | Sequence[str] | None = ()
+    stop_token_ids: Sequence[int] = ()
+    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: bool = False
     n: int = 1
     overflow: Overflow = "error"
     keep: int = 0
@@ -94,9 +119,13 @@ class SamplingParams(_Checked):
     lora: Any = None
 
     def __post_init__(self) -> None:
+        if self.max_tokens == -1:
+            self._set("max_tokens", None)
         if self.max_tokens is not None:
-            integer("max_tokens", self.max_tokens, 1, INT32_MAX)
+            integer("max_tokens", self.max_tokens, 0, INT32_MAX)
+        integer("min_tokens", self.min_tokens, 0, INT32_MAX if self.max_tokens is None else self.max_tokens)
         number("temperature", self.temperature, 0.0)
+        self._set("logit_bias", self.logit_bias or {})
         for token, bias in self.logit_bias.items():
             integer("a logit_bias token", token, 0, INT32_MAX)
             if bias != float("-inf"):
@@ -109,6 +138,8 @@ class SamplingParams(_Checked):
             number(name, getattr(self, name), 0.0)
         integer("dry_allowed_length", self.dry_allowed_length, 0, INT32_MAX)
         integer("dry_penalty_last_n", self.dry_penalty_last_n, -1, INT32_MAX)
+        if self.top_k == -1:
+            self._set("top_k", 0)
         integer("top_k", self.top_k, 0, INT32_MAX)
         for name in ("typical_p", "top_p", "min_p", "xtc_probability", "xtc_threshold"):
             number(name, getattr(self, name), 0.0, 1.0)
@@ -117,12 +148,20 @@ class SamplingParams(_Checked):
         number("adaptive_p_decay", self.adaptive_p_decay, 0.0, 0.99)
         if self.seed is not None:
             integer("seed", self.seed, 0, UINT32_MAX - 1)
-        self._set("stop", _texts("stop", self.stop))
+        self._set("stop", _texts("stop", self.stop or ()))
         self._set("dry_breakers", _texts("dry_breakers", self.dry_breakers))
-        for name in ("ignore_eos", "prefix_cache"):
+        self._set("bad_words", _texts("bad_words", self.bad_words or ()))
+        self._set("stop_token_ids", _ids("stop_token_ids", self.stop_token_ids or ()))
+        if self.allowed_token_ids is not None:
+            self._set("allowed_token_ids", _ids("allowed_token_ids", self.allowed_token_ids))
+            if not self.allowed_token_ids:
+                raise InvalidRequest("allowed_token_ids names no token: leave it out, or name some")
+        self._set("logits_processors", _functions("logits_processors", self.logits_processors or ()))
+        for name in ("ignore_eos", "prefix_cache", "echo", "include_stop_str_in_output"):
             flag(name, getattr(self, name))
-        if self.logprobs is not None:
-            integer("logprobs", self.logprobs, 0, 1000)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), 0, 1000)
         integer("n", self.n, 1, 1024)
         if self.overflow not in ("error", "stop", "shift"):
             raise InvalidRequest(f"overflow must be 'error', 'stop' or 'shift', not {self.overflow!r:.60}")
@@ -140,6 +179,39 @@ class SamplingParams(_Checked):
         return self.temperature == 0.0 and not self.mirostat and self.adaptive_p_target < 0
 
 
+def sampling_params(params: SamplingParams | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> SamplingParams:
+    """`params`, or the defaults, with `settings` over them.
+
+    Raises:
+        InvalidRequest: an unknown setting, or something else than SamplingParams or a mapping of settings.
+    """
+    if isinstance(params, Mapping):
+        settings, params = {**params, **settings}, None
+    if params is None:
+        params = SamplingParams()
+    elif not isinstance(params, SamplingParams):
+        raise InvalidRequest(f"params must be SamplingParams, or a dict of settings, not {type(params).__name__}")
+    return override(params, settings)
+
+
+def params_of_each(
+    params: SamplingParams | Mapping[str, Any] | Sequence[SamplingParams | Mapping[str, Any]] | None,
+    settings: Mapping[str, Any],
+    count: int,
+    many: bool,
+) -> list[SamplingParams]:
+    """The settings of each of `count` prompts; `many` where they came as a list.
+
+    Raises:
+        InvalidRequest: as `sampling_params`, or another number of them than of prompts.
+    """
+    if not isinstance(params, Sequence) or isinstance(params, str):
+        return [sampling_params(params, settings)] * count
+    if not many or len(params) != count:
+        raise InvalidRequest(f"{len(params)} SamplingParams for {count} prompts: give one, or one for each")
+    return [sampling_params(p, settings) for p in params]
+
+
 def _texts(name: str, value: object) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else None
     if texts is None or not all(isinstance(t, str) and t for t in texts):
@@ -147,3 +219,17 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
     if len(texts) > 256:
         raise InvalidRequest(f"{name} holds {len(texts)} texts, more than 256")
     return texts
+
+
+def _ids(name: str, value: object) -> tuple[int, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise InvalidRequest(f"{name} must be a list of token ids, not {value!r:.60}")
+    return tuple(integer(f"a token of {name}", token, 0, INT32_MAX) for token in value)
+
+
+def _functions(name: str, value: object) -> tuple[Any, ...]:
+    found = (value,) if callable(value) else tuple(value) if isinstance(value, Iterable) else (value,)
+    for function in found:
+        if not callable(function):
+            raise InvalidRequest(f"{name} must be functions (token_ids, logits) → logits, not {function!r:.60}")
+    return found

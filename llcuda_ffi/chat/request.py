@@ -69,13 +69,17 @@ class ChatRequest:
         """The answer, from the completions of the prompt."""
         choices = []
         for i, done in enumerate(completions):
-            text = TextStream(self.params.stop)
-            for token in done.token_ids:
+            text = TextStream.of(self.params)
+            for token in done.token_ids[:-1] if self._hidden(done) else done.token_ids:
                 if text.push(self.piece(token)):
                     break
             choices.append(self.choice(i, done, self.parser().parse(text.text)))
             self._remember(done)
         return self.completion(completions, choices)
+
+    def _hidden(self, done: Completion) -> bool:
+        """Whether the last token is a stop that is not part of the text."""
+        return isinstance(done.stop_reason, int) and not self.params.include_stop_str_in_output
 
     def choice(self, index: int, done: Completion, parsed: Parsed) -> ChatChoice:
         """One answer of n."""
@@ -139,14 +143,15 @@ class ChatStream:
     def __init__(self, request: ChatRequest) -> None:
         self._request = request
         self._parser = request.parser()
-        self._text = TextStream(request.params.stop)
+        self._text = TextStream.of(request.params)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._ids: dict[int, str] = {}
 
     def feed(self, chunk: Chunk) -> list[ChatChunk]:
         """What one of the engine's chunks brings; the last has the completion."""
         text, request = self._text, self._request
-        for token in chunk.token_ids:
+        hidden = chunk.completion is not None and request._hidden(chunk.completion)
+        for token in chunk.token_ids[:-1] if hidden else chunk.token_ids:
             if not text.stopped:
                 text.push(request.piece(token))
         over = chunk.completion is not None

@@ -54,7 +54,7 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
         for line in _lines(source, done):
             try:
                 prompt, settings = _parse(line)
-                request = llm._requests(llm.tokenize_prompt(prompt), override(params, settings))[0]
+                request = llm._requests(prompt, override(params, settings))[0]
                 driver.submit(request)
                 flight.append(request)
             except LlcudaError as error:

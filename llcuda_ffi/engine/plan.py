@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from ..core.batch import Batch
 from ..core.context import Context
@@ -11,6 +12,9 @@ from .speculative import Drafter
 
 # a slot, and the batch row of its logits; below 0: minus the tokens of a part of its prompt, which has none
 Row = tuple[int, Slot]
+
+# logits of a prompt's tokens that one step may have in memory: 64 MB
+_MOST_LOGITS = 1 << 24
 
 
 class Planner:
@@ -25,6 +29,9 @@ class Planner:
         self.batch = Batch(max(context.n_batch, context.n_seq_max))
         self.most = context.n_batch
         self._chunk = context.n_ubatch
+        outputs = max(1, _MOST_LOGITS // max(1, context.n_vocab))
+        limit = context.params.n_outputs_max
+        self._scored = min(outputs, max(1, limit - context.n_seq_max)) if limit else outputs
         self._drafter = drafter
 
     def plan(self, slots: Sequence[Slot]) -> list[Row]:
@@ -66,8 +73,12 @@ class Planner:
         for slot in sorted((slot for slot in slots if slot.state is State.PROMPT), key=Slot.arrival):
             if room <= 0:
                 return
-            chunk = slot.todo[slot.n_past : slot.n_past + room]
+            scoring = slot.request is not None and slot.request.scoring
+            chunk = slot.todo[slot.n_past : slot.n_past + (min(room, self._scored) if scoring else room)]
             last = slot.n_past + len(chunk) == len(slot.todo)
-            _, stop = batch.extend(chunk, slot.n_past, slot.index, output="last" if last else "none")
+            output: Literal["all", "last", "none"] = "all" if scoring else "last" if last else "none"
+            start, stop = batch.extend(chunk, slot.n_past, slot.index, output=output)
+            if scoring:
+                slot.scored, slot.n_scored = start, len(chunk)
             rows.append((stop - 1 if last else -len(chunk), slot))
             room -= len(chunk)

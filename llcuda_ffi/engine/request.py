@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +14,12 @@ import numpy.typing as npt
 from ..core.adapter import LoraAdapter
 from ..core.sampler import SamplerChain
 from ..core.vocab import Vocab
+from ..errors import LlcudaError
 from ..sampling_params import SamplingParams
 from .results import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
 from .sampling.chain import RowSampler
 from .sampling.constraint import Constraint
+from .sampling.logit_steps import LogitStep, logit_steps
 from .text import TextStream
 
 Tokens = npt.NDArray[np.int32]
@@ -42,9 +45,9 @@ class Request:
 
     __slots__ = (
         "adapters", "argmax", "arrival", "cached", "cancelled", "chain", "completion", "constraint",
-        "deadline", "done", "drafted", "drafts_kept", "error", "generated", "group", "lane", "limit", "logprobs",
-        "number", "on_chunk", "params", "pending", "prompt", "reach", "row_sampler", "seed", "stream",
-        "t_first", "t_last", "t_slot", "text", "vocab", "wake",
+        "deadline", "done", "drafted", "drafts_kept", "error", "generated", "group", "index", "lane", "limit",
+        "logprobs", "number", "on_chunk", "params", "pending", "prompt", "prompt_logprobs", "prompt_text", "reach",
+        "row_sampler", "seed", "steps", "stop_reason", "stream", "t_first", "t_last", "t_slot", "text", "vocab", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -57,7 +60,15 @@ class Request:
         *,
         constraint: Constraint | None = None,
         on_chunk: Callable[[Chunk], None] | None = None,
+        prompt_text: str | None = None,
     ) -> None:
+        """
+        Args:
+            prompt_text: the prompt as it was given, where that was a text.
+
+        Raises:
+            InvalidRequest: a token or word of the settings is not of the vocabulary.
+        """
         self.prompt, self.params, self.vocab, self.limit, self.seed = prompt, params, vocab, limit, seed
         self.constraint, self.on_chunk = constraint, on_chunk
         self.number = next(_numbers)
@@ -65,8 +76,13 @@ class Request:
         self.deadline = None if params.timeout is None else self.arrival + params.timeout
         self.generated: list[int] = []
         self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
-        # without a stream or stop strings nobody needs the text before the end
-        self.text = TextStream(params.stop) if on_chunk or params.stop else None
+        self.prompt_text = prompt_text
+        self.prompt_logprobs: list[TokenLogprob | None] | None = None if params.prompt_logprobs is None else []
+        self.steps: list[LogitStep] = logit_steps(params, vocab, prompt)
+        self.stop_reason: str | int | None = None
+        self.index = 0  # which of n
+        # without a stream or stops nobody needs the text before the end
+        self.text = TextStream.of(params, self._echo()) if on_chunk or params.stop or params.stop_token_ids else None
         self.pending: list[int] = []  # tokens not yet sent in a chunk
         self.chain: SamplerChain | None = None
         self.row_sampler: RowSampler | None = None
@@ -80,6 +96,38 @@ class Request:
         self.completion: Completion | None = None
         self.error: BaseException | None = None
         self.wake: threading.Event | None = None  # set when something happened, for a thread that waits
+
+    def _echo(self) -> bytes:
+        """What the text begins with before anything is generated."""
+        if not self.params.echo:
+            return b""
+        if self.prompt_text is not None:
+            return self.prompt_text.encode("utf-8", "surrogatepass")
+        return b"".join(map(self.vocab.piece, self.prompt.tolist()))
+
+    def follow(self, first: Request, index: int) -> None:
+        """Be number `index` of n completions of a prompt, which is computed for the first of them."""
+        self.group, self.index = first, index
+        self.prompt_logprobs = None  # the first has them
+
+    def push(self, token: int, piece: bytes) -> bool:
+        """Add a token of `generated` to the text; returns whether a stop string or token ends it."""
+        params, text = self.params, self.text
+        assert text is not None
+        if token in params.stop_token_ids and len(self.generated) >= params.min_tokens:
+            self.stop_reason = token
+            if params.include_stop_str_in_output:
+                text.data += piece
+            return True
+        if text.push(piece):
+            self.stop_reason = text.stop
+            return True
+        return False
+
+    @property
+    def scoring(self) -> bool:
+        """Whether log probabilities of its prompt are still to be read."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt)
 
     def tokens(self) -> Tokens:
         """Everything that must be in the KV cache before the next token: the prompt, and what was generated."""
@@ -97,7 +145,7 @@ class Request:
         if self.logprobs is not None:
             del self.logprobs[len(self.generated) :]
         if self.text is not None:
-            self.text.data[:] = b"".join(map(self.vocab.piece, self.generated))
+            self.text.data[:] = self._echo() + b"".join(map(self.vocab.piece, self.generated))
             self.text.stopped = False
 
     def emit(self, token: int) -> None:
@@ -109,7 +157,7 @@ class Request:
         if text:
             tokens, self.pending = self.pending, []
             logprobs = None if self.logprobs is None else self.logprobs[len(self.generated) - len(tokens) :]
-            self.on_chunk(Chunk(text, tokens, logprobs))
+            self.on_chunk(Chunk(text, tokens, logprobs, index=self.index))
 
     def finish(self, reason: FinishReason) -> None:
         """End with a result."""
@@ -119,7 +167,7 @@ class Request:
         else:
             piece = self.vocab.piece
             # an end token that is a control token writes nothing
-            text = b"".join([piece(t) for t in generated]).decode("utf-8", "replace")
+            text = (self._echo() + b"".join([piece(t) for t in generated])).decode("utf-8", "replace")
         decode_s = max(0.0, self.t_last - self.t_first)
         n = len(generated)
         completion = Completion(
@@ -138,15 +186,26 @@ class Request:
             ),
             logprobs=self.logprobs,
             seed=None if self.params.greedy else self.seed,
-            parsed=self.constraint.result(text) if self.constraint is not None and reason != "cancelled" else None,
+            parsed=self._parsed(text) if reason != "cancelled" else None,
+            stop_reason=self.stop_reason,
+            prompt=self.prompt_text,
+            prompt_token_ids=self.prompt.tolist(),
+            prompt_logprobs=(self.group or self).prompt_logprobs,
+            index=self.index,
         )
         self.completion = completion
         self.done = True
         if self.on_chunk is not None and self.text is not None:
             tokens, self.pending = self.pending, []
             logprobs = None if self.logprobs is None else self.logprobs[n - len(tokens) :] if tokens else []
-            self.on_chunk(Chunk(self.text.take(final=True), tokens, logprobs, reason, completion))
+            self.on_chunk(Chunk(self.text.take(final=True), tokens, logprobs, reason, completion, self.index))
         self.notify()
+
+    def _parsed(self, text: str) -> Any:
+        """The value of a structured output."""
+        if self.constraint is None:
+            return None
+        return self.constraint.result(text.removeprefix(self._echo().decode("utf-8", "replace")))
 
     def fail(self, error: BaseException) -> None:
         """End with an exception."""
@@ -166,3 +225,19 @@ class Request:
             raise self.error
         assert self.completion is not None
         return self.completion
+
+
+def outcome(group: Sequence[Request] | LlcudaError, return_exceptions: bool = False) -> Any:
+    """What takes the place of a prompt in a list of results: a Completion, n of them, or the exception that ended it.
+
+    Args:
+        group: the finished requests of the prompt, or why there are none.
+        return_exceptions: give exceptions as results instead of raising them.
+    """
+    if isinstance(group, LlcudaError):
+        return group
+    error = next((request.error for request in group if request.error is not None), None)
+    if error is not None and return_exceptions:
+        return error
+    results = [request.result() for request in group]
+    return results if len(results) > 1 else results[0]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -80,6 +84,11 @@ class Completion:
         usage, timings: counts and seconds.
         seed: the seed of its sampling; given again it gives the same text. None for greedy.
         parsed: the value of a structured output, None otherwise.
+        stop_reason: the text of `stop` or the token of `stop_token_ids` that ended it, None for other ends.
+        prompt: the text that was asked; None where it was token ids.
+        prompt_token_ids: its tokens.
+        prompt_logprobs: one entry for each token of the prompt, None for the first, when asked for.
+        index: which of n completions of the prompt it is.
     """
 
     text: str
@@ -90,6 +99,25 @@ class Completion:
     logprobs: list[TokenLogprob] | None = None
     seed: int | None = None
     parsed: Any = field(default=None)
+    stop_reason: str | int | None = None
+    prompt: str | None = field(default=None, repr=False)
+    prompt_token_ids: list[int] = field(default_factory=list, repr=False)
+    prompt_logprobs: list[TokenLogprob | None] | None = field(default=None, repr=False)
+    index: int = 0
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """The log probability of the whole completion; None where no log probabilities were asked for."""
+        return None if self.logprobs is None else sum(entry.logprob for entry in self.logprobs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values that JSON can hold; a token's bytes are a list of numbers."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+    def to_json(self, **options: Any) -> str:
+        """`to_dict` as JSON; the options are those of json.dumps."""
+        return json.dumps(self.to_dict(), **{"ensure_ascii": False, **options})
 
     def __str__(self) -> str:
         return self.text
@@ -105,6 +133,7 @@ class Chunk:
         logprobs: one entry for each token, when asked for.
         finish_reason: None until the last chunk.
         completion: the whole result, in the last chunk only.
+        index: which of n completions it belongs to.
     """
 
     text: str
@@ -112,6 +141,22 @@ class Chunk:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: FinishReason | None = None
     completion: Completion | None = None
+    index: int = 0
 
     def __str__(self) -> str:
         return self.text
+
+
+def to_plain(value: Any) -> Any:
+    """A value as dicts, lists, texts and numbers: dataclasses and pydantic models by their fields, bytes as a list."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return to_plain(value.value)
+    return list(value) if isinstance(value, bytes) else value

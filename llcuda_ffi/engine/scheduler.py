@@ -18,6 +18,7 @@ from .prefix_cache import PrefixCache
 from .queue import Waiting
 from .request import Request
 from .results import TokenLogprob
+from .sampling.logprobs import log_softmax, token_logprob
 from .sampling.select import Selection
 from .slot import Slot, State
 from .speculative import Drafter
@@ -155,12 +156,14 @@ class Scheduler:
                 later.append(request)  # its prompt is being computed for the first of the group
                 continue
             tokens = request.tokens()
-            reuse = self.prefix_cache and request.params.prefix_cache
+            reuse = self.prefix_cache and request.params.prefix_cache and not request.scoring
             slot, n_past = self.prefixes.place(request, tokens, reuse=reuse)
             if not request.generated:
                 request.cached = n_past
             slot.request, slot.state, slot.todo, slot.n_past = request, State.PROMPT, tokens, n_past
             slot.used, slot.adapters = self._steps, request.adapters
+            if request.scoring:
+                request.prompt_logprobs = []  # from the start, where a step was interrupted
             request.t_slot = request.t_slot or perf_counter()
             self.selection.prepare(slot, request)
             free -= 1
@@ -196,13 +199,33 @@ class Scheduler:
                     self._verify(row, slot)
                 else:
                     self._choose(row, slot)
-            elif row < 0:
+                continue
+            if slot.scored >= 0:
+                self._score(slot)
+            if row < 0:
                 slot.n_past -= row
-            else:
-                slot.n_past = len(slot.todo)
-                slot.kept = slot.todo
-                slot.state = State.GENERATING
+                continue
+            slot.n_past = len(slot.todo)
+            slot.kept = slot.todo
+            slot.state = State.GENERATING
+            assert slot.request is not None
+            if slot.request.limit:
                 self._choose(row, slot)
+            else:
+                self._end(slot, "length")
+
+    def _score(self, slot: Slot) -> None:
+        """Read the log probabilities of the part of a prompt that was computed, from the rows that `scored` began."""
+        request, first = slot.request, slot.scored
+        slot.scored = -1
+        assert request is not None
+        entries, k = request.prompt_logprobs, request.params.prompt_logprobs
+        assert entries is not None
+        if not entries:
+            entries.append(None)  # nothing stands before the first token
+        for i in range(slot.n_past, min(slot.n_past + slot.n_scored, len(request.prompt) - 1)):
+            row = log_softmax(self.context._logits(first + i - slot.n_past))
+            entries.append(token_logprob(self.vocab, int(request.prompt[i + 1]), row, k or 0))
 
     def _decode(self) -> None:
         context = self.context
@@ -227,8 +250,8 @@ class Scheduler:
         constraint, chain = request.constraint, request.chain
         assert constraint is not None
         assert chain is not None
-        if request.logprobs is not None or request.params.overflow == "shift":
-            return True  # both need each token's own row
+        if request.logprobs is not None or request.steps or request.params.overflow == "shift":
+            return True  # these need each token's own row
         most = self._planner.most // len(self.slots) - 1
         for token in constraint.forced()[: max(0, most)]:
             if request.vocab.is_eog(token) or slot.n_past + len(slot.run) + 2 > self.n_ctx:
@@ -258,7 +281,7 @@ class Scheduler:
         if vocab._eog.get(token, True) and vocab.is_eog(token) and not request.params.ignore_eos:
             self._end(slot, "eog")
             return False
-        if text is not None and text.push(piece):
+        if text is not None and request.push(token, piece):
             self._end(slot, "stop")
             return False
         if len(generated) >= request.limit:

@@ -33,6 +33,7 @@ class Slot:
         run: tokens before it that are accepted but not computed: a constraint left no choice.
         draft: tokens proposed to follow `last`.
         sampled: the next token where it was sampled ahead of its turn, else -1.
+        scored, n_scored: the batch row from which on its prompt's next n_scored tokens have logits, else -1.
         adapters: the adapters of its request, or of the one that left what is `kept`.
         used: when it was last used, in steps.
     """
@@ -44,9 +45,11 @@ class Slot:
         "kept",
         "last",
         "n_past",
+        "n_scored",
         "request",
         "run",
         "sampled",
+        "scored",
         "shared",
         "state",
         "todo",
@@ -66,7 +69,8 @@ class Slot:
         self.request: Request | None = None
         self.todo = _NOTHING
         self.n_past = 0
-        self.last = self.sampled = -1
+        self.last = self.sampled = self.scored = -1
+        self.n_scored = 0
         self.run: list[int] = []
         self.draft: list[int] = []
         self.shared = 0  # after a context shift, how many tokens at the start still match their positions

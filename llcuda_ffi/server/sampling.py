@@ -13,7 +13,7 @@ from .body import Fields
 # fields of OpenAI's API about things that this server does not have: taken, and without effect
 _WITHOUT_EFFECT = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier")
 # for the one who runs the server to say, not for a client
-_NOT_OVER_HTTP = {"priority", "logprobs"}
+_NOT_OVER_HTTP = {"priority", "logprobs", "logits_processors"}
 _SETTINGS = {f.name for f in dataclasses.fields(SamplingParams)} - _NOT_OVER_HTTP
 
 _INT64 = 2**63

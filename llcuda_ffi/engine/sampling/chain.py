@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ...core.context import Context
 from ...core.model import Model
@@ -17,6 +17,8 @@ from ...params import UINT32_MAX
 from ...sampling_params import SamplingParams
 from ..results import TokenLogprob
 from .constraint import Constraint
+from .logit_steps import LogitStep
+from .logprobs import log_softmax, token_logprob
 from .topk_prefilter import Shortlist
 
 # what decides the make-up of a chain, apart from its seed
@@ -130,11 +132,17 @@ def pick_seed(params: SamplingParams) -> int:
 
 @dataclass(slots=True)
 class RowSampler:
-    """Chooses tokens for one request where the plain C call is not enough: constraints and log probabilities."""
+    """Chooses tokens for one request where the plain C call is not enough: constraints, steps, log probabilities.
+
+    Attributes:
+        generated: the request's tokens so far; the steps look at them.
+    """
 
     context: Context
     chain: SamplerChain
     constraint: Constraint | None
+    steps: Sequence[LogitStep]
+    generated: Sequence[int]
     logprobs: int | None
     shortlist: Shortlist
     reach: int
@@ -143,12 +151,15 @@ class RowSampler:
         """Choose and accept a token from batch row `row`."""
         logits = self.context._logits(row)
         # log probabilities are of the model's own distribution, so they are read before a mask is applied
-        wanted = None if self.logprobs is None else _log_softmax(logits)
+        wanted = None if self.logprobs is None else log_softmax(logits)
+        for step in self.steps:
+            step(self.generated, logits)
         constraint = self.constraint
         if constraint is not None:
             constraint.mask(logits)
-            if not np.isfinite(logits.max()):
-                raise InvalidRequest("the grammar leaves no token to choose: it cannot be satisfied from here")
+        if (constraint is not None or self.steps) and not np.isfinite(logits.max()):
+            what = "the grammar leaves" if not self.steps else "bans, logits processors and grammar leave"
+            raise InvalidRequest(f"{what} no token to choose: it cannot go on from here")
         chain, token = self.chain, -1
         if self.reach:
             token = self.shortlist.sample(logits[None], [(chain._ptr, 0, self.reach)])[0]
@@ -158,20 +169,4 @@ class RowSampler:
             constraint.accept(token)
         if wanted is None:
             return token, None
-        return token, _logprob(self.chain.model, token, wanted, self.logprobs or 0)
-
-
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    shifted = logits - logits.max()
-    normal: npt.NDArray[np.float32] = shifted - np.float32(np.log(np.exp(shifted, dtype=np.float64).sum()))
-    return normal
-
-
-def _logprob(model: Model, token: int, row: npt.NDArray[np.float32], k: int) -> TokenLogprob:
-    top: tuple[tuple[int, float], ...] = ()
-    if k:
-        k = min(k, len(row))
-        best = np.argpartition(row, len(row) - k)[len(row) - k :]
-        best = best[np.argsort(-row[best], kind="stable")]
-        top = tuple((int(t), float(row[t])) for t in best)
-    return TokenLogprob(token, model.vocab.piece(token, special=True), float(row[token]), top)
+        return token, token_logprob(self.chain.model.vocab, token, wanted, self.logprobs or 0)

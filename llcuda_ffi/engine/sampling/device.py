@@ -24,7 +24,12 @@ class BackendSampling:
     def attach(self, seq_id: int, request: Request) -> None:
         """Run the request's chain on the backend, where all of it can run there."""
         chain = request.chain
-        if chain is None or request.row_sampler is not None or not _OFFLOADED.issuperset(chain.names):
+        if (
+            chain is None
+            or request.row_sampler is not None
+            or request.scoring
+            or not _OFFLOADED.issuperset(chain.names)
+        ):
             return
         if chain._attach(self._context, seq_id):
             self._attached.add(seq_id)

@@ -42,10 +42,16 @@ class Selection:
         params = request.params
         request.chain = chain = self._chains.take(params, request.seed)
         request.reach = reach(chain.names, params, self._vocab)
-        if request.constraint is not None or params.logprobs is not None:
-            short = self.rows.shortlist
+        if request.constraint is not None or request.steps or params.logprobs is not None:
             request.row_sampler = RowSampler(
-                self._context, chain, request.constraint, params.logprobs, short, request.reach
+                self._context,
+                chain,
+                request.constraint,
+                request.steps,
+                request.generated,
+                params.logprobs,
+                self.rows.shortlist,
+                request.reach,
             )
         elif self._backend is None:
             request.argmax = lowered_by(chain.names, params, self._vocab)

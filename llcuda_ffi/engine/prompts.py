@@ -1,0 +1,78 @@
+"""What may be given as a prompt, or as many: texts, token ids, {"prompt": …}, and any iterable of those."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..core.vocab import Vocab
+from ..errors import InvalidRequest
+from .request import Tokens
+
+# a text, its bytes, token ids, or {"prompt": text} or {"prompt_token_ids": ids}
+Prompt = str | bytes | Sequence[int] | Tokens | Mapping[str, Any]
+
+_FORMS = "a text, token ids, {'prompt': text} or {'prompt_token_ids': ids}"
+
+
+def split_prompts(prompt: Prompt | Iterable[Prompt]) -> tuple[list[Prompt], bool]:
+    """The prompts, and whether there was a list of them rather than one.
+
+    Integers in one row are one prompt, its token ids. A list, a pandas or Polars Series, an array, a generator or any
+    other iterable of texts are many.
+
+    Raises:
+        InvalidRequest: it is none of those.
+    """
+    if isinstance(prompt, (str, bytes, Mapping)):
+        return [prompt], False
+    if isinstance(prompt, np.ndarray):
+        if prompt.ndim == 1 and prompt.dtype.kind in "iu":
+            return [prompt], False
+        return [_plain(one) for one in prompt], True
+    if not isinstance(prompt, Iterable):
+        raise InvalidRequest(f"a prompt must be {_FORMS}, or a list of those, not {type(prompt).__name__}")
+    found = [_plain(one) for one in prompt]
+    if found and isinstance(found[0], (int, np.integer)):
+        return [found], False
+    return found, True
+
+
+def prompt_tokens(vocab: Vocab, prompt: Prompt) -> tuple[Tokens, str | None]:
+    """A prompt's token ids, and its text where it was one.
+
+    A text's BOS is added, and control tokens in it are read as such.
+
+    Raises:
+        InvalidRequest: an empty prompt, ids outside the vocabulary, or something that is no prompt.
+    """
+    given: Any = _inner(prompt) if isinstance(prompt, Mapping) else prompt
+    text: str | None = None
+    if isinstance(given, (str, bytes)):
+        text = given if isinstance(given, str) else given.decode("utf-8", "replace")
+        ids = vocab.tokenize(given, add_special=True, parse_special=True) if given else None
+    elif isinstance(given, Iterable):
+        ids = vocab.ids(given)
+    else:
+        raise InvalidRequest(f"a prompt must be {_FORMS}, not {type(given).__name__}")
+    if ids is None or not len(ids):
+        raise InvalidRequest("the prompt is empty: give a text, or token ids such as [vocab.bos]")
+    return ids, text
+
+
+def _inner(prompt: Mapping[str, Any]) -> Any:
+    """What is under the one key of a mapping."""
+    ids, text = prompt.get("prompt_token_ids"), prompt.get("prompt")
+    unknown = sorted(map(str, prompt.keys() - {"prompt", "prompt_token_ids"}))
+    if unknown or (ids is None and text is None):
+        raise InvalidRequest(f"a prompt must be {_FORMS}, not a mapping of {', '.join(map(str, prompt)) or 'nothing'}")
+    return text if ids is None else ids
+
+
+def _plain(one: Any) -> Any:
+    """numpy's texts as str; an iterator as a list."""
+    if isinstance(one, np.str_):
+        return str(one)
+    return list(one) if isinstance(one, Iterator) else one
