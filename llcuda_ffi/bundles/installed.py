@@ -49,14 +49,18 @@ class InstalledBundle:
                 found = file_sha256(self.path / name)
             except OSError as error:
                 raise ChecksumError(
-                    f"{name} of bundle {self.name} cannot be read ({error.strerror}): "
-                    f"`llcuda-ffi bundle install {self.name}` puts it back"
+                    f"{name} of bundle {self.name} cannot be read ({error.strerror}): {self._again()}"
                 ) from error
             if found != want:
                 raise ChecksumError(
                     f"{name} of bundle {self.name} has sha256 {found}, expected {want}: it was changed after "
-                    f"it was installed; `llcuda-ffi bundle prune {self.name}` and install it again"
+                    f"it was installed; {self._again()}"
                 )
+
+    def _again(self) -> str:
+        """How to have the bundle as it was."""
+        give = f"`llcuda-ffi bundle install {self.name}`" if self.verified else f"use {self.source} again"
+        return f"`llcuda-ffi bundle prune {self.path.name}`, then {give}"
 
     def write_receipt(self, folder: Path) -> None:
         """Write the receipt into the folder that is about to be published."""

@@ -70,7 +70,9 @@ def extract(archive: Path, place: Path, wanted: Mapping[str, str]) -> dict[str, 
     """
     try:
         taken = _extract(archive, place, wanted)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk; what gzip and bz2 find broken has no error number
         raise BundleError(f"{archive.name} is no archive, or a broken one ({error}): nothing of it was used") from error
     missing = sorted(set(wanted) - set(taken))
     if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
 import os
 import shutil
@@ -90,9 +91,10 @@ def folder(path: Path) -> Path:
 
 def disk_error(error: OSError, path: Path) -> DownloadError:
     """The one message for a local disk that refuses a write."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return DownloadError(
-        f"writing {path} failed ({error.strerror or error}): free some space there, "
-        "or set LLCUDA_FFI_CACHE to a folder on another disk; nothing half-written is used"
+        f"writing {path} failed ({error.strerror or error}): {'free some space there' if full else 'mend that'}, "
+        "or set LLCUDA_FFI_CACHE to another folder; nothing half-written is used"
     )
 
 

@@ -160,7 +160,8 @@ def _whole(meant: Reference) -> bool:
 def _pull(meant: Reference, refresh: bool, progress: bool | None) -> Path:
     if not refresh and _whole(meant):
         return meant.path
-    with entry_lock(meant.path, f"fetching {meant.path.name}", progress):
+    # One for the folder: its files share the receipt and the place where unfinished transfers lie.
+    with entry_lock(meant.folder, f"fetching a model into {meant.folder}", progress):
         if not refresh and _whole(meant):
             return meant.path
         sweep(meant.folder, ".fetch-hub-")

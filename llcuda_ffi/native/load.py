@@ -76,8 +76,7 @@ def loaded() -> Library | None:
 
 def _load(bundle: InstalledBundle) -> Library:
     abi = profile(bundle.profile)
-    if bundle.verified:
-        bundle.verify()
+    bundle.verify()
     guard.check_single(bundle.path, loaded=False)
     # libggml forks and runs a debugger when it aborts, and reads a backend from GGML_BACKEND_PATH
     os.environ["GGML_NO_BACKTRACE"] = "1"

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from llcuda_ffi import bundles
 from llcuda_ffi.bundles import InstalledBundle, own
 from llcuda_ffi.cli.bundle import command
-from llcuda_ffi.errors import AbiMismatch, BundleError, BundleNotFound, ChecksumError
+from llcuda_ffi.errors import AbiMismatch, BundleError, BundleNotFound, ChecksumError, DownloadError
 
 
 @pytest.fixture
@@ -58,6 +58,41 @@ def test_changed_build_is_measured_again(cache: Path, build: Path) -> None:
     first = bundles.ensure(str(build), progress=False)
     os.utime(build / "bin" / "libllama.b7698.so.0.0.1", (1, 1))
     assert bundles.ensure(str(build), progress=False).path != first.path
+
+
+def test_changed_copy_is_not_loaded(cache: Path, build: Path) -> None:
+    """A library whose bytes changed after it was measured, with the same size, is refused at the next load."""
+    bundle = bundles.ensure(str(build), progress=False)
+    library = bundle.path / "libllama.b7698.so.0"
+    data = bytearray(library.read_bytes())
+    data[-1] ^= 1
+    library.write_bytes(data)
+    code = "import sys; from llcuda_ffi import bundles; from llcuda_ffi.native import load; load.load(bundles.ensure())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LLCUDA_FFI_BUNDLE": str(build)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("llcuda_ffi.errors.ChecksumError: libllama.b7698.so.0 of bundle build")
+    assert f"bundle prune {bundle.path.name}" in last
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_corrupt_archive(cache: Path, build: Path, tmp_path: Path, kind: str) -> None:
+    """It is called broken, whatever the compression: not a matter of the disk."""
+    archive = tmp_path / f"out.tar.{kind}"
+    with tarfile.open(archive, f"w:{kind}") as tar:  # type: ignore[call-overload]
+        tar.add(build / "bin" / "libggml-base.so.0.0.1", "libggml-base.so")
+    data = bytearray(archive.read_bytes())
+    data[-3000] ^= 0x5A
+    archive.write_bytes(data)
+    with pytest.raises(BundleError, match=r"broken one") as caught:
+        bundles.ensure(str(archive), progress=False)
+    assert not isinstance(caught.value, DownloadError)
 
 
 def test_pack_and_use(cache: Path, build: Path, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def _flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("mode", ["w:gz", "w:xz", "w"])
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz", "w"])
 @pytest.mark.parametrize("damage", [_cut, _flip, lambda path: path.write_bytes(b"not an archive")])
 def test_damaged_archive(tmp_path: Path, place: Path, base: bytes, mode: str, damage: Callable[[Path], None]) -> None:
     """A cut, damaged or foreign file is one error of ours, whatever the compression."""

@@ -123,7 +123,6 @@ def test_file_of_a_repository(own_hub: Hub, cache: Path, reference: str, monkeyp
     assert path.name == "model.gguf"
     assert sorted(entry.name for entry in path.parent.iterdir()) == [
         "model.gguf",
-        "model.gguf.lock",
         "receipt.json",
     ]
     asked = len(own_hub.server.requests)
@@ -312,6 +311,29 @@ def test_two_processes_at_once_download_once(own_hub: Hub) -> None:
         assert process.returncode == 0, err
         assert Path(out.strip()).read_bytes() == served.content
     assert len(own_hub.server.asked(f"/{REPO}/resolve/{COMMIT}/model.gguf")) == 1
+
+
+def test_two_files_at_once_into_one_folder(own_hub: Hub) -> None:
+    """Two processes that fetch different files of a repository both succeed, and both are in the receipt."""
+    names = ("one.gguf", "two.gguf")
+    for name in names:
+        own_hub.put(name, CONTENT, block=100_000, pause=0.1)
+    code = "import sys; from llcuda_ffi import hub; print(hub.resolve(sys.argv[1]))"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, f"{REPO}:{name}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for name in names
+    ]
+    for process in both:
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert Path(out.strip()).read_bytes() == CONTENT
+    asked = len(own_hub.server.requests)
+    for name in names:
+        assert hub.cached(f"{REPO}:{name}") is not None
+        resolve(f"{REPO}:{name}")
+    assert len(own_hub.server.requests) == asked
 
 
 def test_damaged_file_is_fetched_again(own_hub: Hub) -> None:
