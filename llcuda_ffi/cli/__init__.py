@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 
 import click
@@ -11,6 +12,7 @@ from ..errors import LlcudaError
 
 # command → module below this package; the module's `command` is the click command
 COMMANDS = {
+    "bench": "bench",
     "bundle": "bundle",
     "chat": "chat",
     "demo": "demo",
@@ -40,11 +42,46 @@ class _Commands(click.Group):
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="llcuda-ffi")
 def _root() -> None:
-    """Run GGUF models through libllama in this process."""
+    """Run GGUF models through libllama in this process: try `llcuda-ffi chat`.
+
+    \b
+    Exit codes: 0 done; 1 an error (one line on stderr), or some prompts of a file failed;
+    2 bad usage; 3 some rows of `embed` failed; 130 Ctrl-C.
+    \b
+    Completion of commands, options and model names in the shell:
+      bash: eval "$(_LLCUDA_FFI_COMPLETE=bash_source llcuda-ffi)"
+      zsh:  eval "$(_LLCUDA_FFI_COMPLETE=zsh_source llcuda-ffi)"
+      fish: _LLCUDA_FFI_COMPLETE=fish_source llcuda-ffi | source
+    """
+
+
+def _in_flags(message: str, arguments: list[str]) -> str:
+    """An error message that names the flags of the command that ran where it named settings: n_ctx → --ctx."""
+    from .options import flags_of
+
+    command: click.Command = _root
+    for argument in arguments:
+        if isinstance(command, click.Group):
+            command = _subcommand(command, argument) or command
+    flags = flags_of(command)
+    if not flags:
+        return message
+    # whole words that are no ordinary ones: with an underscore, or followed by "="
+    words = "|".join(map(re.escape, sorted(flags, key=len, reverse=True)))
+
+    def flag(found: re.Match[str]) -> str:
+        name, equals = found[1], found[2]
+        return f"{flags[name]} " if equals else flags[name] if "_" in name else name
+
+    return re.sub(rf"(?<![\w\-./`'\"])({words})(=?)(?![\w/])", flag, message)
+
+
+def _subcommand(group: click.Group, name: str) -> click.Command | None:
+    return group.get_command(click.Context(group), name)
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 an error of ours (one line on stderr), 2 bad usage, 130 Ctrl-C."""
+    """Run the command line. Exit codes: see `llcuda-ffi --help`."""
     try:
         _root.main(prog_name="llcuda-ffi", standalone_mode=False)
     except click.exceptions.Abort:
@@ -55,7 +92,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except LlcudaError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {_in_flags(str(error), sys.argv[1:])}", err=True)
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()

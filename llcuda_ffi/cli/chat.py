@@ -2,244 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ..errors import InvalidRequest, LlcudaError
-from .generate import model_options, sampling_options
-
-if TYPE_CHECKING:
-    from ..chat.results import ChatCompletion
-    from ..llama import Llama
-
-HELP = """\
-/system TEXT     set the system text (without TEXT: show it)
-/reset           forget the conversation, keep the system text
-/regenerate      answer the last message again
-/undo            take back the last message and its answer
-/history         show the conversation
-/prompt          show the prompt as the model would see it
-/params [K=V …]  show or change settings: temperature=0.2 seed=1 max_tokens=none
-/save FILE       write the conversation as JSON
-/load FILE       read it back
-/help            this text
-/quit            leave (also Ctrl-D)
-A line that ends with \\ goes on in the next one; a line of \"\"\" begins and ends several.
-Ctrl-C stops the answer, not the program."""
+from .conversation import COMMANDS, Conversation
+from .messages import message_reader
+from .options import ModelReference, model_options, pick_model, sampling_options, split_options, use_adapters
 
 
-class Terminal:
-    """A conversation and what is done with it."""
-
-    def __init__(self, llm: Llama, system: str | None, settings: dict[str, Any], options: dict[str, Any]) -> None:
-        self.llm, self.settings, self.options = llm, settings, options
-        self.messages: list[dict[str, Any]] = []
-        if system:
-            self.messages.append({"role": "system", "content": system})
-        self.color = sys.stdout.isatty()
-
-    # --- talking ---
-
-    def say(self, text: str) -> None:
-        """Answer a message."""
-        self.messages.append({"role": "user", "content": text})
-        self.answer()
-
-    def answer(self) -> None:
-        """Stream the answer to the last message; on an error the message is taken back."""
-        shown, done, stopped = "", None, False
-        thinking = False
-        stream = None
-        try:
-            stream = self.llm.chat_stream(self.messages, **self.settings, **self.options)
-            for chunk in stream:
-                if chunk.reasoning_content:
-                    if not thinking:
-                        click.secho("(thinking)", dim=True, err=True)
-                    thinking = True
-                    click.secho(chunk.reasoning_content, nl=False, dim=True, err=True)
-                if chunk.content:
-                    if thinking:
-                        click.echo(err=True)
-                        thinking = False
-                    shown += chunk.content  # first: Ctrl-C may come while it is written
-                    click.echo(chunk.content, nl=False)
-                done = chunk.completion or done
-        except KeyboardInterrupt:
-            stopped = True
-        except LlcudaError as error:
-            self.messages.pop()
-            click.secho(f"error: {error}", fg="red", err=True)
-            return
-        finally:
-            if stream is not None:
-                stream.close()  # type: ignore[attr-defined]
-        click.echo()
-        if done is not None:
-            self.messages.append(done.message.to_dict())
-            self.report(done)
-        else:
-            self.messages.append({"role": "assistant", "content": shown})
-            if stopped:
-                click.secho("(stopped)", dim=True, err=True)
-
-    def report(self, done: ChatCompletion) -> None:
-        """A line about tokens and speed."""
-        usage, timings = done.usage, done.timings
-        new = usage.prompt_tokens - usage.cached_tokens
-        line = f"({usage.completion_tokens} tokens, {timings.tokens_per_s:.1f} tokens/s; {new} of {usage.prompt_tokens}"
-        line += f" prompt tokens computed in {timings.prompt_s:.2f} s"
-        line += ", cut by max_tokens)" if done.finish_reason == "length" else ")"
-        click.secho(line, dim=True, err=True)
-
-    # --- commands ---
-
-    def command(self, line: str) -> bool:
-        """Run a /command; returns False to leave."""
-        name, _, rest = line[1:].partition(" ")
-        rest = rest.strip()
-        if name in ("quit", "exit", "q"):
-            return False
-        action = getattr(self, f"do_{name}", None)
-        if action is None:
-            click.echo(f"no command /{name}: /help lists them", err=True)
-            return True
-        try:
-            action(rest)
-        except (LlcudaError, OSError, ValueError) as error:
-            click.secho(f"error: {error}", fg="red", err=True)
-        return True
-
-    def do_help(self, rest: str) -> None:
-        click.echo(HELP, err=True)
-
-    def do_system(self, rest: str) -> None:
-        has = bool(self.messages) and self.messages[0]["role"] == "system"
-        if not rest:
-            click.echo(self.messages[0]["content"] if has else "(no system text)", err=True)
-            return
-        message = {"role": "system", "content": rest}
-        self.messages[: 1 if has else 0] = [message]
-
-    def do_reset(self, rest: str) -> None:
-        self.messages = [m for m in self.messages[:1] if m["role"] == "system"]
-
-    def do_undo(self, rest: str) -> None:
-        while self.messages and self.messages[-1]["role"] != "user":
-            if self.messages[-1]["role"] == "system":
-                return
-            self.messages.pop()
-        if self.messages:
-            self.messages.pop()
-
-    def do_regenerate(self, rest: str) -> None:
-        while self.messages and self.messages[-1]["role"] == "assistant":
-            self.messages.pop()
-        if not self.messages or self.messages[-1]["role"] != "user":
-            raise InvalidRequest("there is nothing to answer again")
-        if self.settings.get("seed") is not None:
-            self.settings["seed"] += 1  # the same seed would give the same answer
-        self.answer()
-
-    def do_history(self, rest: str) -> None:
-        for message in self.messages:
-            click.secho(f"{message['role']}:", bold=True, nl=False)
-            click.echo(f" {message.get('content') or ''}")
-
-    def do_prompt(self, rest: str) -> None:
-        if not self.messages:
-            raise InvalidRequest("the conversation is empty")
-        click.echo(self.llm.chat_prompt(self.messages, **self.options))
-
-    def do_params(self, rest: str) -> None:
-        from ..params import override
-        from ..sampling_params import SamplingParams
-
-        changed = dict(self.settings)
-        for pair in rest.split():
-            key, equals, value = pair.partition("=")
-            if not equals:
-                raise InvalidRequest(f"/params takes NAME=VALUE, not {pair!r}")
-            changed[key] = None if value.lower() == "none" else _value(value)
-        override(SamplingParams(), changed)  # refuses what is wrong before it is kept
-        self.settings = changed
-        click.echo(" ".join(f"{k}={v}" for k, v in sorted(self.settings.items())), err=True)
-
-    def do_save(self, rest: str) -> None:
-        if not rest:
-            raise InvalidRequest("/save takes a file name")
-        Path(rest).write_text(json.dumps({"messages": self.messages}, ensure_ascii=False, indent=1), encoding="utf-8")
-        click.echo(f"{len(self.messages)} messages in {rest}", err=True)
-
-    def do_load(self, rest: str) -> None:
-        if not rest:
-            raise InvalidRequest("/load takes a file name")
-        from ..chat.messages import normalize
-
-        read = json.loads(Path(rest).read_text(encoding="utf-8"))
-        self.messages = normalize(read["messages"] if isinstance(read, dict) else read)
-        click.echo(f"{len(self.messages)} messages from {rest}", err=True)
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def read_message(interactive: bool) -> str | None:
-    """A message of one or more lines; None at the end of the input."""
-    lines: list[str] = []
-    block = False
-    while True:
-        prompt = ("... " if lines or block else ">>> ") if interactive else ""
-        try:
-            line = input(prompt)
-        except EOFError:
-            return "\n".join(lines) if lines else None
-        if line.strip() == '"""':
-            if block:
-                return "\n".join(lines)
-            block = True
-        elif block:
-            lines.append(line)
-        elif line.endswith("\\"):
-            lines.append(line[:-1])
-        else:
-            return "\n".join([*lines, line])
-
-
-@click.command()
+@click.command(
+    epilog="""\b
+Examples:
+  llcuda-ffi chat
+  llcuda-ffi chat qwen-2.5-1.5b-Q4_K_M -s "Answer in one sentence." -t 0.2
+  echo "What is a llama?" | llcuda-ffi chat ./model.gguf
+"""
+)
+@click.argument("model", required=False, type=ModelReference())
 @model_options
 @sampling_options
-@click.option("-s", "--system", default=None, help="The system text.")
-@click.option("--template", default=None, help="A built-in chat template's name, or a Jinja file.")
+@click.option("-s", "--system", help="The system text.")
+@click.option("--template", help="A built-in chat template's name, or a Jinja file.")
 @click.option("--no-think", is_flag=True, help="Ask a reasoning model's template not to think (enable_thinking).")
 def command(
-    model: str,
-    device: str,
-    n_ctx: int | None,
-    threads: int | None,
+    model: str | None,
+    model_option: str | None,
     system: str | None,
     template: str | None,
     no_think: bool,
-    **sampling: Any,
+    **given: Any,
 ) -> None:
-    """Talk with a model. Lines of standard input are messages; /help lists the commands."""
+    """Talk with a model. In a terminal /help lists the commands; else each line of standard input is a message."""
     from ..llama import Llama
     from ..sampling_params import SamplingParams
 
-    if sampling["grammar"] is not None:
-        sampling["grammar"] = sampling["grammar"].read()
+    settings, sampling, adapters = split_options(given)
     source = click.get_current_context().get_parameter_source("max_tokens")
     if source is not None and source.name == "DEFAULT":
         sampling["max_tokens"] = None  # an answer ends where the model ends it
-    sampling["stop"] = tuple(sampling["stop"])
     SamplingParams(**sampling)
     options: dict[str, Any] = {}
     if template is not None:
@@ -247,23 +50,22 @@ def command(
         options["template"] = path.read_text(encoding="utf-8") if path.is_file() else template
     if no_think:
         options["chat_template_kwargs"] = {"enable_thinking": False}
-    interactive = sys.stdin.isatty()
-    if interactive:
-        import readline  # noqa: F401 - gives input() its line editing
-    with Llama(model, device=device, n_ctx=n_ctx, n_threads=threads or "auto", n_parallel=1) as llm:
-        terminal = Terminal(llm, system, sampling, options)
-        if interactive:
+    with Llama(pick_model(model, model_option), n_parallel=1, **settings) as llm:
+        use_adapters(llm, adapters)
+        conversation = Conversation(llm, system, sampling, options)
+        if sys.stdin.isatty():
             click.secho(f"{llm.model.path.name}, {llm.n_ctx} tokens of context. /help lists the commands.", err=True)
+        read = message_reader(COMMANDS)
         while True:
             try:
-                message = read_message(interactive)
+                message = read()
             except KeyboardInterrupt:
-                click.echo("\n(Ctrl-D or /quit leaves)", err=True)
+                click.echo("(Ctrl-D or /quit leaves)", err=True)
                 continue
             if message is None:
                 return
             if message.startswith("/"):
-                if not terminal.command(message):
+                if not conversation.command(message):
                     return
             elif message.strip():
-                terminal.say(message)
+                conversation.say(message)

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import click
 
-PROMPT = "<|im_start|>user\nWhat is a llama, and where does it live?<|im_end|>\n<|im_start|>assistant\n"
+QUESTION = "What is a llama, and where does it live?"
 
 
 @click.command()
-@click.option("-n", "--max-tokens", type=int, default=128, show_default=True)
+@click.option("-n", "--max-tokens", type=click.IntRange(1), default=128, show_default=True)
 def command(max_tokens: int) -> None:
     """Stream an answer of SmolLM2-135M. Fetches the libraries (11 MB) and the model (98 MB) when they are missing."""
     from ..llama import Llama
 
     # one request at a time needs one sequence; a short context starts faster
     with Llama("smollm2-135m", n_parallel=1, n_ctx=1024) as llm:
-        completion = None
-        for chunk in llm.stream(PROMPT, max_tokens=max_tokens, temperature=0.6, seed=42):
-            click.echo(chunk.text, nl=False)
-            completion = chunk.completion
+        click.echo(f">>> {QUESTION}", err=True)
+        done = None
+        for chunk in llm.chat_stream(
+            [{"role": "user", "content": QUESTION}], max_tokens=max_tokens, temperature=0.6, seed=42
+        ):
+            click.echo(chunk.content, nl=False)
+            done = chunk.completion
         click.echo()
-        assert completion is not None
+        assert done is not None
         library = llm.model.library
         click.echo(
-            f"[{completion.timings.tokens_per_s:.0f} tokens/s, {completion.usage.completion_tokens} tokens · "
-            f"{llm.model.path.name} · bundle {library.bundle.name} · CPU variant {library.cpu_variant}]",
+            f"[{done.timings.tokens_per_s:.0f} tokens/s, {done.usage.completion_tokens} tokens · "
+            f"{llm.model.path.name} · bundle {library.bundle.name} · CPU variant {library.cpu_variant}; "
+            "go on with `llcuda-ffi chat`]",
             err=True,
         )

@@ -9,47 +9,18 @@ from typing import Any
 
 import click
 
-_SAMPLING = (
-    click.option("-n", "--max-tokens", type=int, default=128, show_default=True, help="Most tokens to generate."),
-    click.option("-t", "--temperature", type=float, default=0.8, show_default=True, help="0 is greedy."),
-    click.option("--top-k", type=int, default=40, show_default=True),
-    click.option("--top-p", type=float, default=0.95, show_default=True),
-    click.option("--min-p", type=float, default=0.05, show_default=True),
-    click.option("--repeat-penalty", type=float, default=1.0, show_default=True),
-    click.option("--seed", type=int, default=None, help="The same seed gives the same text."),
-    click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated."),
-    click.option("--grammar", type=click.File("r"), default=None, help="A GBNF grammar file."),
+from .options import model_options, pick_model, sampling_options, split_options, use_adapters
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  llcuda-ffi generate "Once upon a time" -n 64
+  llcuda-ffi generate "List three colours as JSON:" --json-schema '{"type": "array", "items": {"type": "string"}}'
+  llcuda-ffi generate --file prompts.jsonl -o results.jsonl -m ./model.gguf --parallel 16
+  cat prompt.txt | llcuda-ffi generate - --json
+"""
 )
-
-
-def sampling_options(command: Any) -> Any:
-    """The options that become SamplingParams."""
-    for option in reversed(_SAMPLING):
-        command = option(command)
-    return command
-
-
-def model_options(command: Any) -> Any:
-    """The options that become arguments of Llama."""
-    for option in reversed(
-        (
-            click.option(
-                "-m",
-                "--model",
-                default="smollm2-135m",
-                show_default=True,
-                help="Path, registry name, repo:file.gguf or hf://repo/file@revision.",
-            ),
-            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-            click.option("-c", "--ctx", "n_ctx", type=int, default=None, help="Most tokens of prompt and answer."),
-            click.option("--threads", type=int, default=None, help="CPU threads; by default they adapt."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-@click.command()
 @click.argument("prompt", required=False)
 @model_options
 @sampling_options
@@ -61,24 +32,29 @@ def model_options(command: Any) -> Any:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help='Prompts, one JSON object a line: {"prompt": "…", …settings}; or a JSON string a line.',
 )
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Results of --file, JSON lines.")
-@click.option("--parallel", type=int, default=None, help="Requests computed together (default 1, with --file 8).")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
+    help='Results of --file, JSON lines; "-" is standard output.',
+)
+@click.option("--parallel", type=click.IntRange(1), help="Requests computed together (default 1, with --file 8).")
 def command(
     prompt: str | None,
-    model: str,
-    device: str,
-    n_ctx: int | None,
-    threads: int | None,
+    model_option: str | None,
     as_json: bool,
     source: Path | None,
     output: Path | None,
     parallel: int | None,
-    **sampling: Any,
+    **given: Any,
 ) -> None:
-    """Continue PROMPT ("-" reads it from standard input), streaming the text."""
+    """Continue PROMPT ("-" reads it from standard input), streaming the text.
+
+    A model that was trained for conversations answers better in `llcuda-ffi chat`: there its template is used.
+    """
     from ..llama import Llama
     from ..sampling_params import SamplingParams
-    from .prompts import run_file, to_json
+    from .prompts import run_file
 
     if (prompt is None) == (source is None):
         raise click.UsageError("give a PROMPT, or --file with --output")
@@ -86,27 +62,41 @@ def command(
         raise click.UsageError("--file and --output go together")
     if source is not None and output is not None and output.exists() and output.samefile(source):
         raise click.UsageError("--output is the file of prompts itself: give another name")
-    if sampling["grammar"] is not None:
-        sampling["grammar"] = sampling["grammar"].read()
-    params = SamplingParams(**{**sampling, "stop": tuple(sampling["stop"])})
+    settings, sampling, adapters = split_options(given)
+    params = SamplingParams(**sampling)
     if prompt == "-":
         prompt = sys.stdin.read()
-    settings: dict[str, Any] = {"device": device, "n_ctx": n_ctx, "n_threads": threads or "auto"}
-    if source is not None and output is not None:
-        with Llama(model, n_parallel=parallel or 8, **settings) as llm:
-            run_file(llm, source, output, params)
+    with Llama(pick_model(None, model_option), n_parallel=parallel or (8 if source else 1), **settings) as llm:
+        use_adapters(llm, adapters)
+        if source is not None and output is not None:
+            failed = run_file(llm, source, output, params)
+            if failed:
+                sys.exit(1)
+        elif prompt is not None:
+            _print(llm, prompt, params, as_json)
+
+
+def _print(llm: Any, prompt: str, params: Any, as_json: bool) -> None:
+    from .prompts import to_json
+
+    if as_json:
+        click.echo(json.dumps(to_json(llm.generate(prompt, params)), ensure_ascii=False))
         return
-    assert prompt is not None
-    with Llama(model, n_parallel=parallel or 1, **settings) as llm:
-        if as_json:
-            click.echo(json.dumps(to_json(llm.generate(prompt, params)), ensure_ascii=False))
-            return
-        completion = None
-        try:
-            for chunk in llm.stream(prompt, params):
-                click.echo(chunk.text, nl=False)
-                completion = chunk.completion
-        finally:
-            click.echo()
-        if completion is not None and completion.finish_reason == "length":
-            click.echo(f"(stopped after {completion.usage.completion_tokens} tokens: --max-tokens)", err=True)
+    completion = None
+    blank = True
+    try:
+        for chunk in llm.stream(prompt, params):
+            click.echo(chunk.text, nl=False)
+            blank = blank and not chunk.text.strip()
+            completion = chunk.completion
+    finally:
+        click.echo()
+    if completion is None:
+        return
+    if blank:
+        why = "ended at once" if completion.finish_reason == "eog" else "wrote only blanks"
+        chats = llm.model.chat_template() is not None
+        hint = "it was trained for conversations: try `llcuda-ffi chat`" if chats else "try another prompt or seed"
+        click.echo(f"(the model {why}: {hint})", err=True)
+    elif completion.finish_reason == "length":
+        click.echo(f"(stopped after {completion.usage.completion_tokens} tokens: --max-tokens)", err=True)

@@ -25,11 +25,16 @@ from ..sampling_params import SamplingParams
 _WINDOW = 4  # requests in flight, for each one that runs
 
 
-def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> None:
-    """Compute every line of `source` that `output` does not have yet."""
+def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> int:
+    """Compute every line of `source` that `output` ("-": standard output) does not have yet.
+
+    Returns:
+        how many lines failed in this run.
+    """
     from tqdm import tqdm
 
-    done = _resume(output)
+    piped = str(output) == "-"
+    done = 0 if piped else _resume(output)
     with source.open("rb") as lines:
         total = sum(1 for line in lines if line.strip())
     if done > total:
@@ -38,15 +43,21 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
         click.echo(f"{output} has {done} results already, going on after them", err=True)
     flight: deque[Request | str] = deque()
     driver = llm._driver
-    with output.open("ab") as out, tqdm(total=total, initial=done, unit="prompt") as bar:
+    failed = 0
+    with (
+        open(1, "wb", closefd=False) if piped else output.open("ab") as out,
+        tqdm(total=total, initial=done, unit="prompt", disable=None) as bar,
+    ):
 
         def write_first() -> None:
+            nonlocal failed
             entry = flight.popleft()
             if isinstance(entry, Request):
                 driver.run(entry, lambda: entry.done)
                 result = {"error": str(entry.error)} if entry.error else to_json(entry.completion)
             else:
                 result = {"error": entry}
+            failed += "error" in result
             out.write(json.dumps(result, ensure_ascii=False).encode() + b"\n")
             out.flush()
             bar.update(1)
@@ -63,7 +74,10 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
                 write_first()
         while flight:
             write_first()
-        os.fsync(out.fileno())
+        if not piped:
+            os.fsync(out.fileno())
+    click.echo(f"{total - done} prompts, {failed} failed", err=True)
+    return failed
 
 
 def _lines(source: Path, skip: int) -> Iterator[bytes]:

@@ -172,7 +172,8 @@ def test_file(smollm2: Path, tmp_path: Path) -> None:
     source.write_text("\n\n".join(raw[p] if p in ("no json", "deep") else json.dumps(p) for p in prompts) + "\n")
     options = ("generate", "-m", smollm2, "-c", 64, "-n", 6, "-t", 0, "--parallel", 2, "-f", source, "-o", out)
     done = run(*options)
-    assert done.returncode == 0, done.stderr.decode()
+    assert done.returncode == 1, done.stderr.decode()
+    assert b"9 prompts, 6 failed" in done.stderr
     assert done.stdout == b""
     whole = lines(out)
     assert len(whole) == len(prompts)
@@ -186,12 +187,74 @@ def test_file(smollm2: Path, tmp_path: Path) -> None:
     for cut in (len(complete) // 2, 10):
         out.write_bytes(complete[:cut])
         done = run(*options)
-        assert done.returncode == 0, done.stderr.decode()
+        assert done.returncode == 1, done.stderr.decode()
         assert bare(lines(out)) == bare(whole)
     assert run(*options).returncode == 0  # nothing left to do
     assert bare(lines(out)) == bare(whole)
     source.write_text('"a"\n')
     refused(run(*options), 1, "do not belong together")
+
+
+def test_file_to_standard_output(tiny: Path, tmp_path: Path) -> None:
+    """`-o -` writes the results to standard output, and no file called "-"."""
+    source = tmp_path / "prompts.jsonl"
+    source.write_text('"a"\n{"prompt": "b", "max_tokens": 2}\n')
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, "generate", "-m", str(tiny), "-n", "3", "-f", str(source), "-o", "-"],
+        cwd=tmp_path, capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert [len(json.loads(line)["token_ids"]) for line in done.stdout.splitlines()] == [3, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
+
+
+def test_schema_and_adapters(smollm2: Path, tmp_path: Path) -> None:
+    """--json-schema as text or file holds; one that is none, and an adapter that is missing, are told."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    for given in (json.dumps(schema), tmp_path / "schema.json"):
+        done = run("generate", "JSON:", "-m", smollm2, "-n", 40, "-t", 0, "-c", 128, "--json-schema", given)
+        assert isinstance(json.loads(done.stdout)["a"], int), done.stdout
+    refused(run("generate", "a", "--json-schema", "{nothing"), 2, "no JSON")
+    refused(run("generate", "a", "--json-schema", tmp_path / "none"), 2, "none")
+    refused(run("generate", "a", "-m", smollm2, "-c", 64, "--lora", tmp_path / "a.gguf:0.5"), 1, "a.gguf")
+    refused(run("generate", "a", "-m", smollm2, "--lora", f"{tmp_path}/a.gguf:x"), 2, "no scale")
+
+
+def test_errors_name_flags(tiny: Path) -> None:
+    """What Python calls n_ctx or kv_type is --ctx and --kv-type to who types it."""
+    refused(run("generate", "a", "-m", tiny, "--kv-type", "q9"), 1, "--kv-type must be")
+    refused(run("generate", "word " * 200, "-m", tiny, "-c", 32), 1, "--ctx")
+    refused(run("chat", "a", "-m", "b"), 2, "two models")
+
+
+def test_blank_answer(smollm2: Path) -> None:
+    """An answer of nothing says why."""
+    done = run(
+        "generate", "a", "-m", smollm2, "-c", 64, "-n", 4, "-t", 0, "--json-schema", '{"const": " "}', "--stop", '"'
+    )
+    assert done.stdout.strip() == b""
+    assert b"llcuda-ffi chat" in done.stderr
+
+
+def test_bench(tiny: Path) -> None:
+    """One line of rates, and the same as JSON."""
+    done = run("bench", tiny, "-p", 16, "-n", 4, "-r", 1)
+    assert b"tokens/s" in done.stdout
+    facts = json.loads(run("bench", "-m", tiny, "-p", 16, "-n", 4, "-r", 1, "--json").stdout)
+    assert facts["prompt_tokens_per_s"] > 0
+    assert facts["generated_tokens_per_s"] > 0
+
+
+def test_completion_knows_models() -> None:
+    """The shell's completion of MODEL offers the registry's names."""
+    env = {
+        **os.environ,
+        "_LLCUDA_FFI_COMPLETE": "bash_complete",
+        "COMP_WORDS": "llcuda-ffi chat smol",
+        "COMP_CWORD": "2",
+    }
+    done = subprocess.run([sys.executable, "-c", MAIN], env=env, capture_output=True, timeout=60, check=False)
+    assert b"smollm2-135m" in done.stdout, done.stderr
 
 
 def test_reader_that_leaves(tiny: Path) -> None:
