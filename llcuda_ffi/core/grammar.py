@@ -1,35 +1,32 @@
 """What is checked of a GBNF grammar before libllama parses it.
 
-libllama's parser and its matcher recurse: a grammar nested deeply enough ends the process. The limits here are far
-above any grammar of use.
+libllama's parser and its matcher recurse, and it follows all ways of an ambiguous grammar at once: a grammar nested
+deeply enough ends the process, and from an ambiguous one it never comes back.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from ..errors import InvalidRequest
 from ..native.log import mark, why
-from .gbnf import MOST, count_ways
+from .gbnf import Grammar, read_grammar
+from .grammar_ways import MOST, count_ways
 from .model import Model
 
 MAX_BYTES = 1 << 20
-MAX_DEPTH = 256
-MAX_REPEAT = 2000
-MAX_RULES = 10_000
 MAX_BEGINS = 50_000
 MAX_SKIPS = 64
 
 
-def check_grammar(grammar: object, root: object = "root", *, repeats_nothing: bool = True) -> None:
+def check_grammar(grammar: object, root: object = "root", *, repeats_nothing: bool = True) -> Grammar:
     """Refuse what libllama could not survive, or would not come back from.
 
     Args:
         repeats_nothing: whether the bundle bears `(x*)*`, Profile.has("grammar.repeats_nothing").
 
     Raises:
-        InvalidRequest: not a text, NUL inside, over 1 MiB, brackets nested over 256 deep.
+        InvalidRequest: not a text, NUL inside, over 1 MiB, no GBNF, or too large or ambiguous (gbnf.py).
     """
     if not isinstance(grammar, str) or not grammar.strip():
         raise InvalidRequest(f"a grammar must be a text in GBNF, not {grammar!r:.60}")
@@ -43,25 +40,11 @@ def check_grammar(grammar: object, root: object = "root", *, repeats_nothing: bo
         raise InvalidRequest("the grammar holds a lone surrogate, which has no UTF-8") from None
     if size > MAX_BYTES:
         raise InvalidRequest(f"the grammar has {size} bytes, more than {MAX_BYTES}")
-    outside = _outside_literals(grammar)
-    rules = set(re.findall(r"([\w-]+)\s*::=", outside))
-    if root not in rules:  # older bundles end the process here
-        raise InvalidRequest(f"the grammar has no rule {root!r}: it has {', '.join(sorted(rules)[:8]) or 'none'}")
-    repeats = [int(n) for pair in re.findall(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}", outside) for n in pair if n]
-    if max(repeats, default=0) > MAX_REPEAT:  # each repeat is written out as rules
-        raise InvalidRequest(f"the grammar repeats something {max(repeats)} times, more than {MAX_REPEAT}")
-    if outside.count("::=") > MAX_RULES:
-        raise InvalidRequest(f"the grammar has {outside.count('::=')} rules, more than {MAX_RULES}")
-    depth = deepest = 0
-    for char in outside:
-        if char == "(":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char == ")":
-            depth -= 1
-    if deepest > MAX_DEPTH:
-        raise InvalidRequest(f"the grammar nests brackets {deepest} deep, more than {MAX_DEPTH}")
-    ways = count_ways(grammar)
+    read = read_grammar(grammar)
+    if root not in read.rules:  # older bundles end the process here
+        names = ", ".join(sorted(name[:60] for name in read.rules)[:8])
+        raise InvalidRequest(f"the grammar has no rule {root!r:.60}: it has {names or 'none'}")
+    ways = count_ways(read)
     if ways.begins > MAX_BEGINS or ways.skips > MAX_SKIPS:
         raise InvalidRequest(
             "the grammar is too ambiguous: libllama would follow "
@@ -72,6 +55,7 @@ def check_grammar(grammar: object, root: object = "root", *, repeats_nothing: bo
             "the grammar repeats without end something that may be empty, which this bundle does not survive: "
             "make the inner part not empty, or use the v0.5.0 bundle"
         )
+    return read
 
 
 def grammar_sampler(model: Model, grammar: str, root: str = "root") -> Any:
@@ -80,7 +64,10 @@ def grammar_sampler(model: Model, grammar: str, root: str = "root") -> Any:
     Raises:
         InvalidRequest: the check or libllama refused it; the message carries libllama's log.
     """
-    check_grammar(grammar, root, repeats_nothing=model.library.profile.has("grammar.repeats_nothing"))
+    read = check_grammar(grammar, root, repeats_nothing=model.library.profile.has("grammar.repeats_nothing"))
+    for text in read.tokens:
+        if len(model.vocab.tokenize(text, add_special=False, parse_special=True)) != 1:
+            raise InvalidRequest(f"the grammar's {text[:60]} is not one token of {model.path.name}")
     point = mark()
     with model.shared():
         make = model.library.lib.llama_sampler_init_grammar
@@ -88,8 +75,3 @@ def grammar_sampler(model: Model, grammar: str, root: str = "root") -> Any:
     if not sampler:
         raise InvalidRequest(f"libllama refused the grammar{why(point)}")
     return sampler
-
-
-def _outside_literals(grammar: str) -> str:
-    """The grammar without its quoted texts, character classes and comments."""
-    return re.sub(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', " ", grammar, flags=re.DOTALL)
