@@ -16,7 +16,7 @@ from ..fetch.integrity import BLOCK, file_sha256
 from . import elf
 
 # libllama.so, libllama.v0.5.0.so, libggml-cpu-zen4.so.0.9.5, …; libllama-common and its like belong to the tools
-LIBRARY = re.compile(r"lib(llama|ggml|mtmd)[\w.+-]*\.so(\.\d+)*")
+LIBRARY = re.compile(r"lib(llama|ggml|mtmd)[\w.+-]*\.so[.\d]*")
 NOT_OURS = re.compile(r"libllama-|libmtmd")
 
 # The largest library known is 375 MB, the largest archive unpacks to 900 MB.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..gguf import GGUFReader, check_adapter
 from ..gguf.safetensors import SafeTensors
 from ..gguf.writer import write_gguf
 from .names import KNOWN, PERMUTED, gguf_name
+from .patterns import first_match
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Floats = npt.NDArray[np.float32]
@@ -84,8 +85,9 @@ class PeftAdapter:
                 )
             halves.setdefault(found[1], {})[found[2]] = tensors[name]
         pairs = {}
+        alphas = _alphas(path, config, list(halves))
         for module, parts in halves.items():
-            pairs[module] = _pair(path, module, parts, config)
+            pairs[module] = _pair(path, module, parts, config, alphas.get(module))
         if not pairs:
             raise InvalidModelFile(f"{path / WEIGHTS} holds no LoRA tensors")
         return cls(path, config, pairs)
@@ -106,7 +108,9 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
         raise InvalidModelFile(f"{path / CONFIG}: lora_alpha must be a number")
 
 
-def _pair(path: Path, module: str, parts: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> LoraPair:
+def _pair(
+    path: Path, module: str, parts: Mapping[str, np.ndarray], config: Mapping[str, Any], alpha: float | None
+) -> LoraPair:
     embedding = "embedding_A" in parts or "embedding_B" in parts
     first, second = ("embedding_A", "embedding_B") if embedding else ("A", "B")
     if first not in parts or second not in parts:
@@ -119,17 +123,19 @@ def _pair(path: Path, module: str, parts: Mapping[str, np.ndarray], config: Mapp
     if embedding:  # the change of an embedding is (B·A) transposed: a row for each token
         a, b = np.ascontiguousarray(b.T), np.ascontiguousarray(a.T)
     rank = a.shape[0]
-    alpha = _for_module(config.get("alpha_pattern"), module, float(config.get("lora_alpha", rank)))
+    alpha = float(config.get("lora_alpha", rank)) if alpha is None else alpha
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     return LoraPair(a, b, scale)
 
 
-def _for_module(patterns: object, module: str, default: float) -> float:
-    """peft's rule: a pattern names the end of a module, or matches it as a regular expression."""
-    for pattern, value in (patterns or {}).items() if isinstance(patterns, dict) else ():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(value)
-    return default
+def _alphas(path: Path, config: Mapping[str, Any], modules: Sequence[str]) -> dict[str, float]:
+    """The lora_alpha of the modules that alpha_pattern names."""
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(
+        isinstance(value, (int, float)) and not isinstance(value, bool) for value in patterns.values()
+    ):
+        raise InvalidModelFile(f"{path / CONFIG}: alpha_pattern must give each pattern a number")
+    return {module: float(patterns[p]) for module, p in first_match(list(patterns), modules).items()}
 
 
 def permute_rows(matrix: Floats, heads: int) -> Floats:

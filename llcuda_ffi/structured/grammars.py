@@ -89,6 +89,8 @@ def _json(schema: Any) -> tuple[list[str], Read]:
     read: Read = json_value
     if schema is True:
         schema = {}
+    elif schema is None or isinstance(schema, (bool, int, float, str, list)):
+        raise InvalidRequest(f"json_schema must be a JSON schema, which is an object, or a type: not {schema!r:.60}")
     elif not isinstance(schema, Mapping):
         hint = schema
         schema, read = type_schema(hint, getattr(hint, "__name__", "json_schema")), _typed(hint)

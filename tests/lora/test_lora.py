@@ -271,6 +271,20 @@ def test_refused_folders(base: Path, tmp_path: Path, config: dict[str, object], 
         lora.convert(peft_folder(tmp_path / "p", **config), base, tmp_path / "a.gguf")
 
 
+def test_hostile_patterns(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pattern that Python would match for ever ends the conversion, not the process; real expressions work."""
+    hostile = {"(a|a)*b": 1, "([a-z_.0-9]+)+!": 1}
+    folder = peft_folder(tmp_path / "p", alpha_pattern=hostile, target_modules="(a|a)*b")
+    with monkeypatch.context() as patched, pytest.raises(InvalidModelFile, match="take more than 2 s"):
+        patched.setattr(lora.patterns, "SECONDS", 2.0)
+        lora.convert(folder, base, tmp_path / "a.gguf")
+    with pytest.raises(InvalidModelFile, match="cannot be used"):
+        lora.convert(peft_folder(tmp_path / "q", alpha_pattern={"(": 1}), base, tmp_path / "a.gguf")
+    some = r"layers\.(0|1)\..*_proj"
+    found = lora.patterns.first_match([some, "mlp.up_proj"], ["model.layers.1.q_proj", "x.mlp.up_proj"])
+    assert found == {"model.layers.1.q_proj": some, "x.mlp.up_proj": "mlp.up_proj"}
+
+
 def test_alpha_pattern(base: Path, tmp_path: Path) -> None:
     """A scale of one module's own is kept by conversion and merge."""
     folder = peft_folder(tmp_path / "p", alpha_pattern={"q_proj": 2 * ALPHA, "layers.1.mlp.up_proj": 1})
