@@ -66,6 +66,7 @@ class Llama(LlamaState, ChatMethods):
         flash_attn: str | FlashAttnType | bool = FlashAttnType.AUTO,
         prefix_cache: bool = True,
         host_cache_bytes: int = 0,
+        checkpoint_bytes: int | Literal["auto"] = "auto",
         draft: str | os.PathLike[str] | Model | None = None,
         n_draft: int | None = None,
         backend_sampling: bool = False,
@@ -94,6 +95,8 @@ class Llama(LlamaState, ChatMethods):
             flash_attn: "auto", True/"enabled" or False/"disabled".
             prefix_cache: reuse what earlier requests computed.
             host_cache_bytes: ordinary memory for prefixes that no longer fit the KV cache; 0 forgets them.
+            checkpoint_bytes: ordinary memory for the small states from which recurrent, hybrid and windowed models go
+                on where prompts part; "auto" is an eighth of what is free, at most 4 GiB. Other models need none.
             draft: speculative decoding: "ngram" looks up the prompt; otherwise a smaller model of the same
                 vocabulary (path, name or Model).
             n_draft: tokens drafted at a time (default 8 for "ngram", 5 for a model).
@@ -155,6 +158,7 @@ class Llama(LlamaState, ChatMethods):
                 prefix_cache=prefix_cache,
                 backend_sampling=backend_sampling,
                 host_cache_bytes=host_cache_bytes,
+                checkpoint_bytes=checkpoint_bytes,
             )
             self.contexts = [scheduler.context for scheduler in self._driver.schedulers]
             self.context = self.contexts[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import weakref
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from .model import Model, read_metadata
 
 # which adapters are set on a context: kept here, so that none is freed while C computes with it
 _active: weakref.WeakKeyDictionary[Context, dict[LoraAdapter, float]] = weakref.WeakKeyDictionary()
+_vectors: weakref.WeakKeyDictionary[Context, str] = weakref.WeakKeyDictionary()  # SHA-256 of their control vectors
 
 
 class LoraAdapter(Handle):
@@ -193,6 +195,11 @@ def active_adapters(context: Context) -> dict[LoraAdapter, float]:
     return dict(_active.get(context, {}))
 
 
+def control_vector(context: Context) -> str:
+    """The SHA-256 of the control vector set on a context, with its layers; empty where there is none."""
+    return _vectors.get(context, "")
+
+
 def set_control_vector(
     context: Context,
     vector: npt.ArrayLike | None,
@@ -200,6 +207,8 @@ def set_control_vector(
     last_layer: int | None = None,
 ) -> None:
     """Add a vector to the hidden state after each layer (llama_set_adapter_cvec); None takes it off.
+
+    What the KV cache holds was computed with the vector of its time; a Llama forgets it, other users clear it.
 
     Args:
         vector: float32 of shape (n_layer - 1, n_embd): one row for each layer from 1 on (layer 0 has none).
@@ -221,6 +230,7 @@ def set_control_vector(
         pointer, point = context.pointer, mark()
         if vector is None:
             call(pointer, ffi.NULL, 0, n_embd, 0, 0)
+            _vectors.pop(context, None)
             return
         values = np.ascontiguousarray(vector, np.float32)
         if values.shape != (n_layer - 1, n_embd):
@@ -236,3 +246,4 @@ def set_control_vector(
             )
         if call(pointer, ffi.from_buffer("float[]", values), values.size, n_embd, first_layer, last):
             raise ModelError(f"libllama refused the control vector{why(point)}")
+        _vectors[context] = hashlib.sha256(values.tobytes() + bytes(f"{first_layer}-{last}", "ascii")).hexdigest()

@@ -21,7 +21,7 @@ from ..native.log import capture, mark, why
 from ..native.status import check_decode
 from ..params import ContextParams, integer, override
 from .batch import Batch
-from .memory import Memory
+from .memory import Memory, MemoryKind
 from .model import Model
 
 Floats = npt.NDArray[np.float32]
@@ -146,6 +146,8 @@ class Context(Handle):
             n_seq_max=self.n_seq_max,
             shares_cells=self.kv_unified,
             rope_type=self._rope_type,
+            kind=_memory_kind(self.model),
+            window=self.model.n_swa,
         )
 
     # --- computing ---
@@ -345,6 +347,14 @@ def _flash_attn(params: ContextParams, lines: list[str]) -> bool:
     if params.flash_attn_type != FlashAttnType.AUTO:
         return params.flash_attn_type == FlashAttnType.ENABLED
     return any(re.search(r"Flash Attention .*\benabled", line) for line in lines)
+
+
+def _memory_kind(model: Model) -> MemoryKind:
+    if model.is_recurrent:
+        return MemoryKind.RECURRENT
+    if model.is_hybrid:
+        return MemoryKind.HYBRID
+    return MemoryKind.WINDOW if model.n_swa else MemoryKind.FULL
 
 
 def _check_cache_types(model: Model, params: ContextParams) -> None:

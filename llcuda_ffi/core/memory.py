@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 from ..enums import RopeType
@@ -10,15 +11,43 @@ from ..native.handle import Handle
 from ..params import INT32_MAX, integer
 
 
+class MemoryKind(enum.Enum):
+    """What a model's memory can forget.
+
+    FULL: every token's K and V are held: any end of a sequence can be removed.
+    WINDOW: some layers hold the last `Memory.window` tokens only: an end can be removed while its window is held.
+    RECURRENT: a state that stands for all tokens so far: nothing but all of it can be removed.
+    HYBRID: both attention and a recurrent state.
+    """
+
+    FULL = "full"
+    WINDOW = "window"
+    RECURRENT = "recurrent"
+    HYBRID = "hybrid"
+
+
 class Memory:
     """What a context remembers (llama_memory_*). Positions are token indices within a sequence, from 0.
 
     Every method raises InvalidRequest for a sequence id outside 0 to n_seq_max - 1 and for a bad position,
     ClosedError and ConcurrentUseError as the context does.
+
+    Attributes:
+        kind: what it can forget.
+        window: tokens of the sliding attention window, 0 where there is none.
     """
 
     def __init__(
-        self, context: Handle, lib: Any, pointer: Any, *, n_seq_max: int, shares_cells: bool, rope_type: RopeType
+        self,
+        context: Handle,
+        lib: Any,
+        pointer: Any,
+        *,
+        n_seq_max: int,
+        shares_cells: bool,
+        rope_type: RopeType,
+        kind: MemoryKind,
+        window: int,
     ) -> None:
         """`Context.memory` makes one.
 
@@ -29,11 +58,28 @@ class Memory:
         """
         self._context, self._lib, self._memory = context, lib, pointer
         self._n_seq_max, self._shares_cells, self._rope_type = n_seq_max, shares_cells, rope_type
+        self.kind, self.window = kind, window
 
     @property
     def shares_cells(self) -> bool:
         """Whether sequences share one buffer (kv_unified), so that a copy costs nothing."""
         return self._shares_cells
+
+    def holds(self, seq_id: int, n: int) -> bool:
+        """Whether a sequence is exactly the positions 0 to n - 1, with all that computing position n needs.
+
+        libllama says True to removals that leave a hole before a sliding window: this asks what is there. Of a model
+        with attention and a recurrent state only the last position can be asked.
+        """
+        held = self.positions(seq_id)
+        if held is None or n <= 0:
+            return held is None and n == 0
+        low, high = held
+        if high != n - 1:
+            return False
+        if self.kind in (MemoryKind.RECURRENT, MemoryKind.HYBRID):
+            return True
+        return low <= max(0, n - self.window + 1) if self.window else low == 0
 
     def _seq(self, seq_id: int) -> int:
         return integer("a sequence id", seq_id, 0, self._n_seq_max - 1)
@@ -52,7 +98,8 @@ class Memory:
         """Forget positions start to stop - 1 of a sequence; by default the whole sequence.
 
         Returns:
-            False where the model cannot forget a part (recurrent state): nothing was changed.
+            False where the model cannot forget a part (recurrent state): nothing was changed. True does not say that
+            what is left can be continued: a sliding window may be gone (`holds`).
         """
         with self._context.exclusive():
             seq = self._seq(seq_id)
@@ -140,6 +187,8 @@ class Memory:
     def _can_shift(self) -> bool:
         if self._rope_type in (RopeType.MROPE, RopeType.IMROPE):
             return False
+        if self.kind is MemoryKind.HYBRID and self.window:
+            return False  # libllama aborts where every attention layer slides (LFM2 with a window)
         return bool(self._lib.llama_memory_can_shift(self._held))
 
     @property

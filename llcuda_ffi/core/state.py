@@ -11,8 +11,7 @@ import hashlib
 import json
 import os
 import uuid
-import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from ..errors import BackendFailure, InvalidRequest, UnsupportedByBundle, Unsupp
 from ..native.log import mark, why
 from ..params import integer
 from .context import Context
-from .model import Model
+from .state_key import state_key
 
 MAGIC = b"LLCUDAFFISTATE01"
 
@@ -42,7 +41,7 @@ class SavedState:
 
     header: dict[str, Any]
     tokens: npt.NDArray[np.int32]
-    data: bytes
+    data: bytes | bytearray
 
     @property
     def whole(self) -> bool:
@@ -106,27 +105,68 @@ def save_state(
         BackendFailure: libllama could not give the state.
     """
     ids = context.model.vocab.ids(list(tokens))
-    flags = StateSeqFlags.PARTIAL_ONLY if partial_only else StateSeqFlags.NONE
-    if partial_only and seq_id is None:
+    if seq_id is not None:
+        data = read_sequence(context, seq_id, partial_only=partial_only)
+        return SavedState(_header(context, "sequence", partial_only), ids, data)
+    if partial_only:
         raise InvalidRequest("partial_only goes with a sequence: name seq_id")
     with context.exclusive():
         pointer, library = context.pointer, context.model.library
         ffi, lib = library.ffi, library.lib
         _needs_memory(context)
         point = mark()
-        if seq_id is None:
-            size = lib.llama_state_get_size(pointer)
-            buffer = bytearray(size)
-            got = lib.llama_state_get_data(pointer, ffi.from_buffer("uint8_t[]", buffer), size)
-        else:
-            seq = _sequence(context, seq_id)
-            size = lib.llama_state_seq_get_size_ext(pointer, seq, int(flags))
-            buffer = bytearray(size)
-            got = lib.llama_state_seq_get_data_ext(pointer, ffi.from_buffer("uint8_t[]", buffer), size, seq, int(flags))
-        if not got or got > size:
-            raise BackendFailure(f"libllama gave no state{why(point)}")
-        header = _header(context, "context" if seq_id is None else "sequence", partial_only)
-    return SavedState(header, ids, bytes(memoryview(buffer)[:got]))
+        size = lib.llama_state_get_size(pointer)
+        buffer = bytearray(size)
+        got = lib.llama_state_get_data(pointer, ffi.from_buffer("uint8_t[]", buffer), size)
+        return SavedState(_header(context, "context", False), ids, _filled(buffer, got, point))
+
+
+def read_sequence(context: Context, seq_id: int, *, partial_only: bool = False) -> bytearray:
+    """The state of one sequence as libllama's bytes, without a header (llama_state_seq_get_data_ext).
+
+    Waits for what is being computed, but not for a copy between sequences: that happens with the next decode.
+
+    Raises:
+        As `save_state`.
+    """
+    flags = StateSeqFlags.PARTIAL_ONLY if partial_only else StateSeqFlags.NONE
+    with context.exclusive():
+        pointer, library = context.pointer, context.model.library
+        ffi, lib = library.ffi, library.lib
+        _needs_memory(context)
+        point = mark()
+        seq = _sequence(context, seq_id)
+        size = lib.llama_state_seq_get_size_ext(pointer, seq, int(flags))
+        buffer = bytearray(size)
+        got = lib.llama_state_seq_get_data_ext(pointer, ffi.from_buffer("uint8_t[]", buffer), size, seq, int(flags))
+        return _filled(buffer, got, point)
+
+
+def _filled(buffer: bytearray, got: int, point: Any) -> bytearray:
+    if not 0 < got <= len(buffer):
+        raise BackendFailure(f"libllama gave no state{why(point)}")
+    del buffer[got:]
+    return buffer
+
+
+def write_sequence(context: Context, seq_id: int, data: bytes | bytearray, *, partial_only: bool = False) -> None:
+    """Put bytes of `read_sequence` back (llama_state_seq_set_data_ext); only bytes known to be of such a context.
+
+    Raises:
+        BackendFailure: libllama could not restore them (most often: no room).
+    """
+    flags = StateSeqFlags.PARTIAL_ONLY if partial_only else StateSeqFlags.NONE
+    with context.exclusive():
+        pointer, library = context.pointer, context.model.library
+        ffi, lib = library.ffi, library.lib
+        _needs_memory(context)
+        point = mark()
+        seq = _sequence(context, seq_id)
+        source = ffi.from_buffer("uint8_t[]", data)
+        got = lib.llama_state_seq_set_data_ext(pointer, source, len(data), seq, int(flags))
+        context._n_outputs = 0
+        if not got or got != len(data):
+            raise BackendFailure(f"libllama could not restore the state (is there room for it?){why(point)}")
 
 
 def restore_state(context: Context, state: SavedState, seq_id: int | None = None) -> npt.NDArray[np.int32]:
@@ -149,6 +189,7 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
     if state.whole != (seq_id is None):
         wants = "no seq_id: it holds a whole context" if state.whole else "a seq_id: it holds one sequence"
         raise InvalidRequest(f"this state wants {wants}")
+    partial = bool(state.header.get("partial_only"))
     with context.exclusive():
         pointer, library = context.pointer, context.model.library
         ffi, lib = library.ffi, library.lib
@@ -160,24 +201,15 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
                 f"bundle {context.model.library.bundle.name} does not restore several sequences at once correctly: "
                 "restore them one by one (seq_id), make the context with kv_unified=True, or use bundle v0.5.0-cpu"
             )
-        wanted = _header(context, state.header["kind"], state.header.get("partial_only", False))
-        for key, value in wanted.items():
-            if state.header.get(key) != value:
-                raise InvalidRequest(
-                    f"the state was saved with {key} {state.header.get(key)!r}, this context has {value!r}: "
-                    "restore it into a context of the same model, bundle and settings"
-                )
-        point = mark()
-        source = ffi.from_buffer("uint8_t[]", state.data)
+        _check_header(context, state.header)
         if seq_id is None:
-            got = lib.llama_state_set_data(pointer, source, len(state.data))
-        else:
-            flags = StateSeqFlags.PARTIAL_ONLY if state.header.get("partial_only") else StateSeqFlags.NONE
-            seq = _sequence(context, seq_id)
-            got = lib.llama_state_seq_set_data_ext(pointer, source, len(state.data), seq, int(flags))
-        context._n_outputs = 0
-        if not got or got != len(state.data):
-            raise BackendFailure(f"libllama could not restore the state (is there room for it?){why(point)}")
+            point = mark()
+            got = lib.llama_state_set_data(pointer, ffi.from_buffer("uint8_t[]", state.data), len(state.data))
+            context._n_outputs = 0
+            if not got or got != len(state.data):
+                raise BackendFailure(f"libllama could not restore the state (is there room for it?){why(point)}")
+    if seq_id is not None:
+        write_sequence(context, seq_id, state.data, partial_only=partial)
     tokens: npt.NDArray[np.int32] = state.tokens.copy()
     return tokens
 
@@ -226,44 +258,16 @@ def _needs_memory(context: Context) -> None:
 
 def _header(context: Context, kind: str, partial_only: bool) -> dict[str, Any]:
     """What must agree between a state and a context."""
-    model, params = context.model, context.params
-    header: dict[str, Any] = {
-        "kind": kind,
-        "partial_only": bool(partial_only),
-        "model": _fingerprint(model),
-        "abi": model.library.profile.name,
-        # the library whose serialisation it is: the format may change between builds of one ABI
-        "library": next((h for n, h in model.library.bundle.libraries.items() if n.startswith("libllama.")), ""),
-        "type_k": params.type_k.name,
-        "type_v": params.type_v.name,
-        "flash_attn": params.flash_attn_type.name,  # decides whether V is kept transposed
-        "swa_full": params.swa_full,
-    }
+    header: dict[str, Any] = {"kind": kind, "partial_only": bool(partial_only), **state_key(context)}
     if kind == "context":
         header |= {"n_ctx": context.n_ctx, "n_seq_max": context.n_seq_max, "kv_unified": context.kv_unified}
     return header
 
 
-_SAMPLES, _SAMPLE = 32, 4096
-_fingerprints: weakref.WeakKeyDictionary[Model, str] = weakref.WeakKeyDictionary()
-
-
-def _fingerprint(model: Model) -> str:
-    """What a model is: its sizes, its metadata, and 32 pieces of its file (all of it would take seconds)."""
-    found = _fingerprints.get(model)
-    if found is None:
-        described = hashlib.sha256()
-        for key, value in sorted(model.metadata.items()):
-            described.update(f"{key}\0{value}\0".encode("utf-8", "surrogateescape"))
-        try:
-            with open(model.path, "rb") as file:
-                end = os.fstat(file.fileno()).st_size
-                for i in range(_SAMPLES):
-                    described.update(os.pread(file.fileno(), _SAMPLE, max(0, end - _SAMPLE) * i // (_SAMPLES - 1)))
-        except OSError as error:
+def _check_header(context: Context, header: Mapping[str, Any]) -> None:
+    for key, value in _header(context, header["kind"], header.get("partial_only", False)).items():
+        if header.get(key) != value:
             raise InvalidRequest(
-                f"{model.path} can no longer be read ({error.strerror}): a state cannot be bound to its model"
-            ) from error
-        name = f"{model.architecture} {model.n_params} weights {model.size} bytes"
-        found = _fingerprints[model] = f"{name} {described.hexdigest()[:16]}"
-    return found
+                f"the state was saved with {key} {header.get(key)!r}, this context has {value!r}: "
+                "restore it into a context of the same model, bundle, adapters and settings"
+            )

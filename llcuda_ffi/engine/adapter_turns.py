@@ -77,3 +77,9 @@ class AdapterTurns:
     def now(self) -> Adapters:
         """The set whose turn it is."""
         return self._now
+
+    @property
+    def base(self) -> Adapters:
+        """The adapters that the context has for requests without their own."""
+        own = self._own if self._now else active_adapters(self._context)
+        return tuple((adapter, scale) for adapter, scale in own.items() if not adapter.closed)

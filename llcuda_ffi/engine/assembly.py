@@ -16,6 +16,7 @@ from ..devices.placement import Room, library_for, place
 from ..enums import FlashAttnType, GGMLType
 from ..errors import InvalidRequest, UnsupportedModel
 from ..hardware.cpu import usable_cores
+from ..hardware.memory import free_system_memory
 from ..hub.references import resolve
 from ..params import INT32_MAX, ContextParams, ModelParams, integer, member, override
 from .driver import Driver
@@ -108,6 +109,7 @@ def open_engine(
     n_threads: int | Literal["auto"],
     draft: str | os.PathLike[str] | Model | None,
     n_draft: int | None,
+    checkpoint_bytes: int | Literal["auto"],
     **settings: Any,
 ) -> Driver | Lanes:
     """Contexts of a model and what steps them; what must be closed with the Llama is added to `owned`.
@@ -126,6 +128,7 @@ def open_engine(
             f"kv_cells={params.n_ctx} in n_contexts={n_contexts} are {cells} in each, too few for a request of "
             f"n_ctx={n_ctx} tokens: raise kv_cells, or lower one of the others"
         )
+    settings["checkpoint_bytes"] = checkpoint_budget(checkpoint_bytes, n_contexts)
     cores = usable_cores()
     threads = max(1, cores // n_contexts) if n_threads == "auto" else n_threads
     drivers = []
@@ -143,6 +146,13 @@ def open_engine(
         control = thread_control(context, cores) if n_threads == "auto" and n_contexts == 1 else None
         drivers.append(Driver(Scheduler(context, n_ctx=n_ctx, drafter=drafter, threads=control, **settings)))
     return drivers[0] if n_contexts == 1 else Lanes(drivers)
+
+
+def checkpoint_budget(checkpoint_bytes: int | Literal["auto"], n_contexts: int) -> int:
+    """How much memory the checkpoints of one of `n_contexts` contexts may take."""
+    if checkpoint_bytes == "auto":
+        checkpoint_bytes = min(4 << 30, free_system_memory() // 8)
+    return integer("checkpoint_bytes", checkpoint_bytes, 0, 1 << 62) // n_contexts
 
 
 def thread_control(context: Context, cores: int) -> ThreadControl | None:

@@ -3,56 +3,103 @@
 Finished requests leave their tokens in the KV cache of their slot. A new request takes the idle slot whose tokens it
 continues; or, where another sequence, idle or running, shares a longer beginning with it, that beginning is copied
 to a slot of its own. Kept tokens are forgotten least recently used first, when their slot is needed; with a host
-tier they move to ordinary memory instead, up to a budget, and come back when a request continues them.
+tier they stay in ordinary memory, up to a budget, and come back when a request continues them.
+
+A sliding window or a recurrent state cannot go back to where two prompts part. Such models go on from a checkpoint: a
+small state kept from there (see `checkpoints`). Whatever is reused is proved by what the memory then holds; what is not
+proved is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from ..core.adapter import control_vector
 from ..core.context import Context
-from ..core.state import SavedState, restore_state, save_state, state_size
-from ..errors import BackendFailure
-from .request import Request
+from ..core.memory import MemoryKind
+from ..core.state import SavedState, restore_state, state_size
+from ..errors import BackendFailure, InvalidRequest
+from .adapter_turns import AdapterTurns
+from .checkpoints import Checkpoints, Tokens, wanted_positions
+from .host_cache import HostCache, SavedSequence, common_prefix
+from .request import Adapters, Request
+from .sequences import Sequences
 from .slot import Slot
-
-Tokens = npt.NDArray[np.int32]
 
 # a copy between sequences without unified KV moves the whole stream: below this it costs more than computing
 _MIN_COPY = 64
 
 
-def common_prefix(a: Tokens, b: Tokens) -> int:
-    """How many tokens two sequences share from the start."""
-    n = min(len(a), len(b))
-    if n == 0 or a[0] != b[0]:
-        return 0
-    differs = a[:n] != b[:n]
-    first = int(differs.argmax())
-    return first if differs[first] else n
+@dataclass(frozen=True, slots=True)
+class _Reuse:
+    """A way to have the first n tokens without computing them.
+
+    Attributes:
+        source: the slot that holds them, or None.
+        saved: the saved sequence that holds them, or None.
+        checkpoint: whether the state after them comes from a checkpoint.
+    """
+
+    n: int
+    source: Slot | None = None
+    saved: SavedSequence | None = None
+    checkpoint: bool = False
+
+    def rank(self) -> tuple[int, bool]:
+        """More tokens first; of equal ones an idle slot: that needs no copy."""
+        return self.n, self.source is not None and self.source.request is None
 
 
 class PrefixCache:
-    """Places requests in slots.
+    """Places requests in slots, and says what finished ones leave there.
 
     Attributes:
-        kept_bytes: how much of the host tier's budget is in use.
+        checkpoints, host: the states kept in ordinary memory.
     """
 
-    def __init__(self, context: Context, slots: Sequence[Slot], host_bytes: int = 0) -> None:
-        """`host_bytes`: how much memory evicted sequences may take; 0 forgets them."""
-        assert context.memory is not None
-        self._context, self._memory, self._slots = context, context.memory, slots
-        model = context.model
-        self._copies = not (model.is_recurrent or model.is_hybrid)
-        self._budget = host_bytes
-        self._host: list[SavedState] = []  # least recently used first
-        self.kept_bytes = 0
+    def __init__(
+        self,
+        context: Context,
+        slots: Sequence[Slot],
+        turns: AdapterTurns,
+        *,
+        host_bytes: int = 0,
+        checkpoint_bytes: int = 0,
+    ) -> None:
+        """Bind to a context.
 
-    def place(self, request: Request, tokens: Tokens, *, reuse: bool) -> tuple[Slot, int]:
+        Args:
+            host_bytes: how much memory evicted sequences may take; 0 forgets them.
+            checkpoint_bytes: how much memory checkpoints may take; 0 makes none.
+        """
+        self._context, self._slots, self._turns = context, slots, turns
+        self._sequences = Sequences(context)
+        kind = self._sequences.kind
+        # a full window cache can go back by itself, except to what a restore or other sequences' cells left out
+        needed = not self._sequences.rolls_back or (
+            kind is MemoryKind.WINDOW and (self._sequences.windowed or context.kv_unified or host_bytes > 0)
+        )
+        self.checkpoints = Checkpoints(checkpoint_bytes if needed else 0)
+        self.host = HostCache(0 if kind is MemoryKind.RECURRENT else host_bytes)
+        # cross attention belongs to the last text that was encoded
+        self._reuses = not context.model.has_encoder
+
+    def key(self, adapters: Adapters = ()) -> Hashable:
+        """What a request's tokens are computed with now: a sequence computed otherwise is no use to it."""
+        return adapters or self._turns.base, control_vector(self._context)
+
+    def shared(self, request: Request) -> int:
+        """The longest beginning of its prompt that a slot keeps; from any thread, so it may be out of date."""
+        if not request.params.prefix_cache:
+            return 0
+        key = self.key(request.adapters)
+        return max((common_prefix(slot.kept, request.prompt) for slot in self._slots if slot.key == key), default=0)
+
+    # --- a request comes ---
+
+    def place(self, request: Request, tokens: Tokens, *, reuse: bool) -> tuple[Slot, int] | None:
         """Choose an idle slot, of which there is one, and bring what can be reused into it.
 
         Args:
@@ -60,108 +107,226 @@ class PrefixCache:
             reuse: whether kept tokens may be used.
 
         Returns:
-            the slot, and how many tokens its sequence now holds; at least one token is left to compute.
+            the slot, and how many tokens its sequence now holds; at least one token is left to compute. None: what it
+            needs is part of a copy that the next decode makes; ask again after that.
         """
+        key = self.key(request.adapters)
+        reuse = reuse and self._reuses
         idle = [slot for slot in self._slots if slot.request is None]
         oldest = min(idle, key=lambda slot: (len(slot.kept) > 0, slot.used))
-        best, source = self._longest(request, tokens, oldest, reuse)
-        if reuse and self._host and not request.adapters:
-            restored = self._restore(tokens, best, oldest)
-            if restored:
-                return oldest, restored
-        best = min(best, len(tokens) - 1)
-        if best == 0:
-            self._evict(oldest)
-            return oldest, 0
-        # keep a long sequence that shares only its beginning: copy, when there is another slot
-        takes = source.request is None and (len(idle) == 1 or 2 * best >= len(source.kept))
-        if takes or source is oldest:
-            if 2 * best < len(source.kept):
-                self._save(source)
-            return source, self._roll_back(source, best)
-        self._evict(oldest)
-        memory = self._memory
-        if not self._copies or (best < _MIN_COPY and not memory.shares_cells):
-            return oldest, 0
-        if memory.shares_cells:
-            memory.copy(source.index, oldest.index, 0, best)
-        else:
-            memory.copy(source.index, oldest.index)
-            memory.remove(oldest.index, best)
-        oldest.kept = source.kept[:best]
-        return oldest, best
+        known = self.checkpoints.known(key, tokens[:-1]) if reuse else []
+        ways, junction = self._ways(request, key, tokens, known, reuse)
+        slot, n = oldest, 0
+        while ways:
+            way = ways.pop(0)
+            target = self._target(way, idle, oldest)
+            if not self._worth(way, target):
+                continue
+            if self._waits(way, target):
+                if any(slot.request is not None for slot in self._slots):
+                    return None
+                continue
+            if self._bring(way, target, key, tokens):
+                slot, n = target, way.n
+                break
+            ways = [other for other in ways if other.source is not target]  # what it held is gone
+        if not n:
+            self._evict(slot)
+        slot.key, slot.kept = key, tokens[:n]
+        slot.wanted = []
+        if reuse and self.checkpoints.enabled:
+            slot.wanted = wanted_positions(len(tokens), n, junction, known)
+        return slot, n
 
-    def shared(self, request: Request) -> int:
-        """The longest beginning of its prompt that a slot keeps; from any thread, so it may be out of date."""
-        if not request.params.prefix_cache:
-            return 0
-        kept = (slot.kept for slot in self._slots if slot.adapters == request.adapters)
-        return max((common_prefix(tokens, request.prompt) for tokens in kept), default=0)
-
-    def _longest(self, request: Request, tokens: Tokens, default: Slot, reuse: bool) -> tuple[int, Slot]:
-        """The slot that shares the longest beginning, of equal ones an idle one: that needs no copy."""
-        best, source = 0, default
+    def _ways(
+        self, request: Request, key: Hashable, tokens: Tokens, known: Sequence[int], reuse: bool
+    ) -> tuple[list[_Reuse], int]:
+        """The ways to reuse something, the best first; and the longest beginning seen before, reusable or not."""
+        most = len(tokens) - 1
+        ways, junction = [], 0
+        for slot in self._slots:
+            # n completions of one prompt share it even where the cache is off
+            if slot.key != key if reuse else slot.request is None or slot.request is not request.group:
+                continue
+            shared = min(common_prefix(slot.kept, tokens), most)
+            if shared and self._reuses:
+                held = len(slot.kept) if slot.request is None else -1
+                low = self._sequences.lowest(slot.index) if self._sequences.window else 0
+                n, checkpoint = self._reach(shared, held, low, known)
+                ways.append(_Reuse(n, source=slot, checkpoint=checkpoint))
+                junction = max(junction, shared)
+        best = max((way.n for way in ways), default=0)
         if reuse:
-            for slot in self._slots:
-                if slot.adapters != request.adapters:
-                    continue  # what it keeps was computed by another model, so to speak
-                shared = common_prefix(slot.kept, tokens)
-                if shared > best or (shared == best and shared and source.request is not None and slot.request is None):
-                    best, source = shared, slot
-        elif request.group is not None:
-            for slot in self._slots:  # n completions of one prompt share it even where the cache is off
-                if slot.request is request.group:
-                    best, source = common_prefix(slot.kept, tokens), slot
-        return best, source
+            for saved in self.host:
+                shared = min(common_prefix(saved.tokens, tokens), most) if saved.key == key else 0
+                held = len(saved.tokens)
+                n, checkpoint = self._reach(shared, held, max(0, held - self._sequences.window), known)
+                junction = max(junction, shared)
+                if n >= best + _MIN_COPY:
+                    ways.append(_Reuse(n, saved=saved, checkpoint=checkpoint))
+            if self._sequences.kind is MemoryKind.RECURRENT and known and known[-1] > best:
+                ways.append(_Reuse(known[-1], checkpoint=True))
+        return sorted((way for way in ways if way.n), key=_Reuse.rank, reverse=True), junction
 
-    def _roll_back(self, slot: Slot, n: int) -> int:
-        """Forget all but the first n tokens of an idle slot; returns how many are left."""
-        if not self._memory.remove(slot.index, n):
-            self._memory.remove(slot.index)  # recurrent state cannot be rolled back
-            n = 0
-        slot.kept = slot.kept[:n]
-        return n
+    def _reach(self, shared: int, held: int, low: int, known: Sequence[int]) -> tuple[int, bool]:
+        """How many of `shared` tokens can be had of a sequence, and whether that takes a checkpoint.
 
-    # --- the host tier ---
+        Args:
+            held: tokens that it holds, -1 where it runs on.
+            low: the lowest position that its window holds.
+            known: lengths for which there are checkpoints.
+        """
+        sequences = self._sequences
+        if sequences.rolls_back:
+            if not sequences.window or low <= max(0, shared - sequences.window + 1):
+                return shared, False
+        elif shared == held:
+            return shared, False
+        elif sequences.kind is MemoryKind.RECURRENT:
+            return 0, False  # its checkpoints need no sequence
+        before = bisect_right(known, shared)
+        return (known[before - 1], True) if before else (0, False)
+
+    def _target(self, way: _Reuse, idle: Sequence[Slot], oldest: Slot) -> Slot:
+        """The source itself, or another slot: a long sequence that shares only its beginning is worth keeping."""
+        source = way.source
+        if source is None or source is oldest or source.request is not None:
+            return oldest
+        return source if len(idle) == 1 or 2 * way.n >= len(source.kept) else oldest
+
+    def _worth(self, way: _Reuse, target: Slot) -> bool:
+        """Whether a copy is cheaper than computing."""
+        return way.source in (None, target) or self._sequences.shared or way.n >= _MIN_COPY
+
+    def _by_state(self, way: _Reuse) -> bool:
+        """Whether a copy must go through the host: a copied small window pins its cells; a copy yet to be made would
+        overwrite the window of a checkpoint."""
+        sequences = self._sequences
+        return sequences.window > 0 and (sequences.windowed if sequences.shared else way.checkpoint)
+
+    def _waits(self, way: _Reuse, target: Slot) -> bool:
+        """Whether data would be read or replaced that the next decode still has to copy."""
+        copies = way.source not in (None, target) and not way.checkpoint and not self._by_state(way)
+        if copies and not self._saves:
+            return False
+        return self._sequences.copying(target.index, *(() if way.source is None else (way.source.index,)))
+
+    def _bring(self, way: _Reuse, target: Slot, key: Hashable, tokens: Tokens) -> bool:
+        """Make the target hold the first `way.n` tokens. False: it could not be proved, and the target is empty."""
+        sequences, seq, n = self._sequences, target.index, way.n
+        state = self.checkpoints.get(key, tokens[:n]) if way.checkpoint else None
+        if way.source is target:
+            if 2 * n < len(target.kept) or not sequences.rolls_back:
+                self._save(target)
+            done = True
+        else:
+            self._evict(target)
+            if way.saved is not None:
+                self.host.touch(way.saved)
+                done = sequences.write(seq, way.saved.data)
+            elif way.source is None:
+                done = True
+            elif self._by_state(way):
+                done = sequences.write(seq, sequences.read(way.source.index))
+            else:
+                done = sequences.copy(way.source.index, seq, n)
+        if done and way.checkpoint:
+            done = state is not None and sequences.write(seq, state, partial=True)
+        done = done and sequences.cut(seq, n)
+        if not done:
+            self.forget(target)
+        return done
+
+    # --- while it runs ---
+
+    def checkpoint(self, slot: Slot) -> None:
+        """Keep the state of a slot that is where one is wanted."""
+        slot.wanted.pop(0)
+        self.checkpoints.add(slot.key, slot.todo[: slot.n_past], self._sequences.read(slot.index, partial=True))
+
+    def roll_back(self, slot: Slot, n: int) -> bool:
+        """Forget what follows the first n tokens of a running slot. False: nothing is left."""
+        return self._sequences.cut(slot.index, n)
+
+    def shift(self, slot: Slot, keep: int, discard: int) -> None:
+        """Forget the tokens keep to keep + discard - 1 of a running slot: those that follow move down."""
+        self._sequences.shift(slot.index, keep, discard)
+        slot.kept = slot.kept[:keep]
+
+    def decoded(self) -> None:
+        """A decode has begun."""
+        self._sequences.decoded()
+
+    # --- a request ends ---
+
+    def keep(self, slot: Slot, request: Request, tokens: Tokens) -> None:
+        """A slot whose request ended keeps these tokens, as far as the memory holds them."""
+        if self._reuses and slot.key == self.key(request.adapters) and self._sequences.cut(slot.index, len(tokens)):
+            slot.kept = tokens
+        else:
+            self.forget(slot)
+
+    def forget(self, slot: Slot) -> None:
+        """A slot holds nothing any more."""
+        self._sequences.clear(slot.index)
+        slot.forget()
+
+    def make_room(self) -> bool:
+        """Empty the idle slot that was used longest ago; returns whether there was one."""
+        kept = [slot for slot in self._slots if slot.request is None and len(slot.kept)]
+        if kept:
+            self._evict(min(kept, key=lambda slot: slot.used))
+        return bool(kept)
+
+    @property
+    def _saves(self) -> bool:
+        """Whether evicted sequences are saved."""
+        return self.host.budget > 0 or (self._sequences.kind is MemoryKind.RECURRENT and self.checkpoints.enabled)
 
     def _evict(self, slot: Slot) -> None:
         self._save(slot)
-        self._memory.remove(slot.index)
-        slot.forget()
+        self.forget(slot)
 
     def _save(self, slot: Slot) -> None:
         """Keep a copy of an idle slot's sequence in memory, where the budget allows."""
-        if self._budget <= 0 or len(slot.kept) < _MIN_COPY or slot.adapters:
+        sequences, seq, kept = self._sequences, slot.index, slot.kept
+        if not self._saves or len(kept) < _MIN_COPY or sequences.copying(seq):
             return
-        if any(common_prefix(state.tokens, slot.kept) == len(slot.kept) for state in self._host):
-            return
-        if state_size(self._context, slot.index) > self._budget:
-            return
-        state = save_state(self._context, slot.index, tokens=slot.kept.tolist())
-        self._host.append(state)
-        self.kept_bytes += len(state.data)
-        while self.kept_bytes > self._budget:
-            self.kept_bytes -= len(self._host.pop(0).data)
-
-    def _restore(self, tokens: Tokens, better_than: int, slot: Slot) -> int:
-        """Bring back a sequence that shares clearly more than any slot does; returns how many tokens it gives."""
-        best, at = max((common_prefix(state.tokens, tokens), i) for i, state in enumerate(self._host))
-        if best < better_than + _MIN_COPY:
-            return 0
-        state = self._host.pop(at)
-        self.kept_bytes -= len(state.data)
-        self._evict(slot)
-        try:
-            slot.kept = restore_state(self._context, state, slot.index)
-        except BackendFailure:
-            return 0  # no room for it: computing the prompt goes on as if it had not been there
-        return self._roll_back(slot, min(best, len(tokens) - 1))
+        if sequences.kind is MemoryKind.RECURRENT:
+            self.checkpoints.add(slot.key, kept, sequences.read(seq, partial=True))
+        elif not self.host.holds(slot.key, kept) and state_size(self._context, seq) <= self.host.budget:
+            self.host.add(SavedSequence(slot.key, kept, sequences.read(seq)))
 
     def clear(self) -> None:
-        """Forget what idle slots and the host tier keep."""
-        self._host.clear()
-        self.kept_bytes = 0
+        """Forget what idle slots, checkpoints and the host tier keep."""
+        self.host.clear()
+        self.checkpoints.clear()
         for slot in self._slots:
             if slot.request is None and len(slot.kept):
-                self._memory.remove(slot.index)
-                slot.forget()
+                self.forget(slot)
+
+    # --- kept prefixes in files ---
+
+    def kept(self) -> Iterator[Slot]:
+        """The idle slots whose tokens were computed as they would be now, without a request's own adapters."""
+        key = self.key()
+        return (slot for slot in self._slots if slot.request is None and len(slot.kept) and slot.key == key)
+
+    def adopt(self, slot: Slot, state: SavedState) -> int:
+        """Put a saved sequence into an idle slot; returns how many tokens it now keeps of it.
+
+        Raises:
+            InvalidRequest: the state was computed otherwise, or is not what it says.
+            BackendFailure: libllama could not restore it.
+        """
+        self.forget(slot)
+        try:
+            tokens = restore_state(self._context, state, slot.index)
+        except BackendFailure:
+            self.forget(slot)
+            raise
+        slot.key, slot.kept = self.key(), tokens
+        if not self._sequences.cut(slot.index, len(tokens)):
+            self.forget(slot)
+            raise InvalidRequest(f"the saved state does not hold the {len(tokens)} tokens that it names")
+        return len(tokens)

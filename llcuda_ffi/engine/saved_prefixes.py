@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..core.state import SavedState, restore_state, save_state
+from ..core.state import SavedState, save_state
 from ..errors import InvalidRequest
 from .scheduler import Scheduler
 
@@ -17,7 +17,7 @@ _MAGIC = b"LLCUDAFFIPREFIX1"
 def save_prefixes(schedulers: Sequence[Scheduler], path: str | os.PathLike[str]) -> int:
     """Write what idle slots keep; returns the tokens written."""
     target = Path(path)
-    idle = ((x, s) for x in schedulers for s in x.slots if s.request is None and len(s.kept) and not s.adapters)
+    idle = ((scheduler, slot) for scheduler in schedulers for slot in scheduler.prefixes.kept())
     kept = sorted(idle, key=lambda found: found[1].used)
     total = 0
     with tempfile.NamedTemporaryFile(dir=target.resolve().parent, prefix=f".{target.name}.", delete=False) as out:
@@ -57,9 +57,5 @@ def load_prefixes(schedulers: Sequence[Scheduler], path: str | os.PathLike[str])
     idle.sort(key=lambda found: (len(found[1].kept) > 0, found[1].used))
     total = 0
     for (scheduler, slot), state in zip(idle, reversed(states), strict=False):
-        scheduler.memory.remove(slot.index)
-        slot.forget()
-        slot.adapters = ()
-        slot.kept = restore_state(scheduler.context, state, slot.index)
-        total += len(slot.kept)
+        total += scheduler.prefixes.adopt(slot, state)
     return total

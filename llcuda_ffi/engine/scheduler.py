@@ -47,6 +47,7 @@ class Scheduler:
         threads: ThreadControl | None = None,
         backend_sampling: bool = False,
         host_cache_bytes: int = 0,
+        checkpoint_bytes: int = 0,
     ) -> None:
         assert context.memory is not None
         self.context, self.memory = context, context.memory
@@ -60,7 +61,9 @@ class Scheduler:
         self._threads = threads
         self._waiting = Waiting()
         self._turns = AdapterTurns(context)
-        self.prefixes = PrefixCache(context, self.slots, host_cache_bytes)
+        self.prefixes = PrefixCache(
+            context, self.slots, self._turns, host_bytes=host_cache_bytes, checkpoint_bytes=checkpoint_bytes
+        )
         self._attention = False  # a request was cancelled or has a deadline
         self._unfinished = False  # a step was left in the middle
         self._full = False  # a request had to make room: nobody is admitted before another one ends
@@ -157,11 +160,14 @@ class Scheduler:
                 continue
             tokens = request.tokens()
             reuse = self.prefix_cache and request.params.prefix_cache and not request.scoring
-            slot, n_past = self.prefixes.place(request, tokens, reuse=reuse)
-            if not request.generated:
-                request.cached = n_past
+            placed = self.prefixes.place(request, tokens, reuse=reuse)
+            if placed is None:
+                later.append(request)
+                continue
+            slot, n_past = placed
+            request.cached = min(request.cached, n_past) if request.generated else n_past
             slot.request, slot.state, slot.todo, slot.n_past = request, State.PROMPT, tokens, n_past
-            slot.used, slot.adapters = self._steps, request.adapters
+            slot.used = self._steps
             if request.scoring:
                 request.prompt_logprobs = []  # from the start, where a step was interrupted
             request.t_slot = request.t_slot or perf_counter()
@@ -179,12 +185,14 @@ class Scheduler:
         try:
             self._decode()
         except NoKvSlot as error:
+            self.prefixes.decoded()
             self._make_room(error)
             return
         except DecodeError as error:
             for _, slot in rows:
                 self._fail(slot, error)
             return
+        self.prefixes.decoded()
         self._steps += 1
         now = perf_counter()
         self.metrics.batch(n_tokens, now - began)
@@ -204,6 +212,8 @@ class Scheduler:
                 self._score(slot)
             if row < 0:
                 slot.n_past -= row
+                if slot.wanted and slot.n_past == slot.wanted[0]:
+                    self.prefixes.checkpoint(slot)
                 continue
             slot.n_past = len(slot.todo)
             slot.kept = slot.todo
@@ -301,7 +311,6 @@ class Scheduler:
         draft, slot.draft = slot.draft, []
         request = slot.request
         assert request is not None
-        start = slot.n_past
         request.drafted += len(draft)
         kept = 0
         going = self._choose(row, slot)
@@ -310,10 +319,8 @@ class Scheduler:
             slot.n_past += 1
             request.drafts_kept += 1
             going = self._choose(row + kept, slot)
-        if going:
-            self.memory.remove(slot.index, slot.n_past)
-        elif slot.request is None:  # ended: what was kept must not run past the cache
-            self.memory.remove(slot.index, min(len(slot.kept), start + kept))
+        if going and kept < len(draft) and not self.prefixes.roll_back(slot, slot.n_past):
+            self._requeue(slot)
 
     def _overflow(self, slot: Slot, request: Request) -> bool:
         """The sequence is full."""
@@ -322,10 +329,8 @@ class Scheduler:
             return False
         keep = min(request.params.keep, slot.n_past - 2)
         discard = max(1, (slot.n_past - keep) // 2)
-        self.memory.remove(slot.index, keep, keep + discard)
-        self.memory.shift(slot.index, -discard, keep + discard)
+        self.prefixes.shift(slot, keep, discard)
         slot.n_past -= discard
-        slot.kept = slot.kept[:keep]
         slot.shared = keep or -1
         return True
 
@@ -335,12 +340,16 @@ class Scheduler:
         request = slot.request
         assert request is not None
         if slot.shared:
-            slot.kept = slot.kept[: max(0, slot.shared)]
+            kept = slot.kept[: max(0, slot.shared)]
         elif slot.state is State.GENERATING:
-            slot.kept = request.tokens()[: slot.n_past]
+            kept = request.tokens()[: slot.n_past]
         else:
-            slot.kept = slot.todo[: slot.n_past]
+            kept = slot.todo[: slot.n_past]
         self._release(slot, request)
+        if self.prefix_cache and request.params.prefix_cache:
+            self.prefixes.keep(slot, request, kept)
+        else:
+            self.prefixes.forget(slot)
         request.finish(reason)  # type: ignore[arg-type]
         self.metrics.finished(request)
 
@@ -349,8 +358,7 @@ class Scheduler:
         if request is None:
             return
         self._release(slot, request)
-        self.memory.remove(slot.index)
-        slot.forget()
+        self.prefixes.forget(slot)
         request.fail(error)
         self.metrics.failed()
 
@@ -359,17 +367,10 @@ class Scheduler:
         slot.reset()
         slot.used = self._steps
         self._full = False
-        if not (self.prefix_cache and request.params.prefix_cache):
-            self.memory.remove(slot.index)
-            slot.forget()
 
     def _make_room(self, error: NoKvSlot) -> None:
         """The KV cache is full: forget kept tokens; else let the newest request wait; never lose one."""
-        kept = [slot for slot in self.slots if slot.request is None and len(slot.kept)]
-        if kept:
-            slot = min(kept, key=lambda s: s.used)
-            self.memory.remove(slot.index)
-            slot.forget()
+        if self.prefixes.make_room():
             return
         active = [slot for slot in self.slots if slot.request is not None]
         if len(active) == 1:
@@ -383,8 +384,7 @@ class Scheduler:
         assert request is not None
         self.selection.detach(slot)
         slot.reset()
-        slot.forget()
-        self.memory.remove(slot.index)
+        self.prefixes.forget(slot)
         self._waiting.push(request)
 
     def _recover(self) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Hashable
 
 import numpy as np
 import numpy.typing as npt
 
-from .request import Adapters, Request
+from .request import Request
 
 _NOTHING: npt.NDArray[np.int32] = np.empty(0, np.int32)
 
@@ -34,15 +35,16 @@ class Slot:
         draft: tokens proposed to follow `last`.
         sampled: the next token where it was sampled ahead of its turn, else -1.
         scored, n_scored: the batch row from which on its prompt's next n_scored tokens have logits, else -1.
-        adapters: the adapters of its request, or of the one that left what is `kept`.
+        key: what `kept` was computed with (`PrefixCache.key`).
+        wanted: lengths of its prompt after which a checkpoint is to be kept, ascending.
         used: when it was last used, in steps.
     """
 
     __slots__ = (
-        "adapters",
         "draft",
         "index",
         "kept",
+        "key",
         "last",
         "n_past",
         "n_scored",
@@ -54,13 +56,14 @@ class Slot:
         "state",
         "todo",
         "used",
+        "wanted",
     )
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.used = 0
         self.kept = _NOTHING
-        self.adapters: Adapters = ()
+        self.key: Hashable = None
         self.reset()
 
     def reset(self) -> None:
@@ -69,6 +72,7 @@ class Slot:
         self.request: Request | None = None
         self.todo = _NOTHING
         self.n_past = 0
+        self.wanted: list[int] = []
         self.last = self.sampled = self.scored = -1
         self.n_scored = 0
         self.run: list[int] = []

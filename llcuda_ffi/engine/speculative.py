@@ -17,7 +17,7 @@ from ..core.model import Model
 from ..core.sampler import SamplerChain
 from ..errors import InvalidRequest
 from ..params import integer
-from .prefix_cache import common_prefix
+from .host_cache import common_prefix
 from .slot import Slot
 
 
@@ -141,7 +141,7 @@ class DraftModel:
             assert slot.request is not None
             tokens = slot.request.tokens()
             shared = min(common_prefix(self._held[slot.index], tokens), len(tokens) - 1)
-            if not self._memory.remove(slot.index, shared):
+            if not (self._memory.remove(slot.index, shared) and self._memory.holds(slot.index, shared)):
                 self._memory.remove(slot.index)
                 shared = 0
             todo.append((slot, tokens, shared))

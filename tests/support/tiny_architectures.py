@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .tiny_model import CORPUS, Q8_0, TinyFile, tiny_bert, tiny_llama
+from .tiny_model import CORPUS, F32, Q8_0, TinyFile, tiny_bert, tiny_llama
 
 EMBD, HEADS, HEADS_KV, FF, LAYERS = 32, 4, 2, 64, 2
 HEAD, KV = EMBD // HEADS, EMBD // HEADS * HEADS_KV
@@ -38,8 +38,19 @@ def _start(architecture: str, **own: Any) -> TinyFile:
 def _add(file: TinyFile, shapes: dict[str, tuple[int, ...]], layers: int = LAYERS, prefix: str = "blk") -> None:
     rng = np.random.default_rng(1)
     for i in range(layers):
-        for name, ne in shapes.items():
-            file.add(f"{prefix}.{i}.{name}", ne, rng, one="norm" in name and name.endswith("weight"))
+        _add_layer(file, i, shapes, prefix, rng)
+
+
+def _add_layer(
+    file: TinyFile,
+    i: int,
+    shapes: dict[str, tuple[int, ...]],
+    prefix: str = "blk",
+    rng: np.random.Generator | None = None,
+) -> None:
+    rng = rng or np.random.default_rng(100 + i)
+    for name, ne in shapes.items():
+        file.add(f"{prefix}.{i}.{name}", ne, rng, one="norm" in name and name.endswith("weight"))
 
 
 ATTENTION = {
@@ -207,6 +218,99 @@ def tiny_t5() -> TinyFile:
     return file
 
 
+def tiny_lfm2(window: int = 0) -> TinyFile:
+    """Short convolutions with a state in layers 0 and 2, attention in the others; with a window all of it slides."""
+    own = {"attention__sliding_window": window} if window else {}
+    heads = [0, HEADS_KV, 0, HEADS_KV]
+    file = _start("lfm2", block_count=4, shortconv__l_cache=3, attention__head_count_kv=heads, **own)
+    file.tensors["token_embd_norm.weight"] = file.tensors.pop("output_norm.weight")
+    norms = {"attn_norm.weight": (EMBD,), "ffn_norm.weight": (EMBD,)}
+    convolution = {
+        "shortconv.conv.weight": (3, EMBD), "shortconv.in_proj.weight": (EMBD, 3 * EMBD),
+        "shortconv.out_proj.weight": (EMBD, EMBD),
+    }  # fmt: skip
+    for i, n in enumerate(heads):
+        _add_layer(file, i, {**GATED, **(ATTENTION | HEAD_NORMS if n else norms | convolution)})
+    return file
+
+
+def tiny_granite_hybrid() -> TinyFile:
+    """Mamba 2 in layers 0 and 2, attention in the others."""
+    inner, state, groups, rank = 2 * EMBD, 8, 1, 4
+    heads = [0, HEADS_KV, 0, HEADS_KV]
+    file = _start(
+        "granitehybrid", block_count=4, ssm__conv_kernel=4, ssm__inner_size=inner, ssm__state_size=state,
+        ssm__time_step_rank=rank, ssm__group_count=groups, attention__head_count_kv=heads,
+        rope__dimension_count=HEAD,
+    )  # fmt: skip
+    mixed = inner + 2 * groups * state
+    mamba = {
+        "attn_norm.weight": (EMBD,), "ffn_norm.weight": (EMBD,), "ssm_in.weight": (EMBD, inner + mixed + rank),
+        "ssm_conv1d.weight": (4, mixed), "ssm_conv1d.bias": (mixed,), "ssm_dt.bias": (rank,), "ssm_a": (1, rank),
+        "ssm_d": (1, rank), "ssm_norm.weight": (inner // groups, groups), "ssm_out.weight": (inner, EMBD),
+    }  # fmt: skip
+    for i, n in enumerate(heads):
+        _add_layer(file, i, {**GATED, **(ATTENTION if n else mamba)})
+    return file
+
+
+def tiny_qwen35() -> TinyFile:
+    """Gated delta net in three of four layers, positions in several dimensions (M-RoPE)."""
+    state, keys, values = 8, 2, 4
+    file = _start(
+        "qwen35", block_count=4, ssm__conv_kernel=4, ssm__inner_size=state * values, ssm__state_size=state,
+        ssm__time_step_rank=values, ssm__group_count=keys, rope__dimension_sections=[2, 1, 1, 0],
+        rope__dimension_count=HEAD, attention__key_length=HEAD, attention__value_length=HEAD,
+    )  # fmt: skip
+    mixed = 2 * state * keys + state * values
+    norms = {"attn_norm.weight": (EMBD,), "post_attention_norm.weight": (EMBD,)}
+    delta = {
+        "attn_qkv.weight": (EMBD, mixed), "attn_gate.weight": (EMBD, state * values), "ssm_conv1d.weight": (4, mixed),
+        "ssm_dt.bias": (values,), "ssm_a": (values,), "ssm_beta.weight": (EMBD, values),
+        "ssm_alpha.weight": (EMBD, values), "ssm_norm.weight": (state,), "ssm_out.weight": (state * values, EMBD),
+    }  # fmt: skip
+    attention = {k: v for k, v in ATTENTION.items() if k != "ffn_norm.weight"}
+    attention["attn_q.weight"] = (EMBD, 2 * EMBD)
+    for i in range(4):
+        _add_layer(file, i, {**norms, **GATED, **(delta if i < 3 else attention | HEAD_NORMS)})
+    return file
+
+
+def tiny_deepseek2() -> TinyFile:
+    """Latent attention (MLA): one compressed row for K and V together."""
+    rank, rope, plain = 16, 4, 8
+    file = _start(
+        "deepseek2", attention__head_count_kv=1, attention__key_length=rank + rope, attention__value_length=rank,
+        attention__key_length_mla=plain + rope, attention__value_length_mla=HEAD, attention__kv_lora_rank=rank,
+        attention__q_lora_rank=12, rope__dimension_count=rope, leading_dense_block_count=LAYERS,
+        expert_feed_forward_length=FF, expert_shared_count=1,
+    )  # fmt: skip
+    _add(file, {
+        "attn_norm.weight": (EMBD,), "ffn_norm.weight": (EMBD,), **GATED, "attn_q_a_norm.weight": (12,),
+        "attn_kv_a_norm.weight": (rank,), "attn_q_a.weight": (EMBD, 12),
+        "attn_q_b.weight": (12, HEADS * (plain + rope)), "attn_kv_a_mqa.weight": (EMBD, rank + rope),
+        "attn_k_b.weight": (plain, rank, HEADS), "attn_v_b.weight": (rank, HEAD, HEADS),
+        "attn_output.weight": (HEADS * HEAD, EMBD),
+    })  # fmt: skip
+    return file
+
+
+def lively(file: TinyFile) -> TinyFile:
+    """The same with larger weights and an output matrix of its own: every token of the context shows in the answer."""
+    for name, (ne, kind, raw) in file.tensors.items():
+        if kind == F32 and len(ne) > 1 and name.startswith(("blk.", "token_embd.weight")):
+            file.tensors[name] = ne, kind, (np.frombuffer(raw, np.float32) * 6).tobytes()
+        if name.endswith("ssm_a"):  # states fade, slowly
+            file.tensors[name] = ne, kind, (-0.2 - np.abs(np.frombuffer(raw, np.float32))).tobytes()
+        if name.endswith("ssm_dt.bias"):
+            file.tensors[name] = ne, kind, np.full(ne, -2, np.float32).tobytes()
+    if "output.weight" not in file.tensors:
+        file.add("output.weight", file.tensors["token_embd.weight"][0], np.random.default_rng(9))
+        ne, kind, raw = file.tensors["output.weight"]
+        file.tensors["output.weight"] = ne, kind, (np.frombuffer(raw, np.float32) * 20).tobytes()
+    return file
+
+
 TINY: dict[str, Callable[[], TinyFile]] = {
     "llama": tiny_llama,
     "llama-q8": lambda: tiny_llama(kind=Q8_0, layers=1),
@@ -218,5 +322,10 @@ TINY: dict[str, Callable[[], TinyFile]] = {
     "phi3": tiny_phi3,
     "gpt2": tiny_gpt2,
     "mamba": tiny_mamba,
+    "lfm2": tiny_lfm2,
+    "lfm2-window": lambda: tiny_lfm2(32),
+    "granite-hybrid": tiny_granite_hybrid,
+    "qwen35": tiny_qwen35,
+    "deepseek2": tiny_deepseek2,
     "t5": tiny_t5,
 }

@@ -1,0 +1,190 @@
+"""Reuse by proof: whatever is kept, copied, saved and restored, the answer is that of a cold run.
+
+`LLCUDA_FFI_REUSE_STEPS=5000 python -m pytest tests/engine/test_reuse.py` tries longer.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llcuda_ffi import Llama, Model
+from llcuda_ffi.core.adapter import set_control_vector
+from llcuda_ffi.core.memory import MemoryKind
+from llcuda_ffi.errors import InvalidRequest, UnsupportedModel
+from llcuda_ffi.params import ContextParams, ModelParams
+
+from ..support.random_reuse import RandomReuse
+from ..support.tiny_architectures import TINY, lively
+
+STEPS = int(os.environ.get("LLCUDA_FFI_REUSE_STEPS", "24"))
+SMALL_WINDOW = ContextParams(swa_full=False)
+HOST = {"n_parallel": 2, "host_cache_bytes": 1 << 22}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model of each kind of memory."""
+    folder = tmp_path_factory.mktemp("kinds")
+    for name in KINDS:
+        lively(TINY[name]()).write(folder / name)
+    return folder
+
+
+KINDS = {
+    "llama": MemoryKind.FULL,
+    "deepseek2": MemoryKind.FULL,
+    "gemma3": MemoryKind.WINDOW,
+    "mamba": MemoryKind.RECURRENT,
+    "lfm2": MemoryKind.HYBRID,
+    "lfm2-window": MemoryKind.HYBRID,
+    "granite-hybrid": MemoryKind.HYBRID,
+    "qwen35": MemoryKind.HYBRID,
+}
+
+RUNS: list[tuple[str, str, dict[str, Any]]] = [
+    *((name, "default", {}) for name in KINDS),
+    *((name, "host", HOST) for name in ("llama", "deepseek2", "gemma3", "mamba", "lfm2-window", "granite-hybrid")),
+    *((name, "cells", {"kv_cells": 900}) for name in ("llama", "gemma3", "lfm2", "lfm2-window")),
+    ("gemma3", "small window", {"context_params": SMALL_WINDOW}),
+    ("gemma3", "small window, cells", {"context_params": SMALL_WINDOW, "kv_cells": 900}),
+    ("gemma3", "small window, host", {"context_params": SMALL_WINDOW, **HOST}),
+    ("gemma3", "cells, host", {"kv_cells": 600, **HOST}),
+    ("llama", "cells, host", {"kv_cells": 600, **HOST}),
+    ("llama", "drafts", {"draft": "ngram"}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), [pytest.param(n, s, id=f"{n}, {w}") for n, w, s in RUNS])
+def test_random_requests(models: Path, tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
+    """Requests that share beginnings give the log probabilities of a cold run, whatever was reused."""
+    run = RandomReuse(models / name, 1, **settings)
+    try:
+        tally = run.run(STEPS, tmp_path)
+    finally:
+        run.close()
+    assert not tally.wrong
+    assert tally.cached_tokens > 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kind(models: Path, name: str) -> None:
+    """Each model's memory is told for what it is."""
+    with Llama(models / name, n_ctx=64, n_parallel=1) as llm:
+        assert llm.context.memory is not None
+        assert llm.context.memory.kind is KINDS[name]
+        assert llm.context.memory.window == (32 if name in ("gemma3", "lfm2-window") else 0)
+
+
+def test_window_that_is_gone(models: Path) -> None:
+    """A prompt that shares its beginning with one whose window has moved on is not continued from a hole."""
+    with Llama(
+        models / "gemma3", n_ctx=512, n_parallel=1, context_params=SMALL_WINDOW, checkpoint_bytes=0, n_ubatch=64
+    ) as llm:
+        memory = llm.context.memory
+        assert memory is not None
+        long = [3 + i % 200 for i in range(400)]
+        llm.generate(long, max_tokens=1)
+        assert memory.holds(0, 400)
+        assert memory.remove(0, 60)
+        assert not memory.holds(0, 60)
+        llm.clear_cache()
+        llm.generate(long, max_tokens=1)
+        warm = llm.generate([*long[:60], 7, 8, 9], max_tokens=4, temperature=0, ignore_eos=True)
+        assert warm.usage.cached_tokens == 0
+        cold = llm.generate([*long[:60], 7, 8, 9], max_tokens=4, temperature=0, ignore_eos=True, prefix_cache=False)
+        assert warm.token_ids == cold.token_ids
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind is not MemoryKind.FULL])
+def test_checkpoints(models: Path, name: str) -> None:
+    """Where the memory cannot go back, a request goes on from a checkpoint: near the end of a prompt given again, and
+    where prompts were seen to part; without a budget it computes all."""
+    settings: dict[str, Any] = {"n_ctx": 512, "n_parallel": 1, "n_ubatch": 64, "context_params": SMALL_WINDOW}
+    stem = [3 + i * 7 % 240 for i in range(200)]
+    asks = [stem + [10 + i] * 40 for i in range(4)]
+    with Llama(models / name, **settings) as llm:
+        assert llm.generate(asks[0], max_tokens=200, ignore_eos=True).usage.cached_tokens == 0
+        assert llm.generate(asks[0], max_tokens=1).usage.cached_tokens >= 236
+        llm.generate(asks[1], max_tokens=1)  # here it sees where they part
+        assert llm.generate(asks[2], max_tokens=1).usage.cached_tokens == 200
+        assert llm.generate(asks[3], max_tokens=1).usage.cached_tokens == 200
+    with Llama(models / name, **settings, checkpoint_bytes=0) as llm:
+        llm.generate(asks[0], max_tokens=200, ignore_eos=True)
+        assert llm.generate(asks[0], max_tokens=1).usage.cached_tokens == 0
+
+
+def test_checkpoints_within_their_budget(models: Path) -> None:
+    """Old checkpoints give way; one that is larger than the budget is not kept."""
+    with Llama(models / "granite-hybrid", n_ctx=512, n_parallel=1, checkpoint_bytes=30_000) as llm:
+        [checkpoints] = [scheduler.prefixes.checkpoints for scheduler in llm._driver.schedulers]
+        for i in range(8):
+            llm.generate([3 + i] * 60, max_tokens=1)
+            assert checkpoints.nbytes <= 30_000
+        assert len(checkpoints) > 1
+        assert llm.generate([10] * 60 + [5], max_tokens=1).usage.cached_tokens
+        assert llm.generate([3] * 60 + [5], max_tokens=1).usage.cached_tokens == 0
+    with Llama(models / "granite-hybrid", n_ctx=512, n_parallel=1, checkpoint_bytes=1_000) as llm:
+        llm.generate([3] * 60, max_tokens=4)
+        assert llm.generate([3] * 60, max_tokens=1).usage.cached_tokens == 0
+
+
+def test_control_vector(models: Path) -> None:
+    """What was computed with another control vector is neither continued nor loaded."""
+    prompt = [3 + i * 7 % 240 for i in range(100)]
+    rows = np.full((1, 32), 0.5, np.float32)
+    with Llama(models / "llama", n_ctx=128, n_parallel=2) as llm:
+        llm.generate(prompt, max_tokens=1)
+        set_control_vector(llm.context, rows)
+        assert llm.generate(prompt, max_tokens=1).usage.cached_tokens == 0
+        assert llm.generate(prompt, max_tokens=1).usage.cached_tokens == 99
+        set_control_vector(llm.context, rows * 2)
+        changed = llm.generate(prompt, max_tokens=1, logprobs=3)
+        assert changed.usage.cached_tokens == 0
+        set_control_vector(llm.context, None)
+        plain = llm.generate(prompt, max_tokens=1, logprobs=3)
+        assert plain.logprobs != changed.logprobs
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"context_params": ContextParams(rope_freq_base=5000.0)}, "rope_freq_base"),
+        ({"context_params": ContextParams(rope_freq_scale=0.5)}, "rope_freq_scale"),
+        ({"model_params": ModelParams(kv_overrides={"llama.rope.freq_base": 500.0})}, "kv_overrides"),
+        ({"vector": True}, "control_vector"),
+        ({"kv_type": "f32"}, "type_k"),
+    ],
+)
+def test_state_computed_otherwise(models: Path, tmp_path: Path, changed: dict[str, Any], named: str) -> None:
+    """load_state refuses what was computed with other settings, and says which one differs."""
+    with Llama(models / "llama", n_ctx=128, n_parallel=2) as llm:
+        llm.generate([3 + i * 7 % 240 for i in range(100)], max_tokens=1)
+        llm.save_state(tmp_path / "state")
+    settings = {key: value for key, value in changed.items() if key != "vector"}
+    with Llama(models / "llama", n_ctx=128, n_parallel=2, **settings) as llm:
+        if "vector" in changed:
+            set_control_vector(llm.context, np.ones((1, 32), np.float32))
+        with pytest.raises(InvalidRequest, match=named):
+            llm.load_state(tmp_path / "state")
+        assert llm.generate([5, 6, 7], max_tokens=1).usage.cached_tokens == 0
+
+
+def test_window_and_state_do_not_shift(models: Path) -> None:
+    """libllama aborts where it shifts a model whose attention all slides beside a recurrent state: refused before."""
+    with Llama(models / "lfm2-window", n_ctx=128, n_parallel=1) as llm:
+        with pytest.raises(UnsupportedModel, match="shift"):
+            llm.generate([5, 6, 7], max_tokens=200, overflow="shift")
+        assert llm.generate([5, 6, 7], max_tokens=1).token_ids
+
+
+def test_model_from_outside_keeps_its_settings(models: Path) -> None:
+    """Two Llamas of one Model have their own prefixes."""
+    with Model.load(models / "llama") as model, Llama(model, n_ctx=128) as one, Llama(model, n_ctx=128) as two:
+        prompt = [3 + i * 7 % 240 for i in range(100)]
+        one.generate(prompt, max_tokens=1)
+        assert two.generate(prompt, max_tokens=1).usage.cached_tokens == 0
