@@ -115,7 +115,7 @@ def test_checkpoints(models: Path, name: str) -> None:
         assert llm.generate(asks[3], max_tokens=1).usage.cached_tokens == 200
     with Llama(models / name, **settings, checkpoint_bytes=0) as llm:
         llm.generate(asks[0], max_tokens=200, ignore_eos=True)
-        assert llm.generate(asks[0], max_tokens=1).usage.cached_tokens == 0
+        assert llm.generate(asks[0][:150], max_tokens=1).usage.cached_tokens == 0
 
 
 def test_checkpoints_within_their_budget(models: Path) -> None:
