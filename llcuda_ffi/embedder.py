@@ -126,8 +126,6 @@ class Embedder(TextModel):
         """
         if self._pooling == PoolingType.NONE:
             raise InvalidRequest("this embedder does not pool: use encode_tokens(), or make it with another pooling")
-        width = self.dim if dim is None else integer("dim", dim, 1, self.dim)
-        flag("normalize", normalize)
         kind = np.dtype(dtype)
         if kind.kind != "f":
             raise InvalidRequest(f"dtype must be a floating-point type, not {kind}")
@@ -135,12 +133,41 @@ class Embedder(TextModel):
         found = self._compute(
             [texts] if isinstance(texts, str) else texts, self._pooling, batch_tokens, truncate, prompt, show_progress
         )
+        result = np.ascontiguousarray(self._vectors(found, normalize, dim), kind)
+        return result[0] if single else result
+
+    def encode_tokenized(
+        self,
+        tokens: Sequence[Sequence[int] | npt.NDArray[np.int32]],
+        *,
+        normalize: bool = True,
+        truncate: bool = False,
+        dim: int | None = None,
+    ) -> tuple[Array, int]:
+        """Vectors of texts that are token ids already, as `tokenize` gives them; and how many tokens were computed.
+
+        Returns:
+            float32 of shape (n, dim), and the number.
+
+        Raises:
+            as `encode`; also InvalidRequest for ids outside the vocabulary.
+        """
+        if self._pooling == PoolingType.NONE:
+            raise InvalidRequest("this embedder does not pool: make it with another pooling")
+        queue, vocab = self._queue(self._pooling), self.model.vocab
+        fitting = [self._fit(vocab.ids(ids), i, flag("truncate", truncate)) for i, ids in enumerate(tokens)]
+        found = queue.compute(fitting, self.batch_tokens) if fitting else []
+        return self._vectors(found, normalize, dim), sum(map(len, fitting))
+
+    def _vectors(self, found: Sequence[npt.NDArray[np.float32]], normalize: bool, dim: int | None) -> Array:
+        """Rows as one array (n, dim), cut and normalized."""
+        width = self.dim if dim is None else integer("dim", dim, 1, self.dim)
+        flag("normalize", normalize)
         vectors: Array = np.stack(found)[:, :width] if found else np.empty((0, width), np.float32)
         if normalize:
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = vectors / np.where(lengths == 0, 1, lengths)
-        result = np.ascontiguousarray(vectors, kind)
-        return result[0] if single else result
+        return vectors
 
     def encode_tokens(
         self, texts: str | Sequence[str], *, truncate: bool = False, prompt: str | None = None

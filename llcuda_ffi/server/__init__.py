@@ -1,9 +1,10 @@
-"""An OpenAI-compatible HTTP server over AsyncLlama and Embedder (docs/server.md). Needs the extra `server`."""
+"""An HTTP server with OpenAI's API over AsyncLlama, Embedder and Reranker (docs/server.md). Extra: `server`."""
 
 from __future__ import annotations
 
 from .app import create_app
-from .models import Served
+from .models import Models
 from .run import serve
+from .served_model import ServedModel
 
-__all__ = ["Served", "create_app", "serve"]
+__all__ = ["Models", "ServedModel", "create_app", "serve"]

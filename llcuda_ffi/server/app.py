@@ -1,100 +1,93 @@
-"""The ASGI application: routes, the key, errors."""
+"""The ASGI application: its routes and what stands before them."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import LlcudaError
+from .body import BodyReader
 from .chat import ChatCompletions
 from .completions import Completions
 from .embeddings import Embeddings
 from .errors import Refused, answer_error
 from .events import ClientLeft
 from .gate import Gate
+from .keys import KeyCheck, Keys
+from .llama_server.completion import NativeCompletion
+from .llama_server.properties import Properties
+from .llama_server.tokens import Tokens
 from .metrics import metrics_text
-from .models import Served
-from .tokens import Tokens
+from .models import Models
+from .request_log import RequestLog
+from .rerank import Rerank
+from .state import ServerState
 
-MAX_BODY = 16 << 20
+MAX_BODY = 8 << 20
 MAX_QUEUE = 128
+_USUAL_PARALLEL = 8
 
 
 def create_app(
-    served: Served,
+    models: Models,
     *,
-    api_key: str | None = None,
+    api_keys: Sequence[str] | Mapping[str, str] = (),
     max_body: int = MAX_BODY,
     max_queue: int = MAX_QUEUE,
+    body_timeout: float = 60.0,
     cors_origins: Sequence[str] = (),
+    access_log: bool = False,
 ) -> Starlette:
     """The server as an ASGI application, for uvicorn or to be mounted in another one.
 
     Args:
-        api_key: what clients must send as `Authorization: Bearer KEY`; /health needs none.
+        models: what it serves; closing them is the caller's affair.
+        api_keys: what clients must send as `Authorization: Bearer KEY` or `X-Api-Key: KEY`, or names with keys;
+            /health needs none.
         max_body: largest body in bytes.
         max_queue: completions that may wait for a slot; more get 503.
-        cors_origins: web origins whose pages may use the server; none by default.
+        body_timeout: seconds in which a body must arrive.
+        cors_origins: web origins whose pages may use the server ("*": all); none by default.
+        access_log: log each request as a line of JSON (logger llcuda_ffi.access).
     """
-    llm = served.llm
-    gate = Gate((llm.llama.n_parallel if llm is not None else 8) + max_queue)
-    tokens = Tokens(served, max_body)
-
-    async def health(request: Request) -> Response:
-        if gate.closing:
-            raise Refused(503, "the server is stopping", "closing")
-        return JSONResponse({"status": "ok"})
-
-    async def models(request: Request) -> Response:
-        data = [
-            {"id": name, "object": "model", "created": served.created, "owned_by": "llcuda_ffi", "kind": kind}
-            for kind, name in served.names.items()
-        ]
-        return JSONResponse({"object": "list", "data": data})
-
-    async def model(request: Request) -> Response:
-        name = request.path_params["name"]
-        for kind, known in served.names.items():
-            if known == name:
-                entry = {"id": name, "object": "model", "created": served.created, "owned_by": "llcuda_ffi"}
-                return JSONResponse({**entry, "kind": kind})
-        raise Refused(404, f"no model is called {name!r:.100}", "model_not_found")
-
-    async def metrics(request: Request) -> Response:
-        text = metrics_text(None if llm is None else llm.metrics(), gate)
-        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
-
-    middleware: list[Middleware] = []
+    parallel = [int(m.settings.get("n_parallel", _USUAL_PARALLEL)) for m in models if m.kind == "text"]
+    gate = Gate(max(parallel, default=_USUAL_PARALLEL) + max_queue)
+    state = ServerState(models, gate, BodyReader(max_body, timeout=body_timeout, lenient=models.lenient))
+    middleware: list[Middleware] = [Middleware(RequestLog, access_log=access_log)]
     if cors_origins:
-        from starlette.middleware.cors import CORSMiddleware
-
-        methods, headers = ["GET", "POST"], ["Authorization", "Content-Type"]
+        # SDKs of browsers send headers of their own (x-stainless-…): any may be sent
         middleware.append(
-            Middleware(CORSMiddleware, allow_origins=list(cors_origins), allow_methods=methods, allow_headers=headers)
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(cors_origins),
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-Id", "Request-Id", "Retry-After"],
+                max_age=3600,
+            )
         )
-    if api_key is not None:
-        middleware.append(Middleware(_Key, key=api_key))
+    if api_keys:
+        middleware.append(Middleware(KeyCheck, keys=Keys(api_keys)))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        idle = asyncio.ensure_future(models.free_idle())
+        yield
+        idle.cancel()
+
     app = Starlette(
-        routes=[
-            Route("/health", health),
-            Route("/metrics", metrics),
-            Route("/v1/models", models),
-            Route("/v1/models/{name:path}", model),
-            Route("/v1/completions", Completions(served, gate, max_body).post, methods=["POST"]),
-            Route("/v1/chat/completions", ChatCompletions(served, gate, max_body).post, methods=["POST"]),
-            Route("/v1/embeddings", Embeddings(served, gate, max_body).post, methods=["POST"]),
-            Route("/tokenize", tokens.tokenize, methods=["POST"]),
-            Route("/detokenize", tokens.detokenize, methods=["POST"]),
-        ],
+        routes=_routes(state),
         middleware=middleware,
+        lifespan=lifespan,
         exception_handlers={
             HTTPException: answer_error,
             LlcudaError: answer_error,
@@ -107,22 +100,80 @@ def create_app(
     return app
 
 
+def _routes(state: ServerState) -> list[Route]:
+    status = _Status(state)
+    chat, completions, embeddings = ChatCompletions(state), Completions(state), Embeddings(state)
+    rerank, tokens, native, properties = Rerank(state), Tokens(state), NativeCompletion(state), Properties(state)
+    # with and without /v1, as clients are given either base URL
+    both = {
+        "/health": status.ready,
+        "/models": status.models,
+        "/models/{name:path}": status.model,
+        "/completions": completions.post,
+        "/chat/completions": chat.post,
+        "/chat/completions/input_tokens": chat.input_tokens,
+        "/rerank": rerank.rerank,
+        "/reranking": rerank.rerank,
+        "/score": rerank.score,
+    }
+    single = {
+        "/livez": status.alive,
+        "/readyz": status.ready,
+        "/metrics": status.metrics,
+        "/v1/embeddings": embeddings.post,
+        "/embeddings": embeddings.native,
+        "/embedding": embeddings.native,
+        "/tokenize": tokens.tokenize,
+        "/detokenize": tokens.detokenize,
+        "/apply-template": chat.apply_template,
+        "/completion": native.completion,
+        "/infill": native.infill,
+        "/props": properties.props,
+        "/slots": properties.slots,
+    }
+    read = {"/health", "/models", "/models/{name:path}", "/livez", "/readyz", "/metrics", "/props", "/slots"}
+    routes = []
+    for path, endpoint in both.items():
+        methods = ["GET" if path in read else "POST"]
+        routes += [Route("/v1" + path, endpoint, methods=methods), Route(path, endpoint, methods=methods)]
+    routes += [Route(path, end, methods=["GET" if path in read else "POST"]) for path, end in single.items()]
+    routes.append(Route("/lora-adapters", properties.adapters, methods=["GET", "POST"]))
+    return routes
+
+
+class _Status:
+    """What the server has and whether it works."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def alive(self, request: Request) -> Response:
+        """GET /livez: the process answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """GET /health, /readyz: it takes requests, and no engine is dead."""
+        if self._state.gate.closing:
+            raise Refused(503, "the server is stopping", "closing")
+        for model in self._state.models:
+            failure = getattr(model.engine, "failure", None)
+            if failure is not None:
+                raise Refused(503, f"the engine of {model.name} has failed: {failure}", "engine_failed")
+        return JSONResponse({"status": "ok"})
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        return JSONResponse({"object": "list", "data": [model.to_dict() for model in self._state.models]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/NAME."""
+        return JSONResponse(self._state.models.find(request.path_params["name"]).to_dict())
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics."""
+        return PlainTextResponse(metrics_text(self._state), media_type="text/plain; version=0.0.4")
+
+
 async def _nobody(request: Request, error: Exception) -> Response:
     """For a client that has left; nothing of it is sent."""
     return Response(status_code=499)
-
-
-class _Key:
-    """Refuses requests without the key, but for /health."""
-
-    def __init__(self, app: ASGIApp, key: str) -> None:
-        self._app, self._key = app, b"Bearer " + key.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != "/health":
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not secrets.compare_digest(given, self._key):
-                refused = Refused(401, "send Authorization: Bearer and the key of this server", "invalid_api_key")
-                await (await answer_error(Request(scope), refused))(scope, receive, send)
-                return
-        await self._app(scope, receive, send)

@@ -1,40 +1,103 @@
-"""A request's body: read up to a limit, parsed strictly, its fields taken one by one."""
+"""A request's body: read up to a limit in size and time, parsed strictly, its fields taken one by one."""
 
 from __future__ import annotations
 
-import json
+import asyncio
+import difflib
+from concurrent.futures import ThreadPoolExecutor
+from json.decoder import JSONDecoder
+from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
 from starlette.requests import Request
 
 from ..chat.messages import plain
 from ..errors import InvalidRequest
-from ..params import flag
+from ..params import flag, integer
 from .errors import Refused
 
+_SMALL = 16 << 10  # parsed at once; a thread would cost more
+_HUGE = 512 << 10  # the C parser would hold all other threads for too long
 
-async def read_body(request: Request, limit: int) -> Fields:
-    """The fields of a JSON object.
 
-    Raises:
-        Refused: 415 not said to be JSON, 413 more than `limit` bytes.
-        InvalidRequest: not UTF-8, not JSON, NaN or Infinity, nested over 64 deep, not an object.
+class BodyReader:
+    """Reads the bodies of a server's requests.
+
+    Attributes:
+        limit: most bytes of one.
+        total: most bytes of all that are being read or parsed.
+        timeout: seconds for a body to arrive.
     """
-    # a web page of another site may send any other type without asking; JSON it may not
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refused(415, f"send Content-Type: application/json, not {kind or 'nothing'!r:.60}", "unsupported_type")
-    stated = request.headers.get("content-length", "")
-    if stated.isdigit() and int(stated[:18]) > limit:
-        raise _too_large(limit)
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise _too_large(limit)
-        parts.append(part)
+
+    def __init__(self, limit: int, *, timeout: float = 60.0, lenient: bool = False) -> None:
+        self.limit, self.total, self.timeout, self._lenient = limit, 16 * limit, timeout, lenient
+        self._held = 0
+        # threads of its own: hostile bodies must not keep those that prepare chats
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="llcuda_ffi-bodies")
+
+    async def read(self, request: Request) -> Fields:
+        """The fields of a JSON object.
+
+        Raises:
+            Refused: 415 not said to be JSON, 413 too large, 408 too slow, 503 too many large ones at once.
+            InvalidRequest: not UTF-8, not JSON, NaN or Infinity, nested over 64 deep, not an object.
+        """
+        value = await self._value(request)
+        if not isinstance(value, dict):
+            raise InvalidRequest("the body must be a JSON object")
+        return Fields(value, self._lenient)
+
+    async def read_list(self, request: Request) -> list[Any]:
+        """A JSON list.
+
+        Raises:
+            as `read`.
+        """
+        value = await self._value(request)
+        if not isinstance(value, list):
+            raise InvalidRequest("the body must be a JSON list")
+        return value
+
+    async def _value(self, request: Request) -> Any:
+        # a web page of another site may send any other type without asking; JSON it may not
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Refused(
+                415, f"send Content-Type: application/json, not {kind or 'nothing'!r:.60}", "unsupported_type"
+            )
+        stated = request.headers.get("content-length", "")
+        if stated.isdigit() and int(stated[:18]) > self.limit:
+            raise self._too_large()
+        parts: list[bytes] = []
+        try:
+            await asyncio.wait_for(self._receive(request, parts), self.timeout)
+            data = b"".join(parts)
+            if len(data) <= _SMALL:
+                return _parse(data)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, _parse, data)
+        except (TimeoutError, asyncio.TimeoutError):
+            raise Refused(408, f"the body did not arrive within {self.timeout:g} s", "timeout") from None
+        finally:
+            self._held -= sum(map(len, parts))
+
+    async def _receive(self, request: Request, parts: list[bytes]) -> None:
+        size = 0
+        async for part in request.stream():
+            size += len(part)
+            if size > self.limit:
+                raise self._too_large()
+            if self._held + len(part) > self.total:
+                raise Refused(503, "too many large requests at once: try again", "busy", {"Retry-After": "1"})
+            self._held += len(part)
+            parts.append(part)
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"the body is larger than {self.limit} bytes, the most this server takes", "body_too_large")
+
+
+def _parse(data: bytes) -> Any:
     try:
-        value = plain(json.loads(b"".join(parts).decode(), parse_constant=_no_constant), "the body")
+        return plain(_decoder(len(data)).decode(data.decode()), "the body")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the body is not UTF-8: {error}") from None
     except RecursionError:
@@ -43,32 +106,42 @@ async def read_body(request: Request, limit: int) -> Fields:
         raise
     except ValueError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    return Fields(value)
+
+
+def _decoder(size: int) -> JSONDecoder:
+    decoder = JSONDecoder(parse_constant=_no_constant)
+    if size > _HUGE:  # Python's own parser lets other threads go on meanwhile
+        vars(decoder)["scan_once"] = py_make_scanner(decoder)
+    return decoder
 
 
 def _no_constant(name: str) -> NoReturn:
     raise InvalidRequest(f"the body holds {name}, which is not JSON")
 
 
-def _too_large(limit: int) -> Refused:
-    return Refused(413, f"the body is larger than {limit} bytes, the most this server takes", "body_too_large")
-
-
 class Fields:
-    """The fields of a body. null means absent, as OpenAI's clients send it."""
+    """The fields of a body. null means absent, as OpenAI's clients send it.
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    Attributes:
+        lenient: what is not known is left out instead of refused.
+    """
+
+    def __init__(self, values: dict[str, Any], lenient: bool = False) -> None:
         self._values = {name: value for name, value in values.items() if value is not None}
+        self._known: set[str] = set()
+        self.lenient = lenient
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
 
     def take(self, name: str, default: Any = None) -> Any:
         """A field of any type, taken out."""
+        self._known.add(name)
         return self._values.pop(name, default)
 
     def text(self, name: str, default: str | None = None) -> str:
         """A text, taken out; without a default it must be there."""
-        value = self._values.pop(name, default)
+        value = self.take(name, default)
         if not isinstance(value, str):
             what = "is missing" if value is None else f"must be a text, not {value!r:.60}"
             raise InvalidRequest(f"{name} {what}")
@@ -76,21 +149,36 @@ class Fields:
 
     def flag(self, name: str, default: bool) -> bool:
         """A boolean, taken out."""
-        return flag(name, self._values.pop(name, default))
+        return flag(name, self.take(name, default))
+
+    def integer(self, name: str, low: int, high: int, default: int | None = None) -> int | None:
+        """An integer within [low, high], taken out."""
+        value = self.take(name)
+        return default if value is None else integer(name, value, low, high)
 
     def mapping(self, name: str) -> dict[str, Any]:
         """An object, taken out; empty when absent."""
-        value = self._values.pop(name, {})
+        value = self.take(name, {})
         if not isinstance(value, dict):
             raise InvalidRequest(f"{name} must be an object, not {value!r:.60}")
         return value
 
-    def items(self, name: str) -> list[Any] | None:
-        """A list, taken out; None when absent."""
-        value = self._values.pop(name, None)
+    def items(self, name: str, most: int | None = None) -> list[Any] | None:
+        """A list of at most `most` items, taken out; None when absent."""
+        value = self.take(name)
         if value is not None and not isinstance(value, list):
             raise InvalidRequest(f"{name} must be a list, not {value!r:.60}")
+        if value is not None and most is not None and len(value) > most:
+            raise InvalidRequest(f"{name} has {len(value)} items, more than {most}")
         return value
+
+    def objects(self, name: str, most: int | None = None) -> list[dict[str, Any]] | None:
+        """A list of objects, taken out; None when absent."""
+        found = self.items(name, most)
+        for i, item in enumerate(found or ()):
+            if not isinstance(item, dict):
+                raise InvalidRequest(f"{name}[{i}] must be an object, not {item!r:.60}")
+        return found
 
     def rest(self) -> dict[str, Any]:
         """All that was not taken."""
@@ -99,5 +187,16 @@ class Fields:
 
     def end(self) -> None:
         """Refuse what was not taken."""
-        if self._values:
-            raise InvalidRequest(f"unknown field {next(iter(self._values))!r:.60}: docs/server.md lists the fields")
+        self.check(self._values)
+
+    def check(self, left: dict[str, Any], known: frozenset[str] = frozenset()) -> None:
+        """Refuse the first of `left`, naming the known fields that are like it; lenient, drop them.
+
+        Raises:
+            InvalidRequest: there is one.
+        """
+        if left and not self.lenient:
+            name = next(iter(left))
+            near = difflib.get_close_matches(name[:60], self._known | known, 2)
+            hint = f"did you mean {' or '.join(near)}?" if near else "docs/server.md lists the fields"
+            raise InvalidRequest(f"unknown field {name!r:.60}: {hint} (serve --lenient takes any)")

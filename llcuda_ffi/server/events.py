@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -95,16 +96,29 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(None, headers={"Cache-Control": "no-cache"})
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        held: contextlib.AsyncExitStack,
+        error: Callable[[BaseException], bytes] = lambda error: event(error_dict(error)[1]),
+    ) -> None:
+        """Take the events.
+
+        Args:
+            held: what they need; closed after the last one.
+            error: writes the event of an exception inside the stream.
+        """
+        # the second header: nginx would keep events back
+        super().__init__(None, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._events = events
+        self._events, self._held, self._error = events, held, error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await while_connected(receive, self._send(send))
-        except ClientLeft:
-            pass
+        async with self._held:
+            try:
+                await while_connected(receive, self._send(send))
+            except ClientLeft:
+                pass
 
     async def _send(self, send: Send) -> None:
         events, started = self._events, False
@@ -118,7 +132,7 @@ class EventStream(Response):
             except Exception as error:
                 if not started:
                     raise
-                await send({"type": "http.response.body", "body": event(error_dict(error)[1]), "more_body": True})
+                await send({"type": "http.response.body", "body": self._error(error), "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await events.aclose()

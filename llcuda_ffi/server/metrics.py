@@ -1,9 +1,15 @@
-"""GET /metrics: the engine's counters in Prometheus' text format."""
+"""GET /metrics in Prometheus' text format: the engine's counters, and the names of the model server protocol.
+
+The latter (vllm:…) are what llm-d, KServe and the gateway's inference extension read to choose a replica.
+"""
 
 from __future__ import annotations
 
+from ..async_llama import AsyncLlama
 from ..engine.metrics import MetricsSnapshot, Percentiles
-from .gate import Gate
+from .request_metrics import ModelMetrics
+from .served_model import ServedModel
+from .state import ServerState
 
 _GAUGES = {
     "queued": "requests waiting for a slot",
@@ -31,31 +37,90 @@ _SUMMARIES = {
     "itl_s": "seconds between tokens",
     "tokens_per_s": "tokens a second of one request",
 }
-
-
-def metrics_text(snapshot: MetricsSnapshot | None, gate: Gate) -> str:
-    """The exposition; the quantiles are of the last 1,024 requests."""
-    lines: list[str] = []
-
-    def write(name: str, kind: str, about: str, value: float) -> None:
-        lines.extend((f"# HELP {name} {about}", f"# TYPE {name} {kind}", f"{name} {value!r}"))
-
-    write("llcuda_ffi_http_inside", "gauge", "completions and embedding requests running or waiting", gate.inside)
-    write("llcuda_ffi_http_refused_total", "counter", "requests refused because too many were waiting", gate.refused)
-    if snapshot is not None:
-        for name, about in _GAUGES.items():
-            write(f"llcuda_ffi_{_unit(name)}", "gauge", about, getattr(snapshot, name))
-        for name, about in _COUNTERS.items():
-            write(f"llcuda_ffi_{_unit(name)}_total", "counter", about, getattr(snapshot, name))
-        for name, about in _SUMMARIES.items():
-            found: Percentiles = getattr(snapshot, name)
-            full = f"llcuda_ffi_{_unit(name)}"
-            lines.extend((f"# HELP {full} {about}", f"# TYPE {full} gauge"))
-            lines.extend(f'{full}{{quantile="{q}"}} {getattr(found, "p" + q[2:].ljust(2, "0"))!r}' for q in _QUANTILES)
-    return "\n".join(lines) + "\n"
-
-
 _QUANTILES = ("0.5", "0.95", "0.99")
+
+
+class Exposition:
+    """Lines of the format; HELP and TYPE stand once before a name's samples."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, list[str]] = {}
+
+    def add(self, name: str, kind: str, about: str, value: float, labels: str = "") -> None:
+        """A sample of a gauge or counter."""
+        self.family(name, kind, about).append(f"{name}{{{labels}}} {value!r}" if labels else f"{name} {value!r}")
+
+    def family(self, name: str, kind: str, about: str) -> list[str]:
+        """The samples of a name, to be added to."""
+        return self._families.setdefault(name, [f"# HELP {name} {about}", f"# TYPE {name} {kind}"])
+
+    def text(self) -> str:
+        """The whole."""
+        return "\n".join(line for lines in self._families.values() for line in lines) + "\n"
+
+
+def metrics_text(state: ServerState) -> str:
+    """The exposition. The engine's counters are of the first text model that is loaded, the vllm: ones of every one."""
+    out, gate = Exposition(), state.gate
+    out.add("llcuda_ffi_http_inside", "gauge", "completions and embedding requests running or waiting", gate.inside)
+    out.add("llcuda_ffi_http_refused_total", "counter", "requests refused because too many were waiting", gate.refused)
+    loaded = [(m, m.engine.metrics()) for m in state.models if isinstance(m.engine, AsyncLlama)]
+    for _, snapshot in loaded[:1]:
+        _engine(out, snapshot)
+    for model, snapshot in loaded:
+        _protocol_gauges(out, model, snapshot)
+    for name, measured in state.metrics.models.items():
+        _protocol_requests(out, _label(name), measured)
+    return out.text()
+
+
+def _engine(out: Exposition, snapshot: MetricsSnapshot) -> None:
+    for name, about in _GAUGES.items():
+        out.add(f"llcuda_ffi_{_unit(name)}", "gauge", about, getattr(snapshot, name))
+    for name, about in _COUNTERS.items():
+        out.add(f"llcuda_ffi_{_unit(name)}_total", "counter", about, getattr(snapshot, name))
+    for name, about in _SUMMARIES.items():
+        found: Percentiles = getattr(snapshot, name)
+        for q in _QUANTILES:
+            value = getattr(found, "p" + q[2:].ljust(2, "0"))
+            out.add(f"llcuda_ffi_{_unit(name)}", "gauge", f"{about}, last 1,024 requests", value, f'quantile="{q}"')
+
+
+def _protocol_gauges(out: Exposition, model: ServedModel, snapshot: MetricsSnapshot) -> None:
+    label = _label(model.name)
+    out.add("vllm:num_requests_running", "gauge", "requests in a slot", snapshot.running, label)
+    out.add("vllm:num_requests_waiting", "gauge", "requests waiting for a slot", snapshot.queued, label)
+    used = snapshot.kv_used / snapshot.kv_cells if snapshot.kv_cells else 0.0
+    out.add("vllm:kv_cache_usage_perc", "gauge", "share of the KV cache that is used, 0 to 1", used, label)
+    info = f'block_size="1",num_gpu_blocks="{snapshot.kv_cells}"'
+    out.add("vllm:cache_config_info", "gauge", "size of the KV cache", 1, f"{label},{info}")
+    names, busy = ",".join(model.adapters), ",".join(model.loras)
+    lora = f'max_lora="{len(model.adapters)}",running_lora_adapters="{_escaped(busy)}",waiting_lora_adapters=""'
+    if names:
+        out.add("vllm:lora_requests_info", "gauge", "adapters that are loaded", model.created, lora)
+
+
+def _protocol_requests(out: Exposition, label: str, measured: ModelMetrics) -> None:
+    for name, count in (
+        ("prompt_tokens", measured.prompt_tokens),
+        ("generation_tokens", measured.generation_tokens),
+        ("prefix_cache_queries", measured.prompt_tokens),
+        ("prefix_cache_hits", measured.cached_tokens),
+    ):
+        out.add(f"vllm:{name}_total", "counter", f"{name.replace('_', ' ')} of finished requests", count, label)
+    for reason, count in measured.finished.items():
+        labels = f'{label},finished_reason="{reason}"'
+        out.add("vllm:request_success_total", "counter", "finished requests by their end", count, labels)
+    for name, histogram in measured.histograms.items():
+        out.family(f"vllm:{name}", "histogram", histogram.about).extend(histogram.lines(f"vllm:{name}", label))
+
+
+def _label(name: str) -> str:
+    return f'model_name="{_escaped(name)}"'
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _unit(name: str) -> str:

@@ -1,125 +1,216 @@
-"""What is served: a text model, an embedding model, or both, and their names."""
+"""The models that a server offers: loaded when first asked for, freed when idle, within a budget of memory."""
 
 from __future__ import annotations
 
-import os
+import asyncio
+import contextlib
+import logging
 import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from ..async_llama import AsyncLlama
-from ..embedder import Embedder
-from ..errors import InvalidRequest
-from ..gguf import GGUFReader
-from ..hub.references import resolve
+from ..errors import InvalidRequest, LlcudaError
 from .errors import Refused
+from .served_model import Engine, Kind, ServedModel
 
-Reference = str | os.PathLike[str]
+log = logging.getLogger("llcuda_ffi.server")
 
 
-class Served:
-    """The models of a server.
+class Models:
+    """The models of a server. One event loop uses them.
 
-    Attributes:
-        llm: the text model, or None.
-        embedder: the embedding model, or None.
-        names: the name of each under which the API shows it.
+    A request holds its model (`use`) from before its first token to after its last: no model is freed under one. Where
+    the budget has no room for a model that is asked for, the one that was idle longest leaves; where all are busy, one
+    takes no new requests until it is idle, leaves, and those requests wait for it to come back.
     """
 
     def __init__(
         self,
-        llm: AsyncLlama | None = None,
-        embedder: Embedder | None = None,
+        models: Sequence[ServedModel],
         *,
-        name: str | None = None,
-        embedding_name: str | None = None,
+        memory_budget: int | None = None,
+        idle_timeout: float | None = None,
+        lenient: bool = False,
     ) -> None:
-        if llm is None and embedder is None:
+        """Take the models; none is loaded by this.
+
+        Args:
+            memory_budget: most bytes of models loaded at once (estimates, see ServedModel.size).
+            idle_timeout: seconds without a request after which a model that is not pinned is freed.
+            lenient: a name that is not known means the first model of the kind.
+
+        Raises:
+            InvalidRequest: no model, or two with one name.
+        """
+        if not models:
             raise InvalidRequest("a server needs a model")
-        self.llm, self.embedder, self.created = llm, embedder, int(time.time())
-        self.names: dict[str, str] = {}
-        if llm is not None:
-            self.names["text"] = name or llm.llama.model.path.stem
-        if embedder is not None:
-            self.names["embedding"] = embedding_name or (name if llm is None else None) or embedder.model.path.stem
+        self._models = list(models)
+        self.memory_budget, self.idle_timeout, self.lenient = memory_budget, idle_timeout, lenient
+        self._names: dict[str, ServedModel] = {}
+        for model in models:
+            for name in model.names:
+                if self._names.setdefault(name, model) is not model:
+                    raise InvalidRequest(f"two models are called {name!r:.100}: give one an --alias")
+        self._changed = asyncio.Event()
+        self._loading = asyncio.Lock()
+        self._loads: dict[ServedModel, asyncio.Task[None]] = {}
 
     @classmethod
-    def load(
-        cls,
-        model: Reference,
-        embedding_model: Reference | None = None,
-        *,
-        name: str | None = None,
-        embedding_settings: dict[str, Any] | None = None,
-        **settings: Any,
-    ) -> Served:
-        """Load what the references name; `model` may itself be an embedding model.
+    def of(cls, *engines: Engine, names: Sequence[str] = ()) -> Models:
+        """Models that are loaded already, for an application of your own.
 
-        Raises:
-            ModelError, BundleError, LoadError, InvalidRequest: as Llama and Embedder.
+        Args:
+            names: how the API shows them; by default their files' names.
         """
-        path = resolve(model)
-        label = name or _label(model)
-        embedding_settings = embedding_settings or {}
-        if _embeds(path):
-            if embedding_model is not None:
-                raise InvalidRequest(f"{path.name} is an embedding model itself: give a text model, or only one model")
-            return cls(None, Embedder(path, **embedding_settings), name=label)
-        llm = AsyncLlama(path, **settings)
-        try:
-            if embedding_model is None:
-                return cls(llm, name=label)
-            embedder = Embedder(embedding_model, **embedding_settings)
-        except BaseException:
-            llm.close()
-            raise
-        return cls(llm, embedder, name=label, embedding_name=_label(embedding_model))
+        given = [*names, *[None] * (len(engines) - len(names))]
+        return cls([ServedModel.of(engine, name) for engine, name in zip(engines, given, strict=True)])
 
-    def text(self, name: object) -> AsyncLlama:
-        """The text model, if `name` means it; None means it too.
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models)
+
+    def find(self, name: object, kind: Kind | None = None) -> ServedModel:
+        """The model of a name; None means the first of the kind.
 
         Raises:
             Refused: 404, no such model.
-            InvalidRequest: the model embeds.
+            InvalidRequest: it is of another kind, or there is none of the kind.
         """
-        self._check(name)
-        if self.llm is None or (name is not None and name == self.names.get("embedding") != self.names["text"]):
-            raise InvalidRequest("this is an embedding model, it generates no text: POST /v1/embeddings")
-        return self.llm
-
-    def embedding(self, name: object) -> Embedder:
-        """The embedding model, if `name` means it; None means it too.
-
-        Raises:
-            Refused: 404, no such model.
-            InvalidRequest: the model generates.
-        """
-        self._check(name)
-        if self.embedder is None or (name is not None and name == self.names.get("text") != self.names["embedding"]):
-            raise InvalidRequest("this model makes no embeddings: start the server with --embedding-model")
-        return self.embedder
-
-    def _check(self, name: object) -> None:
-        if name is not None and name not in self.names.values():
-            known = " and ".join(dict.fromkeys(self.names.values()))
+        if isinstance(name, str) and name in self._names:
+            model = self._names[name]
+            if kind is not None:
+                model.as_kind(kind)
+            return model
+        if name is not None and not self.lenient:
+            known = ", ".join(m.name for m in self._models[:20])
             raise Refused(404, f"no model is called {name!r:.100}: there is {known}", "model_not_found")
+        fitting = [m for m in self._models if kind in (None, m.kind)]
+        if not fitting:
+            raise InvalidRequest(f"no model of this server is of the kind {kind!r}: start it with one")
+        return fitting[0]
+
+    @contextlib.asynccontextmanager
+    async def use(self, model: ServedModel) -> AsyncIterator[ServedModel]:
+        """The model loaded, and kept while inside.
+
+        Raises:
+            LlcudaError: it cannot be loaded.
+        """
+        while model.leaving or model.engine is None:
+            if model.leaving:
+                await self._changed.wait()
+            else:
+                await self._loaded(model)
+        model.users += 1
+        try:
+            yield model
+        finally:
+            model.users -= 1
+            model.last_used = time.monotonic()
+            if not model.users:
+                self._notify()
+
+    def _notify(self) -> None:
+        """Wake all that wait for a model to come or go."""
+        event, self._changed = self._changed, asyncio.Event()
+        event.set()
+
+    async def _loaded(self, model: ServedModel) -> None:
+        """Wait until it is loaded, once for all who ask; a client that leaves does not stop that."""
+        task = self._loads.get(model)
+        if task is None:
+            task = self._loads[model] = asyncio.ensure_future(self._load(model))
+            task.add_done_callback(lambda done: (self._loads.pop(model), done.cancelled() or done.exception()))
+        await asyncio.shield(task)
+
+    async def _load(self, model: ServedModel) -> None:
+        async with self._loading:
+            await self._make_room(model)
+            began = time.monotonic()
+            await asyncio.to_thread(model.open)
+            model.last_used = time.monotonic()
+            log.info("%s is loaded, %.1f s", model.name, model.last_used - began)
+
+    async def _make_room(self, model: ServedModel) -> None:
+        """Free models until `model` fits the budget.
+
+        Raises:
+            InvalidRequest: it never fits beside those that are pinned.
+        """
+        budget = self.memory_budget
+        if budget is None:
+            return
+        pinned = sum(m.size for m in self._models if m.pinned and m.engine is not None and m is not model)
+        if model.size + pinned > budget:
+            raise InvalidRequest(
+                f"{model.name} takes about {model.size >> 20} MiB, pinned models {pinned >> 20} MiB: more than the "
+                f"server's budget of {budget >> 20} MiB"
+            )
+        while sum(m.size for m in self._models if m.engine is not None) + model.size > budget:
+            there = [m for m in self._models if m.engine is not None and not m.pinned]
+            await self._free(min(there, key=lambda m: (m.users > 0, m.last_used)))
+
+    async def _free(self, model: ServedModel) -> None:
+        model.leaving = True
+        try:
+            while model.users:
+                await self._changed.wait()
+            await asyncio.to_thread(model.close)
+            log.info("%s is freed", model.name)
+        finally:
+            model.leaving = False
+            self._notify()
+
+    async def unload(self, model: ServedModel) -> None:
+        """Free a model when its requests are over; a later request loads it again."""
+        async with self._loading:
+            if model.engine is not None:
+                await self._free(model)
+
+    async def free_idle(self) -> None:
+        """Free models whose idle time is over, for ever; cancel it to stop."""
+        limit = self.idle_timeout
+        if limit is None:
+            return
+        while True:
+            await asyncio.sleep(min(limit, 5.0) / 2)
+            now = time.monotonic()
+            for model in self._models:
+                if model.engine is not None and not (model.pinned or model.users) and now - model.last_used >= limit:
+                    await self.unload(model)
+
+    def load_at_start(self, models: Sequence[ServedModel]) -> None:
+        """Load models before the server answers, as far as the budget goes; blocking.
+
+        Raises:
+            LlcudaError: one cannot be loaded.
+        """
+        for model in models:
+            there = sum(m.size for m in self._models if m.engine is not None)
+            if self.memory_budget is None or there + model.size <= self.memory_budget:
+                model.open()
+                model.last_used = time.monotonic()
 
     def close(self) -> None:
-        """Free both."""
-        if self.llm is not None:
-            self.llm.close()
-        if self.embedder is not None:
-            self.embedder.close()
+        """Free all."""
+        for model in self._models:
+            model.close()
 
 
-def _label(model: Reference) -> str:
-    """A registry name as it is; of a file its name."""
-    text = os.fspath(model)
-    return Path(text).stem if text.endswith(".gguf") else text
+def in_folder(folder: Path) -> Iterator[Path]:
+    """The GGUF models of a folder: each file, or the first of a model's parts; not projectors of vision models."""
+    if not folder.is_dir():
+        raise InvalidRequest(f"{folder} is no folder of models")
+    for path in sorted(folder.rglob("*.gguf")):
+        part = path.stem.rpartition("-of-")[0].rpartition("-")[2]
+        if (not part.isdigit() or int(part) == 1) and not path.name.lower().startswith("mmproj"):
+            yield path
 
 
-def _embeds(path: Path) -> bool:
-    """Whether a file says that it is made for embeddings: it pools, or looks at all of a text at once."""
-    with GGUFReader(path) as reader:
-        read, arch = reader.metadata.get, reader.architecture
-        return read(f"{arch}.pooling_type", 0) in (1, 2, 3) or read(f"{arch}.attention.causal", True) is False
+def found_in(folder: Path, **options: object) -> Iterator[ServedModel]:
+    """The models of a folder that can be read, named by their paths in it; others are named in the log."""
+    for path in in_folder(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        try:
+            yield ServedModel.find(path, name=name, **options)  # type: ignore[arg-type]
+        except LlcudaError as error:
+            log.warning("%s is left out: %s", path, error)

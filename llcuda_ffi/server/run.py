@@ -1,73 +1,125 @@
-"""Runs the application: the port first, then the models, then requests until a signal."""
+"""Runs the application: the address first, then the models, then requests until a signal."""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
+import os
+import resource
 import signal
 import socket
+import ssl
+import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ..errors import InvalidRequest
 from .app import MAX_BODY, MAX_QUEUE, create_app
-from .models import Served
+from .models import Models
+
+_SPARE_FILES = 128  # for models, logs, libraries
 
 
 def serve(
-    load: Callable[[], Served],
+    load: Callable[[], Models],
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
-    api_key: str | None = None,
+    unix_socket: Path | None = None,
+    api_keys: Sequence[str] | Mapping[str, str] = (),
     max_body: int = MAX_BODY,
     max_queue: int = MAX_QUEUE,
     cors_origins: Sequence[str] = (),
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
     grace: int = 30,
     access_log: bool = False,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then what runs is finished, for at most `grace` seconds.
 
+    A socket that a service manager passes (LISTEN_FDS, as systemd does) is taken in place of host and port: it stays
+    open while the server is restarted, and clients wait instead of being refused.
+
     Args:
-        load: makes the models, when the port is ours.
+        load: makes the models, when the address is ours.
         port: 0 takes a free one; the line on stderr says which.
+        unix_socket: a path to listen at, in place of host and port.
+        tls_cert, tls_key: PEM files of the certificate (with its chain) and its key; both or none.
 
     Raises:
-        OSError: the port cannot be had.
+        OSError: the address cannot be had.
+        InvalidRequest: the certificate cannot be used.
         as `load` does.
     """
     import uvicorn
 
-    listener = _bind(host, port)
+    from .connections import BoundedProtocol
+
+    if (tls_cert is None) != (tls_key is None):
+        raise InvalidRequest("a certificate needs its key: give both --tls-cert and --tls-key")
+    if tls_cert is not None and tls_key is not None:
+        _check_certificate(tls_cert, tls_key)
+    listener = _passed() or (_bind(host, port) if unix_socket is None else _bind_unix(unix_socket))
     with contextlib.closing(listener):
-        if api_key is None and not _is_loopback(listener.getsockname()[0]):
-            print(f"warning: anyone who reaches {host} can use this server: give --api-key", file=sys.stderr)
-        served = load()
+        address, local = _address(listener, host, tls_cert is not None)
+        if not api_keys and not local:
+            print(f"warning: anyone who reaches {address} can use this server: give --api-key", file=sys.stderr)
+        _log_to_stderr(access_log)
+        models = load()
         try:
-            app = create_app(served, api_key=api_key, max_body=max_body, max_queue=max_queue, cors_origins=cors_origins)
+            app = create_app(
+                models,
+                api_keys=api_keys,
+                max_body=max_body,
+                max_queue=max_queue,
+                cors_origins=cors_origins,
+                access_log=access_log,
+            )
             gate = app.state.gate
+            names = " and ".join(model.name for model in list(models)[:4])
 
             class Server(uvicorn.Server):
+                async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                    await super().startup(sockets)
+                    print(f"{names} at {address}/v1", file=sys.stderr, flush=True)
+
                 def handle_exit(self, sig: int, frame: FrameType | None) -> None:
                     gate.closing = True
                     super().handle_exit(sig, frame)
 
+            BoundedProtocol.most_connections = _most_connections()
             config = uvicorn.Config(
                 app,
-                log_level="info" if access_log else "warning",
-                access_log=access_log,
+                http=BoundedProtocol,
+                ws="none",
+                log_level="warning",
+                access_log=False,
                 timeout_graceful_shutdown=grace,
-                lifespan="off",
+                lifespan="on",
                 server_header=False,
+                backlog=2048,
+                ssl_certfile=tls_cert,
+                ssl_keyfile=tls_key,
             )
-            name = f"[{host}]" if ":" in host else host
-            names = " and ".join(dict.fromkeys(served.names.values()))
-            print(f"{names} at http://{name}:{listener.getsockname()[1]}/v1", file=sys.stderr, flush=True)
             with _quiet_end():
                 Server(config).run(sockets=[listener])
         finally:
-            served.close()
+            models.close()
+            if unix_socket is not None:
+                unix_socket.unlink(missing_ok=True)
+
+
+def _passed() -> socket.socket | None:
+    """The socket that a service manager opened for this process, as sd_listen_fds(3) describes it."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS", "0") == "0":
+        return None
+    listener = socket.socket(fileno=3)
+    listener.set_inheritable(False)
+    return listener
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -84,11 +136,57 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _is_loopback(address: str) -> bool:
+def _bind_unix(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        return ipaddress.ip_address(address).is_loopback
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(os.fspath(path)) != 0:
+                    path.unlink()  # of a server that is gone
+        listener.bind(os.fspath(path))
+        path.chmod(0o600)
+    except OSError as error:
+        listener.close()
+        raise OSError(f"{path} cannot be bound: {error.strerror or error}; choose another --unix-socket") from None
+    return listener
+
+
+def _address(listener: socket.socket, host: str, tls: bool) -> tuple[str, bool]:
+    """The address to be shown, and whether only this machine reaches it."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}", True
+    found: Any = listener.getsockname()
+    try:
+        local = ipaddress.ip_address(found[0]).is_loopback
     except ValueError:
-        return False
+        local = False
+    name = f"[{host}]" if ":" in host else host
+    return f"{'https' if tls else 'http'}://{name}:{found[1]}", local
+
+
+def _check_certificate(cert: Path, key: Path) -> None:
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidRequest(f"{cert} and {key} cannot be used as certificate and key: {error}") from None
+
+
+def _most_connections() -> int:
+    """As many as this process may have files open, less a few."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 2048 if soft == resource.RLIM_INFINITY else min(2048, soft - _SPARE_FILES)
+    return max(16, most)
+
+
+def _log_to_stderr(access_log: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name, on in (("llcuda_ffi.access", access_log), ("llcuda_ffi.server", True)):
+        logger = logging.getLogger(name)
+        if on and not logger.handlers:
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
+            logger.propagate = False
 
 
 @contextlib.contextmanager

@@ -84,6 +84,30 @@ class Server:
         finally:
             connection.close()
 
+    def raw_stream(self, path: str, /, **fields: Any) -> Iterator[dict[str, Any]]:
+        """The events of a stream that ends without [DONE], each with its type where it has one."""
+        connection = self.connect()
+        try:
+            connection.request("POST", path, json.dumps({**fields, "stream": True}), JSON)
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+            for line in answer:
+                if line.startswith(b"data: "):
+                    yield json.loads(line[6:])
+        finally:
+            connection.close()
+
+    def headers(self, path: str, method: str = "GET", /, **headers: str) -> dict[str, str]:
+        """The headers of an answer, by their names in lower case."""
+        connection = self.connect()
+        try:
+            connection.request(method, path, headers=headers)
+            answer = connection.getresponse()
+            answer.read()
+            return {name.lower(): value for name, value in answer.headers.items()}
+        finally:
+            connection.close()
+
     def metric(self, name: str) -> float:
         """A number of /metrics."""
         text = self.send("GET", "/metrics")[1].decode()

@@ -1,0 +1,94 @@
+"""One conversation to be answered: what OpenAI's chats and responses and Anthropic's messages all come to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+from ..async_llama import AsyncLlama
+from ..chat.methods import prepare_all
+from ..chat.request import ChatRequest
+from ..chat.results import ChatChunk, ChatCompletion
+from ..errors import InvalidRequest
+from ..sampling_params import SamplingParams
+from .events import merged, while_connected
+from .sampling import each, first_seed
+from .served_model import ServedModel
+from .state import ServerState
+from .usage import FINISH
+
+MOST_MESSAGES = 4096
+
+
+@dataclass
+class ChatTurn:
+    """A conversation, and how it is to be answered.
+
+    Attributes:
+        messages: in OpenAI's form.
+        params: settings of the generation.
+        options: the chat layer's arguments (`Llama.chat`): tools, tool_choice, response_format, …
+        reasoning: take the model's thinking apart from its answer; else both are content.
+    """
+
+    messages: list[dict[str, Any]]
+    params: SamplingParams
+    options: dict[str, Any] = field(default_factory=dict)
+    reasoning: bool = True
+
+    async def prepared(self, llm: AsyncLlama) -> ChatRequest:
+        """The rendered prompt, ready to be generated.
+
+        Raises:
+            InvalidRequest: the conversation or a setting is not acceptable.
+        """
+        if len(self.messages) > MOST_MESSAGES:
+            raise InvalidRequest(f"the conversation has {len(self.messages)} messages, more than {MOST_MESSAGES}")
+        # rendering and compiling a grammar take milliseconds: not in the event loop
+        requests, _ = await asyncio.to_thread(prepare_all, llm.llama, self.messages, self.params, self.options)
+        if not self.reasoning:
+            requests[0].reasoning = None
+        return requests[0]
+
+    async def answer(self, state: ServerState, request: Request, model: ServedModel) -> ChatCompletion:
+        """The whole answer; it is cancelled when the client leaves."""
+        llm = model.text()
+
+        async def work() -> ChatCompletion:
+            prepared = await self.prepared(llm)
+            made = await llm.generate(prepared.tokens, prepared.params)
+            return prepared.answer(made if isinstance(made, list) else [made])
+
+        done = await while_connected(request.receive, work())
+        reasons = [FINISH[choice.finish_reason] for choice in done.choices]
+        state.finished(request, model, [(done.usage, done.timings, reasons[0])])
+        return done
+
+    async def chunks(
+        self, state: ServerState, request: Request, model: ServedModel, prepared: ChatRequest
+    ) -> AsyncGenerator[tuple[int, ChatChunk], None]:
+        """The answer's pieces, each with the number of its choice."""
+        llm, params = model.text(), prepared.params
+        streams = [_answer(llm, prepared, p) for p in each(params, params.n, first_seed(params))]
+        done: list[ChatCompletion] = []
+        async for i, chunk in merged(streams):
+            if chunk.completion is not None:
+                done.append(chunk.completion)
+            yield i, chunk
+        state.finished(request, model, [(d.usage, d.timings, FINISH[d.finish_reason]) for d in done])
+
+
+async def _answer(llm: AsyncLlama, prepared: ChatRequest, params: SamplingParams) -> AsyncGenerator[ChatChunk, None]:
+    """One of n streamed answers."""
+    parser = prepared.stream()
+    chunks: Any = llm.stream(prepared.tokens, params)
+    try:
+        async for chunk in chunks:
+            for piece in parser.feed(chunk):
+                yield piece
+    finally:
+        await chunks.aclose()

@@ -1,0 +1,69 @@
+"""Prompts as /v1/completions and llama.cpp's /completion take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.vocab import Vocab
+from ..errors import InvalidRequest
+
+Prompt = str | list[int] | list[Any]
+
+_MOST = 2048
+
+
+def prompts_of(value: Any, name: str = "prompt") -> tuple[list[Prompt], bool]:
+    """The prompts of a field, and whether there was a list of them.
+
+    A text, token ids, texts and ids mixed ([1, "a", 2], llama.cpp's), {"prompt_string": …}, or a list of those.
+
+    Raises:
+        InvalidRequest: something else, or more than 2,048.
+    """
+    if value is None:
+        return [""], False
+    if isinstance(value, (str, dict)):
+        return [_one(value, name)], False
+    if not isinstance(value, list) or not value:
+        raise InvalidRequest(f"{name} must be a text, token ids, or a list of those, and not empty; not {value!r:.60}")
+    if any(type(item) is int for item in value):
+        return [_one(value, name)], False
+    if len(value) > _MOST:
+        raise InvalidRequest(f"{name} has {len(value)} prompts, more than {_MOST}")
+    return [_one(item, f"{name}[{i}]") for i, item in enumerate(value)], True
+
+
+def _one(value: Any, name: str) -> Prompt:
+    if isinstance(value, dict):
+        if value.get("multimodal_data"):
+            raise InvalidRequest(f"{name}: multimodal_data is not supported")
+        value = value.get("prompt_string")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(type(item) is int or isinstance(item, str) for item in value):
+        return value
+    raise InvalidRequest(f"{name} must be a text or a list of token ids, not {value!r:.60}")
+
+
+def prompt_ids(vocab: Vocab, prompt: Prompt) -> list[int]:
+    """The token ids of a prompt; an empty one is the model's own beginning.
+
+    Raises:
+        InvalidRequest: ids outside the vocabulary, or an empty prompt where the model has no token to begin with.
+    """
+    if isinstance(prompt, str):
+        ids: list[int] = vocab.tokenize(prompt, add_special=True, parse_special=True).tolist() if prompt else []
+    else:
+        ids = []
+        for i, item in enumerate(prompt):
+            if isinstance(item, str):
+                ids += vocab.tokenize(item, add_special=i == 0, parse_special=True).tolist()
+            else:
+                ids.append(item)
+        vocab.ids(ids)
+    if not ids:
+        first = vocab.bos if vocab.bos is not None else vocab.eos
+        if first is None:
+            raise InvalidRequest("the prompt is empty, and the model has no token to begin with: give a text")
+        ids = [first]
+    return ids

@@ -1,0 +1,62 @@
+"""Log probabilities in the forms of OpenAI's older completions and of its chats."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import Any
+
+from ..core.vocab import Vocab
+from ..engine.results import TokenLogprob
+
+
+def token_text(piece: bytes) -> str:
+    """What a token writes; for one that is no whole text its bytes, as OpenAI writes them."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+class CompletionLogprobs:
+    """Writes the `logprobs` of one completion, whole or in the pieces of a stream, whose offsets go on."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        self._vocab, self._at = vocab, 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def to_dict(self, entries: Sequence[TokenLogprob | None] | None, pieces: Sequence[bytes] = ()) -> Any:
+        """`tokens`, `token_logprobs`, `top_logprobs` and `text_offset` of the next tokens; None for None.
+
+        Args:
+            entries: one for each token; None for a prompt's first token, which has no probability.
+            pieces: what those without an entry write.
+        """
+        if entries is None:
+            return None
+        rest = iter(pieces)
+        out: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for entry in entries:
+            piece = next(rest, b"") if entry is None else entry.bytes
+            out["tokens"].append(token_text(piece))
+            out["token_logprobs"].append(None if entry is None else entry.logprob)
+            out["top_logprobs"].append(None if entry is None else self._tops(entry))
+            out["text_offset"].append(self._at)
+            self._at += len(self._decoder.decode(piece))
+        return out
+
+    def _tops(self, entry: TokenLogprob) -> dict[str, float]:
+        """The likeliest tokens and the chosen one, which OpenAI always adds."""
+        tops: dict[str, float] = {}
+        for token, value in entry.top:
+            tops.setdefault(token_text(self._vocab.piece(token, special=True)), value)
+        tops.setdefault(token_text(entry.bytes), entry.logprob)
+        return tops
+
+
+def name_tops(logprobs: dict[str, Any] | None, vocab: Vocab) -> None:
+    """Write a chat's likeliest tokens as texts too, in place."""
+    for entry in logprobs["content"] if logprobs else ():
+        for top in entry["top_logprobs"]:
+            piece = vocab.piece(top["token_id"], special=True)
+            top["token"], top["bytes"] = piece.decode("utf-8", "replace"), list(piece)
