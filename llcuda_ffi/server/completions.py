@@ -6,21 +6,23 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..engine.results import Chunk, Completion
+from ..core.vocab import Vocab
+from ..engine.results import Chunk, Completion, TokenLogprob
 from ..errors import InvalidRequest
+from ..llama import Llama
 from ..sampling_params import SamplingParams
 from .events import DONE, EventStream, event, merged, while_connected
-from .prompts import prompt_ids, prompts_of
+from .prompts import Prompt, prompt_ids, prompts_of
 from .sampling import each, first_seed, sampling
 from .served_model import ServedModel
 from .state import ServerState
-from .token_logprobs import CompletionLogprobs
+from .token_logprobs import CompletionLogprobs, prompt_logprobs
 from .usage import FINISH, stream_options, timings_dict, total
 
 
@@ -39,15 +41,21 @@ class Completions:
             model = await held.enter_async_context(state.model(asked, "text"))
             stream, with_usage = stream_options(fields)
             prompts, _ = prompts_of(fields.take("prompt"))
+            suffix = fields.text("suffix", "")
             best_of = fields.integer("best_of", 1, 128)
             top = fields.integer("logprobs", 0, 20)
+            of_prompt = fields.integer("prompt_logprobs", 0, 20)
+            echo = fields.flag("echo", False)
             params = sampling(fields, SamplingParams(overflow="stop"), model, asked, top)
+            if stream and (of_prompt is not None or (echo and top is not None)):
+                raise InvalidRequest("log probabilities of a prompt cannot be streamed: drop stream, or echo")
+            params = params.replace(echo=echo, prompt_logprobs=top if echo and of_prompt is None else of_prompt)
             n = params.n
             if best_of is not None and best_of != n:
                 params = _best_of(params, best_of, stream)
             held.enter_context(state.gate.enter(len(prompts) * params.n))
             llm, vocab = model.text(), model.text().llama.vocab
-            tokens = await asyncio.to_thread(lambda: [prompt_ids(vocab, p) for p in prompts])
+            tokens = await asyncio.to_thread(lambda: [_ids(llm.llama, p, suffix) for p in prompts])
             head = {
                 "id": f"cmpl-{secrets.token_hex(12)}",
                 "object": "text_completion",
@@ -69,8 +77,10 @@ class Completions:
             {
                 "index": i,
                 "text": c.text,
-                "logprobs": CompletionLogprobs(vocab).to_dict(None if top is None else c.logprobs),
+                "logprobs": None if top is None else _logprobs(c, vocab, echo),
                 "finish_reason": FINISH[c.finish_reason],
+                "stop_reason": c.stop_reason,
+                **({} if of_prompt is None else {"prompt_logprobs": prompt_logprobs(c.prompt_logprobs, vocab)}),
             }
             for i, c in enumerate(done)
         ]
@@ -81,7 +91,7 @@ class Completions:
         self,
         request: Request,
         model: ServedModel,
-        tokens: list[list[int]],
+        tokens: Sequence[Sequence[int]],
         params: SamplingParams,
         head: dict[str, Any],
         with_usage: bool,
@@ -89,7 +99,9 @@ class Completions:
         n, llm = params.n, model.text()
         settings = each(params, n, first_seed(params))
         streams: list[Any] = [llm.stream(t, p) for t in tokens for p in settings]
-        logprobs = [CompletionLogprobs(llm.llama.vocab) for _ in streams]
+        vocab = llm.llama.vocab
+        starts = [len(vocab.detokenize(t, special=True)) if params.echo else 0 for t in tokens]
+        logprobs = [CompletionLogprobs(vocab, starts[i // n]) for i in range(len(streams))]
         done: dict[int, Completion] = {}
         usual = {"usage": None} if with_usage else {}
         chunk: Chunk
@@ -122,6 +134,27 @@ def _best_of(params: SamplingParams, best_of: int, stream: bool) -> SamplingPara
     if best_of < params.n or stream:
         raise InvalidRequest(f"best_of={best_of} must be at least n={params.n}, and cannot be streamed")
     return params.replace(n=best_of, logprobs=params.logprobs or 0)
+
+
+def _ids(llama: Llama, prompt: Prompt, suffix: str) -> Sequence[int]:
+    """A prompt's token ids; with a suffix those by which a code model fills in what stands between the two."""
+    if not suffix:
+        return prompt_ids(llama.vocab, prompt)
+    if not isinstance(prompt, str):
+        raise InvalidRequest("suffix goes with prompts that are texts")
+    found: list[int] = llama.infill_prompt(prompt, suffix).tolist()
+    return found
+
+
+def _logprobs(completion: Completion, vocab: Vocab, echo: bool) -> dict[str, Any]:
+    """OpenAI's logprobs of a completion, those of the prompt before it where it is echoed."""
+    entries: list[TokenLogprob | None] = list(completion.logprobs or ())
+    pieces: list[bytes] = []
+    if echo and completion.prompt_logprobs is not None:
+        entries = [*completion.prompt_logprobs, *entries]
+        pieces = [vocab.piece(token, special=True) for token in completion.prompt_token_ids[:1]]
+    found: dict[str, Any] = CompletionLogprobs(vocab).to_dict(entries, pieces)
+    return found
 
 
 def _mean_logprob(completion: Completion) -> float:

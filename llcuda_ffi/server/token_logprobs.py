@@ -21,8 +21,9 @@ def token_text(piece: bytes) -> str:
 class CompletionLogprobs:
     """Writes the `logprobs` of one completion, whole or in the pieces of a stream, whose offsets go on."""
 
-    def __init__(self, vocab: Vocab) -> None:
-        self._vocab, self._at = vocab, 0
+    def __init__(self, vocab: Vocab, start: int = 0) -> None:
+        """Begin at an offset: that of an echoed prompt's end."""
+        self._vocab, self._at = vocab, start
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def to_dict(self, entries: Sequence[TokenLogprob | None] | None, pieces: Sequence[bytes] = ()) -> Any:
@@ -52,6 +53,25 @@ class CompletionLogprobs:
             tops.setdefault(token_text(self._vocab.piece(token, special=True)), value)
         tops.setdefault(token_text(entry.bytes), entry.logprob)
         return tops
+
+
+def prompt_logprobs(entries: Sequence[TokenLogprob | None] | None, vocab: Vocab) -> list[Any] | None:
+    """vLLM's form: for each token of the prompt its likeliest and itself, by token id; None for the first."""
+
+    def one(token: int, piece: bytes, value: float) -> dict[str, Any]:
+        return {str(token): {"logprob": value, "decoded_token": piece.decode("utf-8", "replace")}}
+
+    if entries is None:
+        return None
+    out: list[Any] = []
+    for entry in entries:
+        found: dict[str, Any] = {}
+        if entry is not None:
+            found |= one(entry.token, entry.bytes, entry.logprob)
+            for token, value in entry.top:
+                found |= one(token, vocab.piece(token, special=True), value)
+        out.append(found or None)
+    return out
 
 
 def name_tops(logprobs: dict[str, Any] | None, vocab: Vocab) -> None:

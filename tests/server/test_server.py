@@ -40,6 +40,52 @@ def test_completions(server: Server) -> None:
     assert done["choices"][0]["finish_reason"] in ("stop", "length")
 
 
+def test_loglikelihood(server: Server) -> None:
+    """`echo` with `logprobs` and max_tokens=0 gives those that the prompt's tokens had when they were generated."""
+    asked = {"temperature": 0, "logprobs": 1}
+    start = "The capital of France is"
+    ids = server.post("/tokenize", content=start, add_special=True)[1]["tokens"]
+    made = server.post(C, prompt=start, max_tokens=6, **asked)[1]["choices"][0]
+    whole = start + made["text"]
+    status, answer = server.post(C, prompt=whole, max_tokens=0, echo=True, **asked)
+    assert status == 200, answer
+    choice = answer["choices"][0]
+    logprobs = choice["logprobs"]
+    assert choice["text"] == whole == "".join(logprobs["tokens"])
+    assert logprobs["token_logprobs"][0] is None
+    np.testing.assert_allclose(logprobs["token_logprobs"][len(ids) :], made["logprobs"]["token_logprobs"], atol=5e-2)
+    assert logprobs["text_offset"][len(ids)] == len(start)
+    assert all(
+        max(top, key=top.get) == t
+        for t, top in zip(logprobs["tokens"][len(ids) :], logprobs["top_logprobs"][len(ids) :], strict=True)
+    )
+    assert answer["usage"]["completion_tokens"] == 0
+    pieces = [c for e in server.stream(C, prompt=start, max_tokens=3, echo=True, temperature=0) for c in e["choices"]]
+    assert (
+        "".join(c["text"] for c in pieces)
+        == server.post(C, prompt=start, max_tokens=3, echo=True, temperature=0)[1]["choices"][0]["text"]
+    )
+    vllm = server.post(C, prompt=start, max_tokens=1, prompt_logprobs=2)[1]["choices"][0]["prompt_logprobs"]
+    assert vllm[0] is None
+    assert str(ids[1]) in vllm[1]
+
+
+def test_streamed_offsets(server: Server) -> None:
+    """text_offset of streamed chunks goes on where the chunk before ended."""
+    choices = [
+        c for e in server.stream(C, prompt="One, two", max_tokens=6, logprobs=0, temperature=0) for c in e["choices"]
+    ]
+    entries = [
+        (t, at)
+        for c in choices
+        if c["logprobs"]
+        for t, at in zip(c["logprobs"]["tokens"], c["logprobs"]["text_offset"], strict=True)
+    ]
+    text = "".join(c["text"] for c in choices)
+    assert len(entries) == 6
+    assert all(text[at : at + len(token)] == token for token, at in entries)
+
+
 def test_stream_is_what_the_whole_is(server: Server) -> None:
     """Pieces of streamed completions and chats join to the whole answers; usage stands in the last event."""
     asked = {"max_tokens": 12, "seed": 3, "n": 2, "stream_options": {"include_usage": True}}

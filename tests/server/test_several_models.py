@@ -133,6 +133,8 @@ def test_infill(fleet: Server) -> None:
     assert status == 200, filled
     assert filled["tokens_evaluated"] == len(prompt)
     assert filled["tokens"] == fleet.post("/completion", prompt=prompt, **asked)[1]["tokens"]
+    by_suffix = fleet.post(C, model="code", prompt="the cat", suffix=" on", max_tokens=4, temperature=0)[1]
+    assert by_suffix["choices"][0]["text"] == filled["content"]
     assert fleet.post("/infill", model="one", input_prefix="a", input_suffix="b")[1]["error"]["code"] == "unsupported"
 
 
@@ -176,7 +178,9 @@ def test_props_slots_and_templates(fleet: Server) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("repetition_penalty", 1.2), ("repeat_last_n", 32), ("top_k", -1), ("stop", ""), ("stop", ["", "zz"]),
+        ("repetition_penalty", 1.2), ("repeat_last_n", 32), ("top_k", -1),
+        ("min_tokens", 2), ("stop_token_ids", [3]), ("bad_words", ["cat"]),
+        ("stop", ""), ("stop", ["", "zz"]),
         ("max_tokens", -1), ("max_tokens", 100_000), ("guided_choice", [" cat", " dog"]), ("cache_prompt", False),
         ("samplers", ["top_k", "temperature"]), ("id_slot", -1), ("timings_per_token", True), ("typ_p", 0.9),
         ("dry_sequence_breakers", ["x"]), ("logit_bias", [[5, False], [" cat", -1]]), ("prediction", {}),

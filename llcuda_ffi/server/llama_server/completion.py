@@ -130,7 +130,6 @@ class _Shown:
         """A whole answer, or the last event of a stream."""
         llama = model.text().llama
         usage = done.usage
-        stopped = done.finish_reason == "stop"
         out: dict[str, Any] = {
             "index": index,
             "content": text,
@@ -146,17 +145,12 @@ class _Shown:
             "has_new_line": "\n" in done.text,
             "truncated": done.finish_reason == "length" and usage.total_tokens >= llama.n_ctx,
             "stop_type": _STOP_TYPE[done.finish_reason],
-            "stopping_word": _stop_of(done, params) if stopped else "",
+            "stopping_word": done.stop_reason if isinstance(done.stop_reason, str) else "",
             "timings": timings_dict(done.timings, usage),
         }
         if logprobs is not None and self.n_probs:
             out["completion_probabilities"] = _probabilities(logprobs, llama.vocab)
         return out if self._fields is None else _picked(out, self._fields)
-
-
-def _stop_of(done: Completion, params: SamplingParams) -> str:
-    """The stop string that ended a completion: the tokens hold it, the text does not."""
-    return params.stop[0] if len(params.stop) == 1 else ""
 
 
 def _probabilities(entries: Sequence[TokenLogprob], vocab: Vocab) -> list[dict[str, Any]]:

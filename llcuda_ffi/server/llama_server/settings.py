@@ -42,7 +42,7 @@ def generation_settings(params: SamplingParams, seed: int | None = None) -> dict
         "seed": seed if seed is not None else 2**32 - 1,
         "repeat_last_n": params.penalty_last_n,
         "n_keep": params.keep,
-        "stop": list(params.stop),
+        "stop": list(params.stop or ()),
         "dry_sequence_breakers": list(params.dry_breakers),
         "grammar": params.grammar or "",
         "n_probs": params.logprobs or 0,
