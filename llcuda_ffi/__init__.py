@@ -63,6 +63,11 @@ _WHERE = {
     "Vocab": "core.vocab",
 }
 
+# parts of the package that are reached as attributes, such as llcuda_ffi.errors
+_MODULES = frozenset(
+    ["bundles", "compat", "enums", "errors", "gguf", "hub", "integrations", "llcuda", "lora", "pipelines", "structured"]
+)
+
 if TYPE_CHECKING:
     from .async_llama import AsyncLlama
     from .chat.parsing.deltas import ToolCall
@@ -84,11 +89,13 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     where = _WHERE.get(name)
     if where is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     value = getattr(import_module(f".{where}", __name__), name)
     globals()[name] = value
     return value

@@ -17,6 +17,7 @@ from .core.model import Model
 from .embedding.text_model import TextModel, check_texts
 from .enums import PoolingType
 from .errors import InvalidRequest, UnsupportedModel
+from .keywords import names_unknown
 from .params import ModelParams, flag, integer
 
 Array = npt.NDArray[Any]
@@ -24,6 +25,7 @@ _PROMPT = "llcuda_ffi.prompt."
 _MANY = 5000  # with so many texts on a terminal, a progress bar is shown unless told otherwise
 
 
+@names_unknown
 class Embedder(TextModel):
     """A model that turns texts into vectors. Safe to use from many threads; their texts share batches.
 

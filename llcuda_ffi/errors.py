@@ -15,7 +15,9 @@
     │   ├── InvalidModelFile       (also ValueError) the file is broken or not a GGUF
     │   └── UnsupportedModel       the file is sound, this bundle cannot run it
     ├── InvalidRequest             (also ValueError) an argument is out of its range
-    │   └── ContextOverflow        the request does not fit the context
+    │   ├── ContextOverflow        the request does not fit the context
+    │   └── UnknownSetting         (also TypeError) no setting has that name
+    ├── MissingExtra               (also ImportError) a package that this needs is not installed
     ├── UnsupportedByBundle        (also NotImplementedError) the loaded bundle lacks a function
     ├── DecodeError                (also RuntimeError) a batch could not be computed
     │   ├── NoKvSlot               the KV cache has no room for the batch
@@ -90,6 +92,14 @@ class InvalidRequest(LlcudaError, ValueError):
 
 class ContextOverflow(InvalidRequest):
     """A request needs more tokens than the context holds."""
+
+
+class UnknownSetting(InvalidRequest, TypeError):
+    """No setting has that name; the message names the nearest one."""
+
+
+class MissingExtra(LlcudaError, ImportError):
+    """A package of one of the extras is needed and not installed; the message says how to install it."""
 
 
 class UnsupportedByBundle(LlcudaError, NotImplementedError):

@@ -25,6 +25,7 @@ from .engine.sampling.chain import pick_seed
 from .engine.state import LlamaState
 from .enums import FlashAttnType, GGMLType
 from .errors import ContextOverflow, InvalidRequest, LlcudaError, UnsupportedModel
+from .keywords import names_unknown
 from .params import INT32_MAX, UINT32_MAX, ContextParams, ModelParams, flag, integer, override
 from .sampling_params import SamplingParams, params_of_each, sampling_params
 from .structured import constraint_for
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@names_unknown
 class Llama(LlamaState, ChatMethods):
     """A model ready to generate. Any number of threads may use one Llama; their requests share its batches.
 

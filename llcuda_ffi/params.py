@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .enums import AttentionType, FlashAttnType, GGMLType, LoadMode, PoolingType, RopeScalingType, SplitMode
 from .errors import InvalidRequest
+from .keywords import check_keywords, names_unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,17 +23,10 @@ UINT32_MAX = 2**32 - 1
 
 
 def override(params: _Params, changes: Mapping[str, Any]) -> _Params:
-    """`params` with `changes`; an unknown name raises InvalidRequest that lists the nearest known ones."""
+    """`params` with `changes`; an unknown name raises UnknownSetting that tells the nearest known one."""
     if not changes:
         return params
-    known = [f.name for f in dataclasses.fields(params)]  # type: ignore[arg-type]
-    for name in changes:
-        if name not in known:
-            import difflib
-
-            near = difflib.get_close_matches(name, known, 3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it takes {', '.join(known)}"
-            raise InvalidRequest(f"unknown setting {name!r} of {type(params).__name__}: {hint}")
+    check_keywords(changes, type(params).__name__, [f.name for f in dataclasses.fields(params)])  # type: ignore[arg-type]
     return dataclasses.replace(params, **changes)  # type: ignore[type-var]
 
 
@@ -93,6 +87,7 @@ class _Checked:
         return override(self, changes)
 
 
+@names_unknown
 @dataclass(frozen=True, kw_only=True)
 class ModelParams(_Checked):
     """How a model is loaded (struct llama_model_params).
@@ -174,6 +169,7 @@ def check_regex(pattern: str) -> None:
         raise InvalidRequest(f"{pattern!r} is not a regular expression: {error}") from None
 
 
+@names_unknown
 @dataclass(frozen=True, kw_only=True)
 class ContextParams(_Checked):
     """How a context is made (struct llama_context_params).

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import InvalidRequest
+from .keywords import names_unknown
 from .params import INT32_MAX, UINT32_MAX, _Checked, flag, integer, number, override
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Overflow = Literal["error", "stop", "shift"]
 
 
+@names_unknown
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams(_Checked):
     """How text is generated. The samplers run in the order in which they stand here.

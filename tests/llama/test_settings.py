@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from llcuda_ffi import Llama, SamplingParams
-from llcuda_ffi.errors import InvalidRequest
+from llcuda_ffi import ContextParams, Embedder, Llama, SamplingParams
+from llcuda_ffi.errors import InvalidRequest, UnknownSetting
 
 STORY = "Once upon a time"
 
@@ -116,3 +117,22 @@ def test_bad_llama_settings(smollm2: Path, settings: dict[str, object]) -> None:
     """A bad setting of Llama is one InvalidRequest; nothing stays loaded."""
     with pytest.raises(InvalidRequest):
         Llama(smollm2, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: SamplingParams(max_token=3), "did you mean max_tokens"),  # type: ignore[call-arg]
+        (lambda: SamplingParams(max_new_tokens=3), "here it is max_tokens"),  # type: ignore[call-arg]
+        (lambda: SamplingParams().replace(repetition_penalty=1.1), "here it is repeat_penalty"),
+        (lambda: Llama("smollm2-135m", nctx=3), "did you mean n_ctx"),  # type: ignore[call-arg]
+        (lambda: Llama("smollm2-135m", verbose=False), "logging"),  # type: ignore[call-arg]
+        (lambda: Embedder("all-minilm-l6-v2", max_seq_length=3), "max_tokens"),  # type: ignore[call-arg]
+        (lambda: ContextParams(n_thread=3), "did you mean n_threads"),  # type: ignore[call-arg]
+    ],
+)
+def test_unknown_settings(make: Callable[[], object], words: str) -> None:
+    """A setting that does not exist names the nearest one, or what another engine's name is called here."""
+    with pytest.raises(UnknownSetting, match=words) as caught:
+        make()
+    assert isinstance(caught.value, (InvalidRequest, TypeError))

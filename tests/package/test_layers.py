@@ -28,7 +28,7 @@ LAYERS = [
     ["chat", "embedder"],
     ["llama"],
     ["async_llama", "lora"],
-    ["server", "pipelines", "integrations", "pytest_plugin", "llcuda"],
+    ["server", "pipelines", "integrations", "pytest_plugin", "llcuda", "compat"],
     ["cli", "jupyter"],
     ["__main__"],
 ]

@@ -35,3 +35,10 @@ assert not heavy, heavy
 assert not events, events
 """
     subprocess.run([sys.executable, "-I", "-c", code], check=True)
+
+
+def test_modules_are_reached_as_attributes() -> None:
+    """`import llcuda_ffi; llcuda_ffi.errors` works without another import."""
+    code = "import llcuda_ffi; print(llcuda_ffi.errors.InvalidRequest.__name__, llcuda_ffi.hub.resolve.__name__)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "InvalidRequest resolve\n"
