@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "llcuda_ffi"
 # lowest first; what stands on one line does not import its neighbours
 LAYERS = [
     ["errors", "enums", "child_process"],
+    ["keywords"],
     ["params", "fetch", "gguf", "hardware"],
     ["sampling_params", "bundles"],
     ["native"],
