@@ -17,7 +17,7 @@ import numpy.typing as npt
 from .. import gguf
 from ..errors import InvalidModelFile, InvalidRequest, ModelError, UnsupportedModel
 from ..native.handle import Handle
-from ..native.log import mark, why
+from ..native.log import listen
 from ..params import number
 from .context import Context
 from .model import Model, read_metadata
@@ -59,11 +59,15 @@ class LoraAdapter(Handle):
         lib = model.library.lib
         adapter = cls.__new__(cls)
         with model.exclusive():  # libllama keeps a list of adapters in the model
-            point = mark()
-            pointer = lib.llama_adapter_lora_init(model.pointer, os.fsencode(path))
-            if not pointer:
-                raise ModelError(f"the adapter {path} does not fit {model.path.name}{why(point)}")
-            adapter._own(pointer, lib.llama_adapter_lora_free, model, unlink=partial(_take_off, weakref.ref(adapter)))
+            made, heard = adapter._make(
+                lib.llama_adapter_lora_init,
+                (model.pointer, os.fsencode(path)),
+                lib.llama_adapter_lora_free,
+                model,
+                unlink=partial(_take_off, weakref.ref(adapter)),
+            )
+        if not made:
+            raise ModelError(f"the adapter {path} does not fit {model.path.name}{heard.why()}")
         adapter.path, adapter.model = Path(path), model
         return adapter
 
@@ -171,7 +175,8 @@ def set_adapters(context: Context, adapters: Mapping[LoraAdapter, float]) -> Non
         held.enter_context(context.exclusive())
         for adapter in chosen:
             held.enter_context(adapter.shared())  # until `_active` names it
-        pointer, point = context.pointer, mark()
+        heard = held.enter_context(listen())
+        pointer = context.pointer
         pointers = [adapter.pointer for adapter in chosen]
         if profile.has("llama_set_adapters_lora"):
             array = ffi.new("struct llama_adapter_lora *[]", pointers)
@@ -187,7 +192,7 @@ def set_adapters(context: Context, adapters: Mapping[LoraAdapter, float]) -> Non
                 code = code or lib.llama_set_adapter_lora(pointer, one, scale)
         _active[context] = chosen
         if code:
-            raise ModelError(f"libllama refused the adapters (code {code}){why(point)}")
+            raise ModelError(f"libllama refused the adapters (code {code}){heard.why()}")
 
 
 def active_adapters(context: Context) -> dict[LoraAdapter, float]:
@@ -226,8 +231,8 @@ def set_control_vector(
         if model.library.profile.has("llama_set_adapter_cvec")
         else lib.llama_apply_adapter_cvec
     )
-    with context.exclusive():
-        pointer, point = context.pointer, mark()
+    with context.exclusive(), listen() as heard:
+        pointer = context.pointer
         if vector is None:
             call(pointer, ffi.NULL, 0, n_embd, 0, 0)
             _vectors.pop(context, None)
@@ -245,5 +250,5 @@ def set_control_vector(
                 f"layers must satisfy 1 <= first <= last <= {n_layer - 1}, not {first_layer} to {last}"
             )
         if call(pointer, ffi.from_buffer("float[]", values), values.size, n_embd, first_layer, last):
-            raise ModelError(f"libllama refused the control vector{why(point)}")
+            raise ModelError(f"libllama refused the control vector{heard.why()}")
         _vectors[context] = hashlib.sha256(values.tobytes() + bytes(f"{first_layer}-{last}", "ascii")).hexdigest()

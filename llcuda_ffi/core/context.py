@@ -15,9 +15,9 @@ from ..enums import AttentionType, FlashAttnType, PoolingType
 from ..errors import InvalidRequest, ModelError, UnsupportedByBundle, UnsupportedModel
 from ..hardware.cpu import usable_cores
 from ..native import cuda_graphs as graphs
-from ..native.handle import Handle, in_flight
+from ..native.handle import Handle
 from ..native.load import Library
-from ..native.log import capture, mark, why
+from ..native.log import listen
 from ..native.status import check_decode
 from ..params import ContextParams, integer, override
 from .batch import Batch
@@ -84,7 +84,6 @@ class Context(Handle):
         # Cancelling costs no Python call: libllama asks strlen(flag) between graph nodes, and a flag of one
         # character instead of none answers "stop".
         self._abort_flag = ffi.new("char[2]")
-        point = mark()
         _check_cache_types(model, params)
         _check_pooling(model, params)
         native = _native_params(library, params, self._abort_flag)
@@ -92,14 +91,14 @@ class Context(Handle):
         if on_gpu:
             flash = params.flash_attn_type != FlashAttnType.DISABLED
             graphs.settle(model.path, flash_attn=flash, embeddings=params.embeddings)
-        with model.shared(), in_flight(), capture() as lines:
-            pointer = lib.llama_init_from_model(model.pointer, native[0])
-            if not pointer:
-                raise ModelError(
-                    f"libllama could not make a context of {params.n_ctx} tokens for {model.path.name}: "
-                    f"try a smaller n_ctx, n_ubatch or another KV type{why(point)}"
-                )
-            self._own(pointer, lib.llama_free, model)
+        with model.shared():
+            made, heard = self._make(lib.llama_init_from_model, (model.pointer, native[0]), lib.llama_free, model)
+        if not made:
+            raise ModelError(
+                f"libllama could not make a context of {params.n_ctx} tokens for {model.path.name}: "
+                f"try a smaller n_ctx, n_ubatch or another KV type{heard.why()}"
+            )
+        pointer = self.pointer
         self._resource.stop = partial(self._abort_flag.__setitem__, 0, b"!")
         self.model, self.params = model, params
         self._ffi, self._lib = ffi, lib
@@ -109,7 +108,7 @@ class Context(Handle):
         self.n_seq_max: int = lib.llama_n_seq_max(pointer)
         self.n_ctx_seq: int = lib.llama_n_ctx_seq(pointer)
         self.kv_unified = params.kv_unified
-        self.flash_attn = _flash_attn(params, lines)
+        self.flash_attn = _flash_attn(params, heard.lines())
         if on_gpu:
             if flash and not self.flash_attn:
                 graphs.settle(model.path, flash_attn=False, embeddings=params.embeddings)
@@ -210,14 +209,14 @@ class Context(Handle):
 
     def _compute(self, call: Any, pointer: Any, batch: Batch) -> None:
         """The C call itself, for a batch already checked."""
-        point = mark()
-        code = call(pointer, batch._take())
-        self._back()
+        with listen() as heard:
+            code = call(pointer, batch._take())
+            self._back()
         self._n_outputs = batch.n_tokens
         if code:
             if code == 2:
                 self._abort_flag[0] = b"\0"
-            check_decode(code, point)
+            check_decode(code, heard)
 
     def abort(self) -> None:
         """Stop the computation that is running in another thread: it raises Cancelled. CPU backend only."""

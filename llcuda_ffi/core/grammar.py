@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import InvalidRequest
-from ..native.log import mark, why
+from ..native.log import listen
 from .gbnf import Grammar, read_grammar
 from .grammar_ways import MOST, count_ways
 from .model import Model
@@ -68,10 +68,9 @@ def grammar_sampler(model: Model, grammar: str, root: str = "root") -> Any:
     for text in read.tokens:
         if len(model.vocab.tokenize(text, add_special=False, parse_special=True)) != 1:
             raise InvalidRequest(f"the grammar's {text[:60]} is not one token of {model.path.name}")
-    point = mark()
-    with model.shared():
+    with model.shared(), listen() as heard:
         make = model.library.lib.llama_sampler_init_grammar
         sampler = make(model.vocab.pointer, grammar.encode(), root.encode())
     if not sampler:
-        raise InvalidRequest(f"libllama refused the grammar{why(point)}")
+        raise InvalidRequest(f"libllama refused the grammar{heard.why()}")
     return sampler

@@ -12,9 +12,9 @@ from .. import gguf
 from ..bundles import InstalledBundle
 from ..enums import FType, LoadMode, RopeType
 from ..errors import Cancelled, InvalidRequest, ModelError, ModelNotFound, UnsupportedByBundle
-from ..native.handle import Handle, in_flight, leaving
+from ..native.handle import Handle, leaving
 from ..native.load import Library, load
-from ..native.log import capture, mark, why
+from ..native.log import interrupted, keep
 from ..params import ModelParams, override
 from .placement import Placement, from_log, shortage, spare_unusable
 from .vocab import Vocab
@@ -77,43 +77,34 @@ class Model(Handle):
         params = spare_unusable(library, params)
         ffi, lib = library.ffi, library.lib
 
-        raised: list[BaseException] = []
         stopped = False
 
-        # always installed: it is where Ctrl-C is noticed during a long load
+        # always installed: it is where a load ends that Ctrl-C, or another exception of a callback, interrupted
         def report(share: float, _user_data: object) -> bool:
             nonlocal stopped
-            try:
-                stopped = progress is not None and progress(share) is False
-            except BaseException as error:
-                raised.append(error)
-            return not (stopped or raised or leaving())
+            stopped = progress is not None and progress(share) is False
+            return not (stopped or leaving() or interrupted())
 
-        callback = ffi.callback("bool(float, void *)", report, error=False)
-        native, keep = _native_params(library, params)
+        callback = ffi.callback("bool(float, void *)", report, error=False, onerror=keep)
+        native, keep_alive = _native_params(library, params)
         native.progress_callback = callback
-        point = mark()
-        with in_flight(), capture() as lines:
-            if len(parts) == 1:
-                pointer = lib.llama_model_load_from_file(os.fsencode(parts[0]), native[0])
-            else:
-                names = [ffi.new("char[]", os.fsencode(p)) for p in parts]
-                pointer = lib.llama_model_load_from_splits(ffi.new("const char *[]", names), len(names), native[0])
-        del keep
-        if raised:
-            if pointer:
-                lib.llama_model_free(pointer)
-            raise raised[0]
-        if not pointer:
+        if len(parts) == 1:
+            make, arguments = lib.llama_model_load_from_file, [os.fsencode(parts[0]), native[0]]
+        else:
+            names = [ffi.new("char[]", os.fsencode(p)) for p in parts]
+            keep_alive.append(ffi.new("const char *[]", names))
+            make, arguments = lib.llama_model_load_from_splits, [keep_alive[-1], len(names), native[0]]
+        model = cls.__new__(cls)
+        made, heard = model._make(make, arguments, lib.llama_model_free)
+        del keep_alive
+        if not made:
             if stopped:
                 raise Cancelled(f"loading {parts[0]} was stopped by the progress callback")
             sizes = shortage(library, parts, params)
-            raise ModelError(f"libllama could not load {parts[0]}{sizes}{why(point)}")
+            raise ModelError(f"libllama could not load {parts[0]}{sizes}{heard.why()}")
 
-        model = cls.__new__(cls)
-        model._own(pointer, lib.llama_model_free)
         model.path, model.params, model.library = parts[0], params, library
-        model.placement = from_log(lines)
+        model.placement = from_log(heard.lines())
         model._ffi, model._lib = ffi, lib
         model._metadata = None
         model.n_positions = next((n for n in positions if n), None)

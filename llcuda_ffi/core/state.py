@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ..enums import StateSeqFlags
 from ..errors import BackendFailure, InvalidRequest, UnsupportedByBundle, UnsupportedModel
-from ..native.log import mark, why
+from ..native.log import Listener, listen
 from ..params import integer
 from .context import Context
 from .state_key import state_key
@@ -110,15 +110,14 @@ def save_state(
         return SavedState(_header(context, "sequence", partial_only), ids, data)
     if partial_only:
         raise InvalidRequest("partial_only goes with a sequence: name seq_id")
-    with context.exclusive():
+    with context.exclusive(), listen() as heard:
         pointer, library = context.pointer, context.model.library
         ffi, lib = library.ffi, library.lib
         _needs_memory(context)
-        point = mark()
         size = lib.llama_state_get_size(pointer)
         buffer = bytearray(size)
         got = lib.llama_state_get_data(pointer, ffi.from_buffer("uint8_t[]", buffer), size)
-        return SavedState(_header(context, "context", False), ids, _filled(buffer, got, point))
+        return SavedState(_header(context, "context", False), ids, _filled(buffer, got, heard))
 
 
 def read_sequence(context: Context, seq_id: int, *, partial_only: bool = False) -> bytearray:
@@ -130,21 +129,20 @@ def read_sequence(context: Context, seq_id: int, *, partial_only: bool = False) 
         As `save_state`.
     """
     flags = StateSeqFlags.PARTIAL_ONLY if partial_only else StateSeqFlags.NONE
-    with context.exclusive():
+    with context.exclusive(), listen() as heard:
         pointer, library = context.pointer, context.model.library
         ffi, lib = library.ffi, library.lib
         _needs_memory(context)
-        point = mark()
         seq = _sequence(context, seq_id)
         size = lib.llama_state_seq_get_size_ext(pointer, seq, int(flags))
         buffer = bytearray(size)
         got = lib.llama_state_seq_get_data_ext(pointer, ffi.from_buffer("uint8_t[]", buffer), size, seq, int(flags))
-        return _filled(buffer, got, point)
+        return _filled(buffer, got, heard)
 
 
-def _filled(buffer: bytearray, got: int, point: Any) -> bytearray:
+def _filled(buffer: bytearray, got: int, heard: Listener) -> bytearray:
     if not 0 < got <= len(buffer):
-        raise BackendFailure(f"libllama gave no state{why(point)}")
+        raise BackendFailure(f"libllama gave no state{heard.why()}")
     del buffer[got:]
     return buffer
 
@@ -156,17 +154,16 @@ def write_sequence(context: Context, seq_id: int, data: bytes | bytearray, *, pa
         BackendFailure: libllama could not restore them (most often: no room).
     """
     flags = StateSeqFlags.PARTIAL_ONLY if partial_only else StateSeqFlags.NONE
-    with context.exclusive():
+    with context.exclusive(), listen() as heard:
         pointer, library = context.pointer, context.model.library
         ffi, lib = library.ffi, library.lib
         _needs_memory(context)
-        point = mark()
         seq = _sequence(context, seq_id)
         source = ffi.from_buffer("uint8_t[]", data)
         got = lib.llama_state_seq_set_data_ext(pointer, source, len(data), seq, int(flags))
         context._n_outputs = 0
         if not got or got != len(data):
-            raise BackendFailure(f"libllama could not restore the state (is there room for it?){why(point)}")
+            raise BackendFailure(f"libllama could not restore the state (is there room for it?){heard.why()}")
 
 
 def restore_state(context: Context, state: SavedState, seq_id: int | None = None) -> npt.NDArray[np.int32]:
@@ -190,7 +187,7 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
         wants = "no seq_id: it holds a whole context" if state.whole else "a seq_id: it holds one sequence"
         raise InvalidRequest(f"this state wants {wants}")
     partial = bool(state.header.get("partial_only"))
-    with context.exclusive():
+    with context.exclusive(), listen() as heard:
         pointer, library = context.pointer, context.model.library
         ffi, lib = library.ffi, library.lib
         _needs_memory(context)
@@ -203,11 +200,10 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
             )
         _check_header(context, state.header)
         if seq_id is None:
-            point = mark()
             got = lib.llama_state_set_data(pointer, ffi.from_buffer("uint8_t[]", state.data), len(state.data))
             context._n_outputs = 0
             if not got or got != len(state.data):
-                raise BackendFailure(f"libllama could not restore the state (is there room for it?){why(point)}")
+                raise BackendFailure(f"libllama could not restore the state (is there room for it?){heard.why()}")
     if seq_id is not None:
         write_sequence(context, seq_id, state.data, partial_only=partial)
     tokens: npt.NDArray[np.int32] = state.tokens.copy()

@@ -14,7 +14,7 @@ from ..core import model as models
 from ..errors import ModelError
 from ..native.handle import in_flight
 from ..native.load import Library
-from ..native.log import capture, mark, why
+from ..native.log import listen
 from ..params import ContextParams, ModelParams, override
 from .placement import Room
 
@@ -55,21 +55,20 @@ def dry_load(library: Library, path: Path, params: ModelParams, room: Room) -> N
         type_k=room.type_k,
         type_v=room.type_v,
     )
-    point = mark()
-    with in_flight(), capture() as lines:
+    with in_flight(), listen() as heard:
         model = lib.llama_model_load_from_file(os.fsencode(path), native[0])
         if not model:
-            raise ModelError(f"libllama could not plan a load of {path}{why(point)}")
+            raise ModelError(f"libllama could not plan a load of {path}{heard.why()}")
         try:
             wanted = contexts._native_params(library, settings, ffi.new("char[2]"))
             context = lib.llama_init_from_model(model, wanted[0])
             if not context:
-                raise ModelError(f"libllama could not plan a context of {room.n_cells} tokens for {path}{why(point)}")
+                raise ModelError(f"libllama could not plan a context of {room.n_cells} tokens for {path}{heard.why()}")
             lib.llama_free(context)
         finally:
             lib.llama_model_free(model)
     del keep
-    return from_log(lines)
+    return from_log(heard.lines())
 
 
 def from_log(lines: list[str]) -> Need:

@@ -24,7 +24,7 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from time import monotonic
@@ -32,6 +32,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ClosedError, ConcurrentUseError
+from .log import Listener, listen
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -174,13 +175,14 @@ class _Resource:
                             pass  # its call is over, and a later one finds no pointer
                 for resource, _ in taken:
                     resource.unlink()
-            while taken:
-                resource, pointer = taken.pop(0)
-                resource.closing = False
-                if resource.generation == _generation:  # a forked child never frees what its parent made
-                    resource.free(pointer)
-                for parent in resource.parents:
-                    parent.children.pop(resource, None)
+            with listen():  # what a log handler raises comes when everything is freed
+                while taken:
+                    resource, pointer = taken.pop(0)
+                    resource.closing = False
+                    if resource.generation == _generation:  # a forked child never frees what its parent made
+                        resource.free(pointer)
+                    for parent in resource.parents:
+                        parent.children.pop(resource, None)
             done = True
         finally:
             if not done:  # in use, or an exception came between
@@ -233,6 +235,34 @@ class Handle:
         self._parents = parents
         self._finalizer = weakref.finalize(self, self._resource.close)
         _before_finalizers()
+
+    def _make(
+        self,
+        make: Callable[..., Any],
+        arguments: Sequence[Any],
+        free: Callable[[Any], object],
+        *parents: Handle,
+        unlink: Callable[[], object] = int,
+    ) -> tuple[bool, Listener]:
+        """Own what a long function of llama.h makes. Whatever is raised meanwhile, also in a callback: nothing leaks.
+
+        Returns:
+            False where it made nothing (NULL); and what libllama said.
+        """
+        made: list[Any] = []
+        try:
+            with in_flight(), listen() as heard:
+                # from the call to the list without Python code between: Ctrl-C finds the pointer there
+                made.extend(map(make, *([argument] for argument in arguments)))
+            if made[0]:
+                self._own(made[0], free, *parents, unlink=unlink)
+        except BaseException as error:
+            if made and made[0] and "_resource" not in vars(self):
+                with listen() as freeing:
+                    freeing.raised = error  # it stays the one that is raised
+                    free(made[0])
+            raise
+        return bool(made[0]), heard
 
     def _outlive(self, child: Handle) -> None:
         """Become a further parent of `child`: it is closed before this one."""

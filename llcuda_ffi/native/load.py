@@ -189,20 +189,20 @@ def _open(path: Path) -> ctypes.CDLL:
 
 def _start(bundle: InstalledBundle, ffi: Any, lib: Any) -> tuple[str, ...]:
     """Register the backends of the bundle's folder, then initialise libllama."""
-    point = log.mark()
-    if bundle.backend == "cuda":
-        # load_all is silent about failures; this call logs why
-        for name in bundle.libraries:
-            if name.startswith("libggml-cuda") and not lib.ggml_backend_load(os.fsencode(bundle.path / name)):
-                raise MissingLibrary(f"{name} of bundle {bundle.name} could not be loaded{log.why(point)}")
-    lib.ggml_backend_load_all_from_path(os.fsencode(bundle.path))
+    with log.listen() as heard:
+        if bundle.backend == "cuda":
+            # load_all is silent about failures; this call logs why
+            for name in bundle.libraries:
+                if name.startswith("libggml-cuda") and not lib.ggml_backend_load(os.fsencode(bundle.path / name)):
+                    raise MissingLibrary(f"{name} of bundle {bundle.name} could not be loaded{heard.why()}")
+        lib.ggml_backend_load_all_from_path(os.fsencode(bundle.path))
     names = tuple(
         ffi.string(lib.ggml_backend_reg_name(lib.ggml_backend_reg_get(i))).decode()
         for i in range(lib.ggml_backend_reg_count())
     )
     if "CPU" not in names:
         raise MissingLibrary(
-            f"no CPU backend of bundle {bundle.name} runs on this processor: see `llcuda-ffi doctor`{log.why(point)}"
+            f"no CPU backend of bundle {bundle.name} runs on this processor: see `llcuda-ffi doctor`{heard.why()}"
         )
     lib.llama_backend_init()
     return names

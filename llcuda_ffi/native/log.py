@@ -1,15 +1,28 @@
-"""libllama's log, sent to `logging.getLogger("llcuda_ffi.native")`.
+"""What libllama says, and what is raised while it calls back.
 
-libllama logs in pieces: a line may come in several calls, the later ones with level CONT. Pieces are joined into
-lines. The last lines are kept to explain failures: an exception carries them.
+libllama logs from the thread that called it, in pieces: a line may come in several calls, the later ones with level
+CONT. Pieces are joined into lines, which go to `logging.getLogger("llcuda_ffi.native")` and to whoever listens:
+
+    with listen() as heard:
+        pointer = lib.llama_init_from_model(…)
+    if not pointer:
+        raise ModelError(f"…{heard.why()}")
+
+A listener hears its own thread only, so loads in several threads do not mix. Threads that libllama started itself
+belong to no call; their lines go to the listener if there is but one.
+
+cffi prints an exception that a callback lets out, and drops it: Ctrl-C, when its handler happens to run there. Here
+each callback has `onerror=keep`. The exception is kept by the listener, `heard.raised` lets a callback ask C to stop,
+and leaving the block raises it.
 """
 
 from __future__ import annotations
 
+import _thread
 import logging
+import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 logger = logging.getLogger("llcuda_ffi.native")
@@ -23,14 +36,90 @@ _LEVELS = {
     _WARN: logging.WARNING,
     _ERROR: logging.ERROR,
 }
+_MOST_LINES = 1 << 16
 
-_KEPT = 64
-_recent: deque[tuple[int, str]] = deque(maxlen=_KEPT)
-_partial: list[str] = []
-_level = _INFO
-_counter = 0
 _callback: Any = None
-_captures: list[list[str]] = []
+_listening: list[Listener] = []
+
+
+class Listener:
+    """One call of libllama, or several in a row, of one thread. Use it with `with`.
+
+    Attributes:
+        raised: the first exception that a callback let out.
+    """
+
+    def __init__(self) -> None:
+        self.raised: BaseException | None = None
+        self._said: deque[tuple[int, str]] = deque(maxlen=_MOST_LINES)
+
+    def lines(self, level: int = 0) -> list[str]:
+        """What was said, of at least this ggml level (1 debug, 2 info, 3 warning, 4 error)."""
+        return [line for at, line in self._said if at >= level]
+
+    def why(self) -> str:
+        """The end of an error's message: libllama's last warnings and errors, else its last lines."""
+        lines = self.lines(_WARN) or self.lines(_INFO)[-2:]
+        return "; libllama said: " + " | ".join(lines[-4:]) if lines else ""
+
+    def hear(self, level: int, line: str) -> None:
+        """Take note of a line."""
+        self._said.append((level, line))
+
+    def __enter__(self) -> Listener:
+        _here.listeners.append(self)
+        _listening.append(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _here.flush()
+        for listeners in (_here.listeners, _listening):
+            if self in listeners:
+                listeners.remove(self)
+        if self.raised is not None and self.raised is not error:
+            raise self.raised
+
+
+listen = Listener
+
+
+class _Here(threading.local):
+    """What this thread is in the middle of."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Listener] = []
+        self.level = _INFO
+        self.partial: list[str] = []
+        self.of_libllama = threading.get_ident() not in {thread.ident for thread in threading.enumerate()}
+
+    def receive(self, level: int, text: str) -> None:
+        """A piece of a line."""
+        if level != _CONT:
+            self.flush()
+            self.level = level
+        self.partial.append(text)
+        if text.endswith("\n"):
+            self.flush()
+
+    def flush(self) -> None:
+        """The line is whole."""
+        if not self.partial:
+            return
+        line = "".join(self.partial).rstrip()
+        self.partial.clear()
+        # libllama draws its load progress with dots; they are no message
+        if not line.strip("."):
+            return
+        all_of_them = list(_listening)
+        only_one = all_of_them if self.of_libllama and len(all_of_them) == 1 else []
+        for listener in self.listeners or only_one:
+            listener.hear(self.level, line)
+        logger.log(_LEVELS.get(self.level, logging.INFO), "%s", line)
+
+
+_here = _Here()
 
 
 def install(ffi: Any, lib: Any) -> None:
@@ -39,69 +128,23 @@ def install(ffi: Any, lib: Any) -> None:
     string = ffi.string
 
     def receive(level: int, text: Any, _user_data: Any) -> None:
-        _receive(level, string(text).decode("utf-8", "replace"))
+        _here.receive(level, string(text).decode("utf-8", "replace"))
 
-    _callback = ffi.callback("void(enum ggml_log_level, const char *, void *)", receive)
+    _callback = ffi.callback("void(enum ggml_log_level, const char *, void *)", receive, onerror=keep)
     lib.llama_log_set(_callback, ffi.NULL)
 
 
-def _receive(level: int, text: str) -> None:
-    global _level
-    if level != _CONT:
-        _flush()
-        _level = level
-    _partial.append(text)
-    if text.endswith("\n"):
-        _flush()
+def interrupted() -> bool:
+    """Whether a callback of this thread's C call let an exception out: one that may stop the call does so."""
+    return any(listener.raised is not None for listener in _here.listeners)
 
 
-def _flush() -> None:
-    global _counter
-    if not _partial:
-        return
-    line = "".join(_partial).rstrip()
-    _partial.clear()
-    # libllama draws its load progress with dots; they are no message
-    if not line.strip("."):
-        return
-    _counter += 1
-    _recent.append((_level, line))
-    for lines in _captures:
-        lines.append(line)
-    logger.log(_LEVELS.get(_level, logging.INFO), "%s", line)
-
-
-def mark() -> int:
-    """A point in the log, for `since`."""
-    return _counter
-
-
-@contextmanager
-def capture() -> Iterator[list[str]]:
-    """Every line logged within the block, in whatever thread, also those that no handler wants."""
-    lines: list[str] = []
-    _captures.append(lines)
-    try:
-        yield lines
-    finally:
-        _flush()
-        _captures[:] = [other for other in _captures if other is not lines]
-
-
-def since(point: int, *, level: int = _INFO) -> list[str]:
-    """The lines logged since `mark()` of at least this ggml level; at most the last 64 lines are kept."""
-    _flush()
-    new = _counter - point
-    lines = list(_recent)[-new:] if new > 0 else []
-    return [line for at, line in lines if at >= level]
-
-
-def recent(limit: int = 8, *, level: int = _INFO) -> list[str]:
-    """The last lines of at least this ggml level."""
-    return [line for at, line in list(_recent) if at >= level][-limit:]
-
-
-def why(point: int) -> str:
-    """What libllama said since `point`, for the end of a message: warnings and errors, else the last lines."""
-    lines = since(point, level=_WARN) or since(point)[-2:]
-    return "; libllama said: " + " | ".join(lines[-4:]) if lines else ""
+def keep(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """cffi's `onerror` of every callback: the exception is raised when the C call is over."""
+    if _here.listeners:
+        innermost = _here.listeners[-1]
+        innermost.raised = innermost.raised or error
+    elif isinstance(error, KeyboardInterrupt):
+        _thread.interrupt_main()  # again, until it comes outside of a callback
+    else:
+        threading.excepthook(threading.ExceptHookArgs((kind, error, trace, threading.current_thread())))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from ..errors import BackendFailure, Cancelled, InvalidRequest, NoKvSlot
-from .log import why
+from .log import Listener
 
 
-def check_decode(code: int, log_point: int) -> None:
+def check_decode(code: int, heard: Listener) -> None:
     """Raise what the result of llama_decode or llama_encode means.
+
+    Args:
+        code: the result.
+        heard: the listener of the call.
 
     Raises:
         NoKvSlot: 1, the KV cache has no room for the batch.
@@ -25,5 +29,5 @@ def check_decode(code: int, log_point: int) -> None:
     if code == 2:
         raise Cancelled("the computation was stopped by the abort callback")
     if code == -1:
-        raise InvalidRequest(f"libllama refused the batch (positions of a sequence must continue it){why(log_point)}")
-    raise BackendFailure(f"the backend could not compute the batch (code {code}){why(log_point)}")
+        raise InvalidRequest(f"libllama refused the batch (positions of a sequence must continue it){heard.why()}")
+    raise BackendFailure(f"the backend could not compute the batch (code {code}){heard.why()}")

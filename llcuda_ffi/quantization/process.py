@@ -38,7 +38,7 @@ def _main() -> None:
     from ..bundles import InstalledBundle
     from ..errors import LlcudaError
     from ..native.load import load
-    from ..native.log import mark, since
+    from ..native.log import listen
 
     given = job["bundle"]
     try:
@@ -49,8 +49,8 @@ def _main() -> None:
     logger.addHandler(_Send())
     ffi, lib = library.ffi, library.lib
     params, keep = _params(ffi, lib, job)
-    code = lib.llama_model_quantize(os.fsencode(job["source"]), os.fsencode(job["target"]), params)
-    since(mark())  # flushes the last line
+    with listen():
+        code = lib.llama_model_quantize(os.fsencode(job["source"]), os.fsencode(job["target"]), params)
     del keep
     _send({"code": int(code)})
 

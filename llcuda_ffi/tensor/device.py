@@ -10,7 +10,6 @@ from ..errors import BackendFailure, InvalidRequest
 from ..hardware.cpu import usable_cores
 from ..native.handle import Handle
 from ..native.load import Library
-from ..native.log import mark, why
 
 
 class Device(Handle):
@@ -46,12 +45,10 @@ class Device(Handle):
         if wanted not in found:
             raise InvalidRequest(f"there is no device {device!r}: the loaded bundle has {', '.join(found)}")
         ffi, lib = self.library.ffi, self.library.lib
-        point = mark()
         handle = lib.ggml_backend_dev_by_name(found[wanted].name.encode())
-        pointer = lib.ggml_backend_dev_init(handle, ffi.NULL)
-        if not pointer:
-            raise BackendFailure(f"{found[wanted].name} could not be started{why(point)}")
-        self._own(pointer, lib.ggml_backend_free)
+        made, heard = self._make(lib.ggml_backend_dev_init, (handle, ffi.NULL), lib.ggml_backend_free)
+        if not made:
+            raise BackendFailure(f"{found[wanted].name} could not be started{heard.why()}")
         self.name, self.description = found[wanted].name, found[wanted].description
         self._device = handle
         if wanted == "CPU":
@@ -71,7 +68,7 @@ class Device(Handle):
         registry = lib.ggml_backend_dev_backend_reg(self._device)
         address = lib.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_set_n_threads")
         if address:
-            ffi.cast("void (*)(ggml_backend_t, int)", address)(self._ptr, n)
+            ffi.cast("void (*)(ggml_backend_t, int)", address)(self.pointer, n)
 
     def _supports(self, operation: Any) -> bool:
         return bool(self.library.lib.ggml_backend_dev_supports_op(self._device, operation))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from ..errors import BackendFailure, InvalidRequest
 from ..gguf.types import BLOCKS, GGMLType
 from ..native.handle import Handle
-from ..native.log import mark, why
+from ..native.log import listen
 from ..params import member, number
 from ..quantization.rows import quantize_rows
 from .device import Device
@@ -64,23 +65,22 @@ class Tensor(Handle):
             raw = quantize_rows(values, kind)
         tensor = cls._empty(device, values.shape, kind)
         ffi, lib = device.library.ffi, device.library.lib
-        with device._exclusive():
-            lib.ggml_backend_tensor_set(tensor._ptr, ffi.from_buffer(raw), 0, raw.nbytes)
+        with device.exclusive(), tensor.shared():
+            lib.ggml_backend_tensor_set(tensor.pointer, ffi.from_buffer(raw), 0, raw.nbytes)
         return tensor
 
     @classmethod
     def _empty(cls, device: Device, shape: Sequence[int], kind: GGMLType) -> Tensor:
         """Room on the device; the description and the memory are freed together."""
         ffi, lib = device.library.ffi, device.library.lib
-        with device._exclusive():
-            backend = device._ptr
+        with device.exclusive(), listen() as heard:
+            backend = device.pointer
             context = _context(ffi, lib, 1)
             made = lib.ggml_new_tensor(context, int(kind), len(shape), list(shape[::-1]))
-            point = mark()
             buffer = lib.ggml_backend_alloc_ctx_tensors(context, backend)
         if not buffer:
             lib.ggml_free(context)
-            raise BackendFailure(f"{device.name} has no room for a tensor of shape {tuple(shape)}{why(point)}")
+            raise BackendFailure(f"{device.name} has no room for a tensor of shape {tuple(shape)}{heard.why()}")
 
         def free(_tensor: Any) -> None:
             lib.ggml_backend_buffer_free(buffer)
@@ -109,8 +109,8 @@ class Tensor(Handle):
         else:
             out = np.empty((*self.shape[:-1], self.shape[-1] // weights * size), np.uint8)
         ffi, lib = self.device.library.ffi, self.device.library.lib
-        with self.device._exclusive():
-            lib.ggml_backend_tensor_get(self._ptr, ffi.from_buffer(out), 0, out.nbytes)
+        with self.device.exclusive(), self.shared():
+            lib.ggml_backend_tensor_get(self.pointer, ffi.from_buffer(out), 0, out.nbytes)
         return out
 
     # --- operations ---
@@ -212,30 +212,29 @@ class Tensor(Handle):
             raise InvalidRequest("both tensors must be on one Device object")
         result = Tensor._empty(device, shape, GGMLType.F32)
         ffi, lib = device.library.ffi, device.library.lib
-        with device._exclusive():
-            backend = device._ptr
-            context = _context(ffi, lib, 8)
-            buffer = ffi.NULL
-            try:
-                pointers = [tensor._ptr for tensor in (self, *others)]
-                made = lib.ggml_cpy(context, build(lib, context, *pointers), result._ptr)
+        try:
+            with ExitStack() as held:
+                heard = held.enter_context(listen())
+                held.enter_context(device.exclusive())
+                for tensor in (self, *others, result):
+                    held.enter_context(tensor.shared())
+                context = _context(ffi, lib, 8)
+                held.callback(lib.ggml_free, context)
+                pointers = [tensor.pointer for tensor in (self, *others)]
+                made = lib.ggml_cpy(context, build(lib, context, *pointers), result.pointer)
                 graph = lib.ggml_new_graph_custom(context, 16, False)
                 lib.ggml_build_forward_expand(graph, made)
-                point = mark()
-                buffer = lib.ggml_backend_alloc_ctx_tensors(context, backend)
+                buffer = lib.ggml_backend_alloc_ctx_tensors(context, device.pointer)
                 if not buffer:
-                    raise BackendFailure(f"{device.name} has no room for the operation{why(point)}")
-                status = lib.ggml_backend_graph_compute(backend, graph)
+                    raise BackendFailure(f"{device.name} has no room for the operation{heard.why()}")
+                held.callback(lib.ggml_backend_buffer_free, buffer)
+                status = lib.ggml_backend_graph_compute(device.pointer, graph)
                 if status:
-                    raise BackendFailure(f"{device.name} could not compute the operation (status {status}){why(point)}")
-                lib.ggml_backend_synchronize(backend)
-            except BaseException:
-                result._finalizer()
-                raise
-            finally:
-                if buffer:
-                    lib.ggml_backend_buffer_free(buffer)
-                lib.ggml_free(context)
+                    raise BackendFailure(f"{device.name} could not compute (status {status}){heard.why()}")
+                lib.ggml_backend_synchronize(device.pointer)
+        except BaseException:
+            result.close()
+            raise
         return result
 
 

@@ -13,7 +13,7 @@ from llcuda_ffi.devices.placement import Device, Room
 from llcuda_ffi.enums import GGMLType
 from llcuda_ffi.errors import InvalidModelFile
 from llcuda_ffi.native.load import load
-from llcuda_ffi.native.log import capture
+from llcuda_ffi.native.log import listen
 from llcuda_ffi.params import ModelParams
 
 from ..support.child_process import run_child
@@ -28,11 +28,11 @@ def test_as_a_real_load(smollm2: Path, kind: GGMLType, sequences: int) -> None:
     need = dry_load(load(), smollm2, ModelParams(), room)
     with (
         Model.load(smollm2) as model,
-        capture() as lines,
+        listen() as heard,
         Context(model, n_ctx=2048, n_batch=256, n_ubatch=256, n_seq_max=sequences, type_k=kind, type_v=kind),
     ):
         pass
-    assert need == from_log(lines)
+    assert need == from_log(heard.lines())
     assert need.kv > 0
     assert need.compute
 
