@@ -305,6 +305,14 @@ class PrefixCache:
             if slot.request is None and len(slot.kept):
                 self.forget(slot)
 
+    def purge(self) -> None:
+        """Overwrite all that the memory holds, and forget what was read from it."""
+        self.host.clear()
+        self.checkpoints.clear()
+        self._sequences.purge()
+        for slot in self._slots:
+            slot.forget()
+
     # --- kept prefixes in files ---
 
     def kept(self) -> Iterator[Slot]:

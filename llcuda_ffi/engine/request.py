@@ -44,7 +44,7 @@ class Request:
     """
 
     __slots__ = (
-        "adapters", "argmax", "arrival", "cached", "cancelled", "chain", "completion", "constraint",
+        "adapters", "alone", "argmax", "arrival", "cached", "cancelled", "chain", "completion", "constraint",
         "deadline", "done", "drafted", "drafts_kept", "error", "generated", "group", "index", "lane", "limit",
         "logprobs", "number", "on_chunk", "params", "pending", "prompt", "prompt_logprobs", "prompt_text", "reach",
         "row_sampler", "seed", "steps", "stop_reason", "stream", "t_first", "t_last", "t_slot", "text", "vocab", "wake",
@@ -92,6 +92,7 @@ class Request:
         self.t_slot = self.t_first = self.t_last = 0.0
         self.cached = self.drafted = self.drafts_kept = self.reach = 0
         self.cancelled = self.done = False
+        self.alone = False  # its logits were not numbers: who caused that shows without company
         self.argmax: frozenset[int] | None = None  # greedy: the highest logit is the token, unless it is one of these
         self.completion: Completion | None = None
         self.error: BaseException | None = None

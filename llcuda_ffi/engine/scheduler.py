@@ -155,6 +155,10 @@ class Scheduler:
         free = sum(slot.request is None for slot in self.slots)
         while self._waiting.ready and free:
             request = self._waiting.pop()
+            running = [slot.request for slot in self.slots if slot.request is not None]
+            if running and (request.alone or running[0].alone):
+                later.append(request)
+                break
             if request.group is not None and self._prompting(request.group):
                 later.append(request)  # its prompt is being computed for the first of the group
                 continue
@@ -194,6 +198,9 @@ class Scheduler:
             return
         self.prefixes.decoded()
         self._steps += 1
+        if not self.selection.finite(self._planner.batch):
+            self._purge(rows)
+            return
         now = perf_counter()
         self.metrics.batch(n_tokens, now - began)
         if self._threads is not None:
@@ -367,6 +374,30 @@ class Scheduler:
         slot.reset()
         slot.used = self._steps
         self._full = False
+
+    def _purge(self, rows: Sequence[Row]) -> None:
+        """Logits are not numbers: the request that caused it fails, nothing that it left in the memory stays.
+
+        Masked cells count as 0 × NaN = NaN, so a sequence without numbers spoils those that it shares cells with, and
+        what is computed in its cells later. Who caused it is known when it runs alone.
+        """
+        spoiled = {slot for row, slot in rows if row >= 0 and not self.selection.finite(self._planner.batch, row)}
+        active = [slot for slot in self.slots if slot.request is not None]
+        self.prefixes.purge()
+        for slot in active:
+            request = slot.request
+            assert request is not None
+            if slot in spoiled and (len(active) == 1 or not self.context.kv_unified):
+                self._fail(
+                    slot,
+                    DecodeError(
+                        "the model's logits for this request are not numbers (NaN): its file is damaged, or values are "
+                        "too large for the KV cache's type (try kv_type='f32')"
+                    ),
+                )
+            else:
+                request.alone = request.alone or slot in spoiled
+                self._requeue(slot)
 
     def _make_room(self, error: NoKvSlot) -> None:
         """The KV cache is full: forget kept tokens; else let the newest request wait; never lose one."""

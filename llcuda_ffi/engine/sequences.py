@@ -51,6 +51,10 @@ class Sequences:
         """Forget all of a sequence."""
         self._memory.remove(seq)
 
+    def purge(self) -> None:
+        """Forget all sequences and overwrite their cells with zeros."""
+        self._memory.clear(data=True)
+
     def shift(self, seq: int, keep: int, discard: int) -> None:
         """Forget the tokens keep to keep + discard - 1 and move what follows them down."""
         self._memory.remove(seq, keep, keep + discard)

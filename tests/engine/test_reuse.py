@@ -15,7 +15,7 @@ import pytest
 from llcuda_ffi import Llama, Model
 from llcuda_ffi.core.adapter import set_control_vector
 from llcuda_ffi.core.memory import MemoryKind
-from llcuda_ffi.errors import InvalidRequest, UnsupportedModel
+from llcuda_ffi.errors import DecodeError, InvalidRequest, UnsupportedModel
 from llcuda_ffi.params import ContextParams, ModelParams
 
 from ..support.random_reuse import RandomReuse
@@ -180,6 +180,33 @@ def test_window_and_state_do_not_shift(models: Path) -> None:
         with pytest.raises(UnsupportedModel, match="shift"):
             llm.generate([5, 6, 7], max_tokens=200, overflow="shift")
         assert llm.generate([5, 6, 7], max_tokens=1).token_ids
+
+
+@pytest.mark.parametrize("name", ["llama", "granite-hybrid"])
+@pytest.mark.parametrize("settings", [{"kv_cells": 600}, {}], ids=["shared cells", "own cells"])
+def test_logits_that_are_no_numbers(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
+    """A request whose logits are NaN fails alone: those beside it and after it, also in its cells, have their answers.
+
+    Without flash attention a masked cell counts as 0 × NaN.
+    """
+    file = lively(TINY[name]())
+    ne, kind, raw = file.tensors["token_embd.weight"]
+    rows = np.frombuffer(raw, np.float32).reshape(ne[1], ne[0]).copy()
+    rows[7] = np.nan
+    file.tensors["token_embd.weight"] = ne, kind, rows.tobytes()
+    file.write(tmp_path / "model")
+    good = [10 + i * 7 % 200 for i in range(50)]
+    bad = [*good[:20], 7, *good[20:40]]
+    wanted: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}
+    with Llama(tmp_path / "model", n_ctx=256, n_parallel=3, flash_attn=False, **settings) as llm:
+        cold = [llm.generate(prompt, **wanted).token_ids for prompt in (good, good[:5])]
+        llm.clear_cache()
+        results = llm.generate([bad, good, bad], return_exceptions=True, **wanted)
+        assert isinstance(results[0], DecodeError)
+        assert isinstance(results[2], DecodeError)
+        assert results[1].token_ids == cold[0]
+        for _ in range(3):
+            assert llm.generate(good[:5], **wanted, prefix_cache=False).token_ids == cold[1]
 
 
 def test_model_from_outside_keeps_its_settings(models: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from ...core.batch import Batch
 from ...core.context import Context
 from ..plan import Row
@@ -30,6 +33,7 @@ class Selection:
         self._chains = Chains(context.model)
         self._backend = BackendSampling(context) if backend_sampling else None
         self._sample = context._lib.llama_sampler_sample
+        self._get_logits = context._lib.llama_get_logits
 
     def prepare(self, slot: Slot, request: Request) -> None:
         """Give a request that enters a slot its chain; one that comes back has it already."""
@@ -62,6 +66,28 @@ class Selection:
                 look_back = len(request.prompt)
             for token in request.prompt[max(0, len(request.prompt) - look_back) :].tolist():
                 accept(pointer, token)
+
+    def finite(self, batch: Batch, row: int | None = None) -> bool:
+        """Whether the logits of the last decode are numbers, of one batch row or of all.
+
+        One logit of each row is looked at: a hidden state without numbers leaves none in its row.
+        """
+        outputs = batch.output[: batch.n_tokens]
+        first = self._logits_start(int(np.count_nonzero(outputs)))
+        if first is None:
+            return True  # sampled on the device: there are none
+        if row is not None:
+            first = first[int(np.count_nonzero(outputs[:row])) :][:1]
+        return not np.isnan(first).any()
+
+    def _logits_start(self, n_outputs: int) -> npt.NDArray[np.float32] | None:
+        """The first logit of each output, float32 (n_outputs,)."""
+        pointer = self._get_logits(self._context._resource.pointer) if n_outputs else None
+        if not pointer:
+            return None
+        n_vocab = self._context.n_vocab
+        logits = np.frombuffer(self._context._ffi.buffer(pointer, 4 * n_outputs * n_vocab), np.float32)
+        return logits[::n_vocab]
 
     def ahead(self, rows: Sequence[Row], batch: Batch) -> None:
         """After a decode: do for all rows together what is faster so; `token` finds it."""
