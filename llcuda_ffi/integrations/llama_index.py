@@ -1,13 +1,191 @@
-"""LlamaIndex: an embedding model over Embedder."""
+"""LlamaIndex: a language model over Llama (chat, completion, tools), an embedding model over Embedder."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+)
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
 
 from ..embedder import Embedder
+from ..llama import Llama
+
+if TYPE_CHECKING:
+    from llama_index.core.tools.types import BaseTool
+
+
+class LlcudaLLM(FunctionCallingLLM):  # type: ignore[misc]
+    """LlamaIndex's language model: chat and completion, streamed, async, with tools.
+
+    Settings.llm = LlcudaLLM("smollm2-135m", settings={"temperature": 0})
+    """
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+    _llm: Llama = PrivateAttr()
+
+    def __init__(self, model: str | Llama, *, settings: dict[str, Any] | None = None, **options: Any) -> None:
+        """Take a Llama, or make one of a model and Llama's arguments; `settings` are fields of SamplingParams."""
+        super().__init__(settings=settings or {})
+        self._llm = model if isinstance(model, Llama) else Llama(model, **options)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name in LlamaIndex's own records."""
+        return "LlcudaLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What LlamaIndex asks of a model."""
+        return LLMMetadata(
+            context_window=self._llm.n_ctx,
+            num_output=self.settings.get("max_tokens") or 256,
+            is_chat_model=self._llm.model.chat_template() is not None,
+            is_function_calling_model=True,
+            model_name=self._llm.model.path.stem,
+        )
+
+    # --- conversations ---
+
+    def chat(self, messages: Sequence[ChatMessage], **given: Any) -> ChatResponse:
+        """Answer a conversation."""
+        done = self._llm.chat(_messages(messages), **{**self.settings, **given})
+        return ChatResponse(message=_answer(done.message), raw=done.to_dict())
+
+    def stream_chat(self, messages: Sequence[ChatMessage], **given: Any) -> ChatResponseGen:
+        """Answer a conversation, piece by piece; the last piece has the tool calls."""
+        chunks = self._llm.chat_stream(_messages(messages), **{**self.settings, **given})
+
+        def pieces() -> ChatResponseGen:
+            text = ""
+            for chunk in chunks:
+                text += chunk.content
+                message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
+                if chunk.completion is not None:
+                    message = _answer(chunk.completion.message)
+                yield ChatResponse(message=message, delta=chunk.content, raw=chunk.to_dict())
+
+        return pieces()
+
+    # --- completions ---
+
+    def complete(self, prompt: str, formatted: bool = False, **given: Any) -> CompletionResponse:
+        """Continue a text."""
+        done = self._llm.generate(prompt, **{**self.settings, **given})
+        return CompletionResponse(text=done.text, raw={"finish_reason": done.finish_reason})
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **given: Any) -> CompletionResponseGen:
+        """Continue a text, piece by piece."""
+        chunks = self._llm.stream(prompt, **{**self.settings, **given})
+
+        def pieces() -> CompletionResponseGen:
+            text = ""
+            for chunk in chunks:
+                text += chunk.text
+                yield CompletionResponse(text=text, delta=chunk.text)
+
+        return pieces()
+
+    # --- the same, awaited: requests of several tasks run in one batch ---
+
+    async def achat(self, messages: Sequence[ChatMessage], **given: Any) -> ChatResponse:
+        """`chat`, awaited."""
+        return await asyncio.to_thread(self.chat, messages, **given)
+
+    async def astream_chat(self, messages: Sequence[ChatMessage], **given: Any) -> ChatResponseAsyncGen:
+        """`stream_chat`, awaited."""
+        return _awaited(self.stream_chat(messages, **given))
+
+    async def acomplete(self, prompt: str, formatted: bool = False, **given: Any) -> CompletionResponse:
+        """`complete`, awaited."""
+        return await asyncio.to_thread(self.complete, prompt, formatted, **given)
+
+    async def astream_complete(self, prompt: str, formatted: bool = False, **given: Any) -> CompletionResponseAsyncGen:
+        """`stream_complete`, awaited."""
+        return _awaited(self.stream_complete(prompt, formatted, **given))
+
+    # --- tools ---
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **given: Any,
+    ) -> dict[str, Any]:
+        messages = list(chat_history or [])
+        if user_msg is not None:
+            messages.append(
+                user_msg if isinstance(user_msg, ChatMessage) else ChatMessage(role=MessageRole.USER, content=user_msg)
+            )
+        return {
+            "messages": messages,
+            "tools": [tool.metadata.to_openai_tool() for tool in tools],
+            "tool_choice": "required" if tool_required else "auto",
+            "parallel_tool_calls": allow_parallel_tool_calls,
+            **given,
+        }
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **given: Any
+    ) -> list[ToolSelection]:
+        """The calls of an answer, their arguments as objects.
+
+        Raises:
+            ValueError: there are none, and that is an error; or arguments are no JSON object.
+        """
+        calls = response.message.additional_kwargs.get("tool_calls", [])
+        if not calls and error_on_no_tool_call:
+            raise ValueError("the model called no tool")
+        return [
+            ToolSelection(
+                tool_id=call["id"],
+                tool_name=call["function"]["name"],
+                tool_kwargs=json.loads(call["function"]["arguments"]),
+            )
+            for call in calls
+        ]
+
+
+async def _awaited(pieces: Any) -> Any:
+    end = object()
+    while (piece := await asyncio.to_thread(next, pieces, end)) is not end:
+        yield piece
+
+
+def _messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """LlamaIndex's messages in OpenAI's shape."""
+    found = []
+    for message in messages:
+        one: dict[str, Any] = {"role": message.role.value, "content": message.content or ""}
+        for name in ("tool_calls", "tool_call_id", "name"):
+            if name in message.additional_kwargs:
+                one[name] = message.additional_kwargs[name]
+        found.append(one)
+    return found
+
+
+def _answer(message: Any) -> ChatMessage:
+    more = {"tool_calls": [call.to_dict() for call in message.tool_calls]} if message.tool_calls else {}
+    return ChatMessage(role=MessageRole.ASSISTANT, content=message.content or "", additional_kwargs=more)
 
 
 class LlcudaEmbedding(BaseEmbedding):  # type: ignore[misc]
@@ -30,8 +208,6 @@ class LlcudaEmbedding(BaseEmbedding):  # type: ignore[misc]
         return self._encode([query], "query")[0]
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        import asyncio
-
         return await asyncio.to_thread(self._get_query_embedding, query)
 
     def _get_text_embedding(self, text: str) -> list[float]:
