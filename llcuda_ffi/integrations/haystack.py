@@ -12,7 +12,7 @@ from haystack.dataclasses import ChatMessage, StreamingChunk, ToolCall
 from ..llama import Llama
 
 
-@component  # type: ignore[untyped-decorator]
+@component
 class LlcudaChatGenerator:
     """A component: messages in, replies out. The model is loaded by `warm_up` or at the first run.
 
@@ -57,7 +57,7 @@ class LlcudaChatGenerator:
         made: LlcudaChatGenerator = default_from_dict(cls, data)
         return made
 
-    @component.output_types(replies=list[ChatMessage])  # type: ignore[untyped-decorator]
+    @component.output_types(replies=list[ChatMessage])
     def run(
         self, messages: list[ChatMessage], generation_kwargs: dict[str, Any] | None = None
     ) -> dict[str, list[ChatMessage]]:
