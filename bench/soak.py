@@ -149,7 +149,7 @@ def main() -> None:
                 await from_tasks(other, Tally(answers), 2 * WORKERS, a.cancel)
                 rss = rss_mib()
                 await from_tasks(other, tally, half, a.cancel)
-                other._lanes.stop()  # no thread may step beside the check
+                other.llama.engine.stop()  # no thread may step beside the check
                 return finish(other.llama, tally, half, began, rss)
 
         out["asyncio"] = asyncio.run(run())

@@ -110,7 +110,7 @@ def python_time(
 ) -> dict[str, Any]:
     """Microseconds of Python per generated token: of whole runs, and of the median step in the midst of one."""
     outside, inside = c_time.overhead(timed)
-    scheduler = llm._driver.scheduler
+    scheduler = llm.engine.schedulers[0]
     steps: list[float] = []
 
     def run(step: Callable[[], bool], everything: Callable[[], object]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import weakref
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .chat.methods import AsyncChatMethods
 from .core.model import Model
 from .engine.metrics import MetricsSnapshot
-from .engine.prompts import Prompt, split_prompts
-from .engine.replicas import Lanes
-from .engine.request import Request, Tokens, outcome
+from .engine.prompts import Prompt
+from .engine.request import Request, Tokens
 from .engine.results import Chunk
-from .errors import ClosedError, InvalidRequest, LlcudaError
+from .errors import ClosedError
 from .llama import Llama
-from .sampling_params import SamplingParams, params_of_each, sampling_params
+from .sampling_params import SamplingParams, sampling_params
 from .structured.grammars import constrained
 
 if TYPE_CHECKING:
@@ -26,30 +25,32 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-_T = TypeVar("_T")
+T = TypeVar("T")
+
+_SHORT = 8192  # characters or ids: what takes well below a millisecond is prepared in the event loop
+_SLICE = 512  # requests submitted at a time, between which other coroutines run
 
 
 class _Wake:
-    """What a request sets when it has something, from the engine thread: wakes a coroutine of one event loop."""
+    """What a request sets when it has something, from the engine's thread: wakes a coroutine of one event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
+        self._set = False  # many requests may set it before the loop comes to it
 
     def set(self) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._event.set)
-        except RuntimeError:
-            pass  # the loop was closed: nobody waits any more
+        if not self._set:
+            self._set = True
+            try:
+                self._loop.call_soon_threadsafe(self._event.set)
+            except RuntimeError:
+                pass  # the loop was closed: nobody waits any more
 
     async def wait(self) -> None:
         await self._event.wait()
         self._event.clear()
-
-
-async def _prepared(params: Sequence[SamplingParams], make: Callable[[], _T]) -> _T:
-    """What `make` makes; a grammar may take long to compile, which must not be in the event loop."""
-    return await asyncio.to_thread(make) if any(map(constrained, params)) else make()
+        self._set = False
 
 
 class AsyncLlama(AsyncChatMethods):
@@ -64,32 +65,52 @@ class AsyncLlama(AsyncChatMethods):
     """
 
     def __init__(self, model: str | os.PathLike[str] | Model, **settings: Any) -> None:
-        """Load, blocking; see Llama. (In a running loop: `await asyncio.to_thread(AsyncLlama, …)`.)"""
-        self._llama = Llama(model, **settings)
-        driver = self._llama._driver
-        self._lanes = driver if isinstance(driver, Lanes) else Lanes([driver])
-        # the threads must stop before the contexts that they use are freed
-        self._finalizer = weakref.finalize(self, self._lanes.stop)
-        self._finalizer.atexit = False  # at exit such threads may be held (native/handle.py): do not wait for them
+        """See Llama. Made in a running event loop, it is loaded off that loop: by `load`, `async with` or its first
+        call that is awaited. Elsewhere it is loaded at once.
+        """
+        self._make: Callable[[], Llama] = lambda: Llama(model, **settings)
+        self._llama: Llama | None = None
+        self._closed = False
+        self._changing = threading.Lock()  # held while it is loaded or closed
+        if not _in_event_loop():
+            self._loaded()
+
+    @classmethod
+    async def load(cls, model: str | os.PathLike[str] | Model, **settings: Any) -> Self:
+        """An AsyncLlama whose model is loaded; the event loop runs meanwhile.
+
+        Raises:
+            as Llama.
+        """
+        llm = cls(model, **settings)
+        await asyncio.to_thread(llm._loaded)
+        return llm
+
+    def _loaded(self) -> Llama:
+        with self._changing:
+            if self._closed:
+                raise ClosedError("this AsyncLlama is closed: make a new one")
+            if self._llama is None:
+                self._llama = self._make()
+                self._llama.engine.start()
+            return self._llama
+
+    async def _ready(self) -> Llama:
+        llama = self._llama
+        if llama is None or self._closed:
+            llama = await asyncio.to_thread(self._loaded)
+        llama.engine.check()
+        return llama
 
     @property
     def llama(self) -> Llama:
-        """The Llama behind it, for its attributes; call no generate on it."""
-        return self._llama
+        """The Llama behind it, which other threads may use too. Loaded in this thread, where that is still to do."""
+        return self._llama or self._loaded()
 
-    def _submit(self, request: Request, wake: _Wake) -> None:
-        request.wake = wake  # type: ignore[assignment]
-        self._lanes.submit(request)
-
-    def _cancel(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            if not request.done:
-                self._lanes.cancel(request)
-
-    def _check(self) -> None:
-        if not self._finalizer.alive:
-            raise ClosedError("this AsyncLlama is closed: make a new one")
-        self._lanes.check()
+    @property
+    def failure(self) -> BaseException | None:
+        """As Llama.failure."""
+        return None if self._llama is None else self._llama.failure
 
     async def generate(
         self,
@@ -100,38 +121,27 @@ class AsyncLlama(AsyncChatMethods):
         **settings: Any,
     ) -> Any:
         """As Llama.generate: a Completion, or a list of them for a list of prompts or n > 1."""
-        self._check()
-        prompts, many = split_prompts(prompt)
-        each = params_of_each(params, settings, len(prompts), many)
-        llama = self._llama
-
-        def make() -> list[list[Request] | LlcudaError]:
-            groups: list[list[Request] | LlcudaError] = []
-            for i, (one, p) in enumerate(zip(prompts, each, strict=True)):
-                try:
-                    groups.append(llama._requests(one, p))
-                except InvalidRequest as error:
-                    if not return_exceptions:
-                        raise (type(error)(f"prompt {i}: {error}") if many else error) from None
-                    groups.append(error)
-            return groups
-
-        groups = await _prepared(each, make)
-        requests = [r for group in groups if isinstance(group, list) for r in group]
-        wake = _Wake()
-        for request in requests:
-            self._submit(request, wake)
+        llama = await self._ready()
+        generation = await _off_loop(
+            not _is_short(prompt, params, settings),
+            lambda: llama.prepare(prompt, params, settings, return_exceptions=return_exceptions),
+        )
+        requests, wake = generation.requests, _Wake()
         try:
-            while not all(r.done for r in requests):
-                await wake.wait()
+            for start in range(0, len(requests), _SLICE):
+                if start:
+                    await asyncio.sleep(0)
+                _submit(llama, requests[start : start + _SLICE], wake)
+            for request in requests:
+                while not request.done:
+                    await wake.wait()
         finally:
-            self._cancel(requests)
-        results = [outcome(group, return_exceptions) for group in groups]
-        return results if many else results[0]
+            llama.engine.cancel(*requests)
+        return await _off_loop(len(requests) > _SLICE, generation.results)
 
     def infill_prompt(self, prefix: str, suffix: str) -> Tokens:
         """As Llama.infill_prompt."""
-        return self._llama.infill_prompt(prefix, suffix)
+        return self.llama.infill_prompt(prefix, suffix)
 
     async def infill(self, prefix: str, suffix: str, params: SamplingParams | None = None, **settings: Any) -> Any:
         """As Llama.infill."""
@@ -141,15 +151,15 @@ class AsyncLlama(AsyncChatMethods):
         self, prompt: Prompt, params: SamplingParams | None = None, **settings: Any
     ) -> AsyncIterator[Chunk]:
         """As Llama.stream, for `async for`."""
-        self._check()
-        params = sampling_params(params, settings)
+        llama = await self._ready()
+        asked = sampling_params(params, settings)
         chunks: deque[Chunk] = deque()
-        llama, asked = self._llama, params
-        requests = await _prepared([params], lambda: llama._requests(prompt, asked, chunks.append))
+        requests = await _off_loop(
+            not _is_short(prompt, asked, {}), lambda: llama.requests(prompt, asked, chunks.append)
+        )
         wake = _Wake()
-        for request in requests:
-            self._submit(request, wake)
         try:
+            _submit(llama, requests, wake)
             while True:
                 while chunks:
                     yield chunks.popleft()
@@ -159,22 +169,51 @@ class AsyncLlama(AsyncChatMethods):
                     return
                 await wake.wait()
         finally:
-            self._cancel(requests)
+            llama.engine.cancel(*requests)
 
     def metrics(self) -> MetricsSnapshot:
         """As Llama.metrics."""
-        return self._llama.metrics()
+        return self.llama.metrics()
 
     def close(self) -> None:
-        """Stop the engine thread and free everything. Does nothing the second time."""
-        if self._finalizer.alive:
-            self._finalizer()
-            self._llama.close()
+        """End all requests with Cancelled and free everything. Does nothing the second time."""
+        with self._changing:
+            self._closed = True
+            if self._llama is not None:
+                self._llama.engine.close(wait=True)
+                self._llama.close()
 
     async def __aenter__(self) -> Self:
+        await self._ready()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await asyncio.to_thread(self.close)
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _is_short(prompt: Any, params: SamplingParams | Sequence[SamplingParams] | None, settings: dict[str, Any]) -> bool:
+    """Whether it is one prompt that is prepared in no time; a grammar may take long to compile."""
+    if not isinstance(prompt, (str, bytes)) or isinstance(params, Sequence) or len(prompt) > _SHORT:
+        return False
+    return not constrained(sampling_params(params, settings))
+
+
+async def _off_loop(long: bool, function: Callable[[], T]) -> T:
+    """The result of a call, from a thread where it may take long."""
+    return await asyncio.to_thread(function) if long else function()
+
+
+def _submit(llama: Llama, requests: Sequence[Request], wake: _Wake) -> None:
+    for request in requests:
+        request.wake = wake  # type: ignore[assignment]
+    llama.engine.submit(*requests)

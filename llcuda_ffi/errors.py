@@ -22,6 +22,7 @@
     ├── DecodeError                (also RuntimeError) a batch could not be computed
     │   ├── NoKvSlot               the KV cache has no room for the batch
     │   └── BackendFailure         the backend reported an error
+    │       └── EngineFailure      the engine of a Llama stopped: a new one must be made
     ├── Cancelled                  the request was cancelled, or its deadline passed
     ├── ClosedError                (also ValueError) used after close
     └── ConcurrentUseError         (also RuntimeError) used from a second thread, or after a fork
@@ -116,6 +117,10 @@ class NoKvSlot(DecodeError):
 
 class BackendFailure(DecodeError):
     """The backend reported an error while computing."""
+
+
+class EngineFailure(BackendFailure):
+    """The engine of a Llama stopped because of an exception that nobody expected, which is its `__cause__`."""
 
 
 class Cancelled(LlcudaError):

@@ -16,15 +16,15 @@ from .core.vocab import Vocab
 from .devices.placement import Room
 from .engine.adapter_turns import adapters_of
 from .engine.assembly import DEFAULT_N_CTX, kv_types, longest_request, open_engine, open_model, with_cache
+from .engine.generation import Generation
 from .engine.infill import infill_tokens
 from .engine.prompts import Prompt, prompt_tokens, split_prompts
-from .engine.replicas import Lanes
-from .engine.request import Request, Tokens, outcome
+from .engine.request import Request, Tokens
 from .engine.results import Chunk
 from .engine.sampling.chain import pick_seed
 from .engine.state import LlamaState
 from .enums import FlashAttnType, GGMLType
-from .errors import ContextOverflow, InvalidRequest, LlcudaError, UnsupportedModel
+from .errors import ContextOverflow, InvalidRequest, UnsupportedModel
 from .keywords import names_unknown
 from .params import INT32_MAX, UINT32_MAX, ContextParams, ModelParams, flag, integer, override
 from .sampling_params import SamplingParams, params_of_each, sampling_params
@@ -49,6 +49,7 @@ class Llama(LlamaState, ChatMethods):
         contexts: all of them, where n_contexts is more than 1; `context` is the first.
         n_ctx: most tokens of one request, prompt and answer together.
         n_parallel: how many requests run at once.
+        engine: the loop that computes the requests, for front ends that wait for them in their own way.
     """
 
     def __init__(
@@ -115,10 +116,10 @@ class Llama(LlamaState, ChatMethods):
         n_parallel = integer("n_parallel", n_parallel, 1, 256)
         if n_contexts == "auto":
             plain = kv_cells is None and draft is None and not backend_sampling
-            lanes = 2 if plain and n_parallel >= 32 and n_parallel % 2 == 0 else 1
+            replicas = 2 if plain and n_parallel >= 32 and n_parallel % 2 == 0 else 1
         else:
-            lanes = integer("n_contexts", n_contexts, 1, 16)
-        if n_parallel % lanes:
+            replicas = integer("n_contexts", n_contexts, 1, 16)
+        if n_parallel % replicas:
             raise InvalidRequest(f"n_parallel={n_parallel} cannot be divided among n_contexts={n_contexts}")
         if n_threads != "auto":
             integer("n_threads", n_threads, 1, 512)
@@ -135,7 +136,7 @@ class Llama(LlamaState, ChatMethods):
                 self.model = model
             else:
                 cells = kv_cells or (n_ctx or DEFAULT_N_CTX) * n_parallel
-                room = Room(cells, ubatch, n_parallel, *types, lanes)
+                room = Room(cells, ubatch, n_parallel, *types, replicas)
                 self.model = open_model(model, device, n_gpu_layers, bundle, model_params, progress, room)
                 self._owned.append(self.model)
             self.n_ctx = longest_request(self.model, n_ctx)
@@ -148,10 +149,10 @@ class Llama(LlamaState, ChatMethods):
                     "n_batch": max(n_batch or ubatch * (4 if self.model.placement.on_gpu else 1), n_parallel, ubatch),
                 },
             )
-            self._driver = open_engine(
+            self.engine = open_engine(
                 self.model,
                 params,
-                1 if n_contexts == "auto" and not self.model.placement.on_gpu else lanes,
+                1 if n_contexts == "auto" and not self.model.placement.on_gpu else replicas,
                 self._owned,
                 n_ctx=self.n_ctx,
                 n_threads=n_threads,
@@ -162,15 +163,17 @@ class Llama(LlamaState, ChatMethods):
                 host_cache_bytes=host_cache_bytes,
                 checkpoint_bytes=checkpoint_bytes,
             )
-            self.contexts = [scheduler.context for scheduler in self._driver.schedulers]
+            self.contexts = [scheduler.context for scheduler in self.engine.schedulers]
             self.context = self.contexts[0]
+            # asked once: while a context computes, another thread may ask it nothing
+            self._can_shift = self.context.memory is not None and self.context.memory.can_shift
         except BaseException:
             for owned in reversed(self._owned):
                 owned.close()
             raise
-        if isinstance(self._driver, Lanes):
-            # where nobody closes it: the threads must stop before the contexts that they use are freed
-            weakref.finalize(self, self._driver.stop).atexit = False
+        # Where nobody closes it: the engine's threads must stop before the contexts that they use are freed. Not at
+        # exit, where such threads may be held (native/handle.py).
+        weakref.finalize(self, self.engine.stop).atexit = False
 
     # --- requests ---
 
@@ -216,8 +219,7 @@ class Llama(LlamaState, ChatMethods):
                 "max_tokens, make the Llama with a larger n_ctx, or choose overflow='stop' or 'shift'"
             )
         if params.overflow == "shift":
-            memory = self.context.memory
-            if memory is None or not memory.can_shift:
+            if not self._can_shift:
                 raise UnsupportedModel("this model's positions cannot be shifted: choose overflow='stop' or 'error'")
             if params.keep > self.n_ctx - 8:
                 raise InvalidRequest(f"keep={params.keep} leaves nothing to shift in a context of {self.n_ctx}")
@@ -233,10 +235,17 @@ class Llama(LlamaState, ChatMethods):
         request.adapters = adapters_of(self.context, params.lora)
         return request
 
-    def _requests(
+    def requests(
         self, prompt: Prompt, params: SamplingParams, on_chunk: Callable[[Chunk], None] | None = None
     ) -> list[Request]:
-        """The n requests of one prompt."""
+        """The n requests of one prompt, for `engine.submit`.
+
+        Args:
+            on_chunk: called with each Chunk, in the thread that computes.
+
+        Raises:
+            InvalidRequest, ContextOverflow: the prompt or a setting is not acceptable.
+        """
         tokens, text = prompt_tokens(self.vocab, prompt)
         seed = pick_seed(params)
         first = self._request(tokens, text, params, seed, on_chunk)
@@ -273,25 +282,31 @@ class Llama(LlamaState, ChatMethods):
         Raises:
             InvalidRequest, ContextOverflow: a prompt or a setting is not acceptable; nothing was computed.
             DecodeError: the backend failed.
+            EngineFailure: the engine stopped; a new Llama must be made.
             ClosedError, ConcurrentUseError: the Llama was closed, or made before a fork.
         """
-        self._driver.check()
+        self.engine.check()
+        generation = self.prepare(prompt, params, settings, return_exceptions=return_exceptions)
+        self._run(generation.requests, progress)
+        return generation.results()
+
+    def prepare(
+        self,
+        prompt: Prompt | Iterable[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        settings: dict[str, Any],
+        *,
+        return_exceptions: bool = False,
+    ) -> Generation:
+        """The first half of `generate`: tokenizes and checks, computes nothing. Any thread may do it."""
         prompts, many = split_prompts(prompt)
-        each = params_of_each(params, settings, len(prompts), many)
-        groups: list[list[Request] | LlcudaError] = []
-        for i, (one, p) in enumerate(zip(prompts, each, strict=True)):
+        generation = Generation(many=many, return_exceptions=return_exceptions)
+        for one, p in zip(prompts, params_of_each(params, settings, len(prompts), many), strict=True):
             try:
-                groups.append(self._requests(one, p))
+                generation.add(self.requests(one, p))
             except InvalidRequest as error:
-                if return_exceptions:
-                    groups.append(error)
-                elif many:
-                    raise type(error)(f"prompt {i}: {error}") from None
-                else:
-                    raise
-        self._run([r for group in groups if isinstance(group, list) for r in group], progress)
-        results = [outcome(group, return_exceptions) for group in groups]
-        return results if many else results[0]
+                generation.refuse(error)
+        return generation
 
     def infill(self, prefix: str, suffix: str, params: SamplingParams | None = None, **settings: Any) -> Any:
         """What stands between two texts, by a model that was trained for it; as `generate(infill_prompt(…))`.
@@ -303,22 +318,20 @@ class Llama(LlamaState, ChatMethods):
         return self.generate(self.infill_prompt(prefix, suffix), params, **settings)
 
     def _run(self, requests: Sequence[Request], progress: bool = False) -> None:
-        self._driver.submit(*requests)
         bar = None
         if progress:
             from tqdm.auto import tqdm
 
             bar = tqdm(total=len(requests), unit="prompt")
         try:
+            self.engine.submit(*requests)
             for request in requests:
                 if not request.done:
-                    self._driver.run(request, lambda r=request: r.done)  # type: ignore[misc]
+                    self.engine.wait(request)
                 if bar is not None:
                     bar.update(1)
         except BaseException:
-            for request in requests:
-                if not request.done:
-                    self._driver.cancel(request)
+            self.engine.cancel(*requests)
             raise
         finally:
             if bar is not None:
@@ -334,26 +347,26 @@ class Llama(LlamaState, ChatMethods):
         Raises:
             as `generate`, at the first step.
         """
-        self._driver.check()
+        self.engine.check()
         params = sampling_params(params, settings)
         chunks: deque[Chunk] = deque()
-        return self._chunks(self._requests(prompt, params, chunks.append), chunks)
+        return self._chunks(self.requests(prompt, params, chunks.append), chunks)
 
     def _chunks(self, requests: list[Request], chunks: deque[Chunk]) -> Iterator[Chunk]:
-        driver = self._driver
+        engine = self.engine
         if len(requests) > 1:
             wake = threading.Event()
             for request in requests:
                 request.wake = wake
-        driver.submit(*requests)
 
         def ready() -> bool:
             return bool(chunks) or all(request.done for request in requests)
 
         try:
+            engine.submit(*requests)
             while True:
                 if not ready():
-                    driver.run(requests[0], ready)
+                    engine.wait(requests[0], ready)
                 while chunks:
                     yield chunks.popleft()
                 if not chunks and all(request.done for request in requests):
@@ -361,26 +374,23 @@ class Llama(LlamaState, ChatMethods):
                         request.result()
                     return
         finally:
-            for request in requests:
-                if not request.done:
-                    driver.cancel(request)
+            engine.cancel(*requests)
 
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
-        return self._driver.closed
+        return self.engine.closed
 
     def close(self) -> None:
-        """End all requests and free the memory. Does nothing the second time.
+        """End all requests with Cancelled and free the memory. Does nothing the second time.
 
         Raises:
-            ConcurrentUseError: another thread is generating.
+            ConcurrentUseError: another thread is in one of its calls; call again after that.
         """
-        if self._driver.closed:
-            return
-        self._driver.close()
-        for owned in reversed(self._owned):
-            owned.close()
+        self.engine.close()
+        while self._owned:
+            self._owned[-1].close()
+            self._owned.pop()
 
     def __enter__(self) -> Self:
         return self

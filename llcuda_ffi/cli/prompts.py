@@ -42,7 +42,6 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
     if done:
         click.echo(f"{output} has {done} results already, going on after them", err=True)
     flight: deque[Request | str] = deque()
-    driver = llm._driver
     failed = 0
     with (
         open(1, "wb", closefd=False) if piped else output.open("ab") as out,
@@ -53,7 +52,7 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
             nonlocal failed
             entry = flight.popleft()
             if isinstance(entry, Request):
-                driver.run(entry, lambda: entry.done)
+                llm.engine.wait(entry)
                 result = {"error": str(entry.error)} if entry.error else to_json(entry.completion)
             else:
                 result = {"error": entry}
@@ -65,8 +64,8 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
         for line in _lines(source, done):
             try:
                 prompt, settings = _parse(line)
-                request = llm._requests(prompt, override(params, settings))[0]
-                driver.submit(request)
+                request = llm.requests(prompt, override(params, settings))[0]
+                llm.engine.submit(request)
                 flight.append(request)
             except LlcudaError as error:
                 flight.append(str(error))

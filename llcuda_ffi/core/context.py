@@ -175,6 +175,15 @@ class Context(Handle):
             self._count_outputs(batch)
             self._compute(self._lib.llama_decode, pointer, batch)
 
+    def decode_sound(self, batch: Batch) -> None:
+        """Compute a batch of which the caller knows that it is sound: `decode` without its checks.
+
+        Raises:
+            NoKvSlot, Cancelled, BackendFailure: as `decode`.
+        """
+        with self.exclusive():
+            self._compute(self._lib.llama_decode, self.pointer, batch)
+
     def encode(self, batch: Batch) -> None:
         """Run the encoder over a batch (llama_encode).
 

@@ -19,8 +19,7 @@ from ..hardware.cpu import usable_cores
 from ..hardware.memory import free_system_memory
 from ..hub.references import resolve
 from ..params import INT32_MAX, ContextParams, ModelParams, integer, member, override
-from .driver import Driver
-from .replicas import Lanes
+from .loop import EngineLoop
 from .scheduler import Scheduler
 from .speculative import Drafter, DraftModel, PromptLookup
 from .thread_control import ThreadControl
@@ -111,7 +110,7 @@ def open_engine(
     n_draft: int | None,
     checkpoint_bytes: int | Literal["auto"],
     **settings: Any,
-) -> Driver | Lanes:
+) -> EngineLoop:
     """Contexts of a model and what steps them; what must be closed with the Llama is added to `owned`.
 
     Args:
@@ -131,7 +130,7 @@ def open_engine(
     settings["checkpoint_bytes"] = checkpoint_budget(checkpoint_bytes, n_contexts)
     cores = usable_cores()
     threads = max(1, cores // n_contexts) if n_threads == "auto" else n_threads
-    drivers = []
+    schedulers = []
     share = {"n_seq_max": params.n_seq_max // n_contexts, "n_ctx": cells, "n_threads": threads}
     for _ in range(n_contexts):
         context = Context(model, override(params, share))
@@ -144,8 +143,8 @@ def open_engine(
             draft = drafter.model if isinstance(drafter, DraftModel) else draft
         # several contexts would take each other's cores for another program's
         control = thread_control(context, cores) if n_threads == "auto" and n_contexts == 1 else None
-        drivers.append(Driver(Scheduler(context, n_ctx=n_ctx, drafter=drafter, threads=control, **settings)))
-    return drivers[0] if n_contexts == 1 else Lanes(drivers)
+        schedulers.append(Scheduler(context, n_ctx=n_ctx, drafter=drafter, threads=control, **settings))
+    return EngineLoop(schedulers)
 
 
 def checkpoint_budget(checkpoint_bytes: int | Literal["auto"], n_contexts: int) -> int:

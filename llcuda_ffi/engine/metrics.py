@@ -36,6 +36,7 @@ class MetricsSnapshot:
         kv_used, kv_cells: tokens held in the KV cache, and its size.
         n_threads: CPU threads in use.
         uptime_s: since the scheduler was made.
+        failure: what stopped the engine, None while it is sound.
     """
 
     queued: int
@@ -58,6 +59,7 @@ class MetricsSnapshot:
     kv_cells: int
     n_threads: int
     uptime_s: float
+    failure: str | None = None
 
 
 class Metrics:
@@ -113,7 +115,9 @@ class Metrics:
                 setattr(whole, name, sum(getattr(part, name) for part in parts))
         return whole
 
-    def snapshot(self, *, queued: int, running: int, kv_used: int, kv_cells: int, n_threads: int) -> MetricsSnapshot:
+    def snapshot(
+        self, *, queued: int, running: int, kv_used: int, kv_cells: int, n_threads: int, failure: str | None
+    ) -> MetricsSnapshot:
         """The counters now, with what only the scheduler's owner knows."""
         return MetricsSnapshot(
             queued=queued,
@@ -136,6 +140,7 @@ class Metrics:
             kv_cells=kv_cells,
             n_threads=n_threads,
             uptime_s=perf_counter() - self.began,
+            failure=failure,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy.typing as npt
 from ..core.adapter import LoraAdapter
 from ..core.sampler import SamplerChain
 from ..core.vocab import Vocab
-from ..errors import LlcudaError
 from ..sampling_params import SamplingParams
 from .results import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
 from .sampling.chain import RowSampler
@@ -45,9 +44,10 @@ class Request:
 
     __slots__ = (
         "adapters", "alone", "argmax", "arrival", "cached", "cancelled", "chain", "completion", "constraint",
-        "deadline", "done", "drafted", "drafts_kept", "error", "generated", "group", "index", "lane", "limit",
+        "deadline", "done", "drafted", "drafts_kept", "error", "generated", "group", "index", "limit",
         "logprobs", "number", "on_chunk", "params", "pending", "prompt", "prompt_logprobs", "prompt_text", "reach",
-        "row_sampler", "seed", "steps", "stop_reason", "stream", "t_first", "t_last", "t_slot", "text", "vocab", "wake",
+        "replica", "row_sampler", "seed", "steps", "stop_reason", "stream", "t_first", "t_last", "t_slot",
+        "text", "vocab", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -88,7 +88,7 @@ class Request:
         self.row_sampler: RowSampler | None = None
         self.adapters: Adapters = ()  # of this request alone
         self.group: Request | None = None  # the first of n completions of one prompt
-        self.lane = 0  # which scheduler has it, of several
+        self.replica = 0  # which scheduler has it, of several
         self.t_slot = self.t_first = self.t_last = 0.0
         self.cached = self.drafted = self.drafts_kept = self.reach = 0
         self.cancelled = self.done = False
@@ -209,9 +209,10 @@ class Request:
         return self.constraint.result(text.removeprefix(self._echo().decode("utf-8", "replace")))
 
     def fail(self, error: BaseException) -> None:
-        """End with an exception."""
-        self.error = error
-        self.done = True
+        """End with an exception, unless it is over."""
+        if not self.done:
+            self.error = error
+            self.done = True
         self.notify()
 
     def notify(self) -> None:
@@ -226,19 +227,3 @@ class Request:
             raise self.error
         assert self.completion is not None
         return self.completion
-
-
-def outcome(group: Sequence[Request] | LlcudaError, return_exceptions: bool = False) -> Any:
-    """What takes the place of a prompt in a list of results: a Completion, n of them, or the exception that ended it.
-
-    Args:
-        group: the finished requests of the prompt, or why there are none.
-        return_exceptions: give exceptions as results instead of raising them.
-    """
-    if isinstance(group, LlcudaError):
-        return group
-    error = next((request.error for request in group if request.error is not None), None)
-    if error is not None and return_exceptions:
-        return error
-    results = [request.result() for request in group]
-    return results if len(results) > 1 else results[0]

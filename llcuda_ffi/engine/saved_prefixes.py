@@ -14,31 +14,35 @@ from .scheduler import Scheduler
 _MAGIC = b"LLCUDAFFIPREFIX1"
 
 
-def save_prefixes(schedulers: Sequence[Scheduler], path: str | os.PathLike[str]) -> int:
-    """Write what idle slots keep; returns the tokens written."""
+def kept_prefixes(scheduler: Scheduler) -> list[tuple[int, SavedState]]:
+    """What idle slots keep, with when it was last used, in steps."""
+    context = scheduler.context
+    return [
+        (slot.used, save_state(context, slot.index, tokens=slot.kept.tolist())) for slot in scheduler.prefixes.kept()
+    ]
+
+
+def write_prefixes(states: Sequence[SavedState], path: str | os.PathLike[str]) -> int:
+    """Write states to a file, which appears whole or not at all; returns the tokens written."""
     target = Path(path)
-    idle = ((scheduler, slot) for scheduler in schedulers for slot in scheduler.prefixes.kept())
-    kept = sorted(idle, key=lambda found: found[1].used)
-    total = 0
     with tempfile.NamedTemporaryFile(dir=target.resolve().parent, prefix=f".{target.name}.", delete=False) as out:
         try:
             out.write(_MAGIC)
-            for scheduler, slot in kept:
-                raw = save_state(scheduler.context, slot.index, tokens=slot.kept.tolist()).to_bytes()
+            for state in states:
+                raw = state.to_bytes()
                 out.write(len(raw).to_bytes(8, "little"))
                 out.write(raw)
-                total += len(slot.kept)
             out.flush()
             os.fsync(out.fileno())
             os.replace(out.name, target)
         except BaseException:
             os.unlink(out.name)
             raise
-    return total
+    return sum(len(state.tokens) for state in states)
 
 
-def load_prefixes(schedulers: Sequence[Scheduler], path: str | os.PathLike[str]) -> int:
-    """Read them into idle slots, the last used ones first; returns the tokens now kept from the file."""
+def read_prefixes(path: str | os.PathLike[str]) -> list[SavedState]:
+    """The states in a file, the last used one last."""
     try:
         raw = memoryview(Path(path).read_bytes())
     except OSError as error:
@@ -53,9 +57,16 @@ def load_prefixes(schedulers: Sequence[Scheduler], path: str | os.PathLike[str])
             raise InvalidRequest(f"{path} is cut short")
         states.append(SavedState.from_bytes(raw[at + 8 : at + 8 + size]))
         at += 8 + size
-    idle = [(scheduler, slot) for scheduler in schedulers for slot in scheduler.slots if slot.request is None]
-    idle.sort(key=lambda found: (len(found[1].kept) > 0, found[1].used))
+    return states
+
+
+def restore_prefixes(scheduler: Scheduler, states: list[SavedState], share: int) -> int:
+    """Take up to `share` states from the end of the list into idle slots; returns the tokens now kept from them."""
+    idle = [slot for slot in scheduler.slots if slot.request is None]
+    idle.sort(key=lambda slot: (len(slot.kept) > 0, slot.used))
     total = 0
-    for (scheduler, slot), state in zip(idle, reversed(states), strict=False):
-        total += scheduler.prefixes.adopt(slot, state)
+    for slot in idle[:share]:
+        if not states:
+            break
+        total += scheduler.prefixes.adopt(slot, states.pop())
     return total

@@ -1,28 +1,36 @@
 """The scheduler: every request of a process shares one context and one batch.
 
 `step()` computes one batch: a token for each generating slot (with the tokens drafted for it), then chunks of
-prompts. It is plain and synchronous; who calls it, and from which thread, is the driver's matter.
+prompts. It is plain and synchronous; who calls it, and from which thread, is the loop's matter (loop.py).
+
+What goes wrong for one request ends that request. An exception that leaves `step()` (Ctrl-C) loses nothing: the next
+step forgets what the KV cache holds, has every request wait again, and computes what was lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
+from typing import TypeVar
 
+from ..core.adapter import LoraAdapter, active_adapters, set_adapters
 from ..core.context import Context
 from ..errors import Cancelled, ContextOverflow, DecodeError, LlcudaError, NoKvSlot
 from .adapter_turns import AdapterTurns
+from .failures import failure_of
 from .metrics import Metrics
 from .plan import Planner, Row
 from .prefix_cache import PrefixCache
-from .queue import Waiting
+from .queue import RequestQueue
 from .request import Request
-from .results import TokenLogprob
+from .results import FinishReason, TokenLogprob
 from .sampling.logprobs import log_softmax, token_logprob
 from .sampling.select import Selection
 from .slot import Slot, State
 from .speculative import Drafter
 from .thread_control import ThreadControl
+
+T = TypeVar("T")
 
 
 class Scheduler:
@@ -48,7 +56,9 @@ class Scheduler:
         backend_sampling: bool = False,
         host_cache_bytes: int = 0,
         checkpoint_bytes: int = 0,
+        selection: Selection | None = None,
     ) -> None:
+        """`selection`: what chooses the tokens, in place of the usual."""
         assert context.memory is not None
         self.context, self.memory = context, context.memory
         self.model, self.vocab = context.model, context.model.vocab
@@ -57,14 +67,13 @@ class Scheduler:
         self.metrics = Metrics()
         self.slots = [Slot(i) for i in range(context.n_seq_max)]
         self._planner = Planner(context, drafter)
-        self.selection = Selection(context, backend_sampling=backend_sampling)
+        self.selection = selection or Selection(context, backend_sampling=backend_sampling)
         self._threads = threads
-        self._waiting = Waiting()
+        self._requests = RequestQueue()
         self._turns = AdapterTurns(context)
         self.prefixes = PrefixCache(
             context, self.slots, self._turns, host_bytes=host_cache_bytes, checkpoint_bytes=checkpoint_bytes
         )
-        self._attention = False  # a request was cancelled or has a deadline
         self._unfinished = False  # a step was left in the middle
         self._full = False  # a request had to make room: nobody is admitted before another one ends
         self._steps = 0
@@ -73,19 +82,31 @@ class Scheduler:
 
     def submit(self, request: Request) -> None:
         """Queue a request."""
-        self._waiting.add(request)
-        if request.deadline is not None:
-            self._attention = True
+        self._requests.submit(request)
 
     def cancel(self, request: Request) -> None:
         """End a request as "cancelled" in the next step."""
-        request.cancelled = True
-        self._attention = True
+        self._requests.cancel(request)
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not (len(self._waiting) or any(slot.request is not None for slot in self.slots))
+        return not len(self._requests)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are requests that nobody cancelled."""
+        return any(not request.cancelled for request in self._requests)
+
+    @property
+    def running(self) -> int:
+        """Requests in a slot."""
+        return sum(slot.request is not None and not slot.request.done for slot in self.slots)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a slot."""
+        return max(0, len(self._requests) - self.running)
 
     @property
     def n_threads(self) -> int:
@@ -95,35 +116,60 @@ class Scheduler:
     @property
     def busy(self) -> float:
         """Requests that run or wait, for each slot."""
-        return (len(self._waiting) + sum(slot.request is not None for slot in self.slots)) / len(self.slots)
-
-    @property
-    def wanted(self) -> bool:
-        """Whether there are requests that nobody cancelled."""
-        running = (slot.request for slot in self.slots)
-        return any(request is not None and not request.cancelled for request in (*running, *self._waiting))
+        return len(self._requests) / len(self.slots)
 
     # --- the step ---
 
     def step(self) -> bool:
-        """Compute one batch. Returns False when there was nothing to do.
-
-        An exception leaves the scheduler usable: requests of a batch that failed end with it; after Ctrl-C the next
-        step computes again what was lost.
-        """
-        if self._unfinished:
-            self._recover()
-        self._unfinished = True
-        waiting = self._waiting.collect()
-        if self._attention:
-            self._sweep()
-        if waiting and not self._full:
+        """Compute one batch. Returns False when there was nothing to do."""
+        self._begin()
+        if self._requests.ready and not self._full:
             self._admit()
         rows = self._planner.plan(self._in_turn())
         if rows:
             self._run(rows)
         self._unfinished = False
         return bool(rows)
+
+    def sweep(self) -> None:
+        """End what was cancelled or is too late, without computing anything."""
+        self._begin()
+        self._unfinished = False
+
+    def between_steps(self, function: Callable[[Scheduler], T]) -> T:
+        """Call `function(self)` where a step would begin. What it leaves in the middle is computed again."""
+        self._begin()
+        try:
+            result = function(self)
+        except LlcudaError:
+            self._unfinished = False  # refused, or failed in a way that it knows
+            raise
+        self._unfinished = False
+        return result
+
+    def set_adapters(self, adapters: Mapping[LoraAdapter, float]) -> dict[LoraAdapter, float]:
+        """Compute with these adapters where a request has none of its own; returns those of before. Between steps.
+
+        What was kept is forgotten: it was computed with the adapters of its time.
+        """
+        self._in_turn()  # takes off what single requests had
+        before = active_adapters(self.context)
+        set_adapters(self.context, adapters)
+        self.prefixes.clear()
+        return before
+
+    def _begin(self) -> None:
+        """Recover from a step that was interrupted, take in new requests, end those that are over."""
+        if self._unfinished:
+            self._recover()
+        self._unfinished = True
+        self._requests.collect()
+        for request in self._requests.overdue():
+            slot = next((slot for slot in self.slots if slot.request is request), None)
+            if slot is not None:
+                self._end(slot, "cancelled")
+            else:
+                self._finish(request, "cancelled")
 
     def _in_turn(self) -> Sequence[Slot]:
         """The slots whose adapters are set; requests whose adapters cannot be set fail."""
@@ -135,39 +181,35 @@ class Scheduler:
                     if slot.request is not None and slot.request.adapters == self._turns.now:
                         self._fail(slot, error)
 
-    def _sweep(self) -> None:
-        """End what was cancelled or is too late."""
-        now = perf_counter()
-        self._attention = False
-        for slot in self.slots:
-            if slot.request is not None and slot.request.over(now):
-                self._end(slot, "cancelled")
-        for request in self._waiting.sweep(now):
-            request.finish("cancelled")
-            self.metrics.finished(request)
-        running = [slot.request for slot in self.slots if slot.request is not None]
-        if any(r.cancelled or r.deadline is not None for r in (*running, *self._waiting)):
-            self._attention = True
-
     def _admit(self) -> None:
         """Give waiting requests the free slots, by priority, then in order of arrival."""
         later = []
         free = sum(slot.request is None for slot in self.slots)
-        while self._waiting.ready and free:
-            request = self._waiting.pop()
-            running = [slot.request for slot in self.slots if slot.request is not None]
-            if running and (request.alone or running[0].alone):
-                later.append(request)
-                break
-            if request.group is not None and self._prompting(request.group):
-                later.append(request)  # its prompt is being computed for the first of the group
-                continue
+        try:
+            while free and self._requests.ready:
+                request = self._requests.pop()
+                running = next((slot.request for slot in self.slots if slot.request is not None), None)
+                if running is not None and (request.alone or running.alone):
+                    later.append(request)
+                    break
+                if request.group is not None and self._prompting(request.group):
+                    later.append(request)  # its prompt is being computed for the first of the group
+                else:
+                    free -= self._place(request, later)
+        finally:
+            for request in later:
+                self._requests.push(request)
+
+    def _place(self, request: Request, later: list[Request]) -> bool:
+        """Give a request a slot; returns whether it has one. Else it failed, or must wait: it is `later` then."""
+        slot = None
+        try:
             tokens = request.tokens()
             reuse = self.prefix_cache and request.params.prefix_cache and not request.scoring
             placed = self.prefixes.place(request, tokens, reuse=reuse)
             if placed is None:
                 later.append(request)
-                continue
+                return False
             slot, n_past = placed
             request.cached = min(request.cached, n_past) if request.generated else n_past
             slot.request, slot.state, slot.todo, slot.n_past = request, State.PROMPT, tokens, n_past
@@ -176,9 +218,20 @@ class Scheduler:
                 request.prompt_logprobs = []  # from the start, where a step was interrupted
             request.t_slot = request.t_slot or perf_counter()
             self.selection.prepare(slot, request)
-            free -= 1
-        for request in later:
-            self._waiting.push(request)
+            return True
+        except Exception as error:
+            failure = failure_of(error)
+            if slot is not None and slot.request is request:
+                self._fail(slot, failure)
+            else:
+                self._fail_request(request, failure)
+                self._forget_idle()  # what was brought into a slot, or not, is not known
+            return False
+
+    def _forget_idle(self) -> None:
+        for slot in self.slots:
+            if slot.request is None:
+                self.prefixes.forget(slot)
 
     def _prompting(self, leader: Request) -> bool:
         return not leader.done and not leader.generated
@@ -192,7 +245,7 @@ class Scheduler:
             self.prefixes.decoded()
             self._make_room(error)
             return
-        except DecodeError as error:
+        except (DecodeError, Cancelled) as error:
             for _, slot in rows:
                 self._fail(slot, error)
             return
@@ -245,9 +298,7 @@ class Scheduler:
             entries.append(token_logprob(self.vocab, int(request.prompt[i + 1]), row, k or 0))
 
     def _decode(self) -> None:
-        context = self.context
-        with context._exclusive():
-            context._compute(context._lib.llama_decode, context._ptr, self._planner.batch)
+        self.context.decode_sound(self._planner.batch)
 
     def _choose(self, row: int, slot: Slot) -> bool:
         """Choose the next token of a slot from batch row `row`; returns whether its request goes on."""
@@ -255,12 +306,12 @@ class Scheduler:
         assert request is not None
         try:
             token, logprob = self.selection.token(row, slot, request)
-        except LlcudaError as error:
-            self._fail(slot, error)
+            if not self._accept(slot, request, token, logprob):
+                return False
+            return request.constraint is None or self._follow(slot, request)
+        except Exception as error:
+            self._fail(slot, failure_of(error))
             return False
-        if not self._accept(slot, request, token, logprob):
-            return False
-        return request.constraint is None or self._follow(slot, request)
 
     def _follow(self, slot: Slot, request: Request) -> bool:
         """Accept the tokens that a constraint leaves no choice for; they are computed with the next batch."""
@@ -343,7 +394,7 @@ class Scheduler:
 
     # --- ends ---
 
-    def _end(self, slot: Slot, reason: str) -> None:
+    def _end(self, slot: Slot, reason: FinishReason) -> None:
         request = slot.request
         assert request is not None
         if slot.shared:
@@ -352,12 +403,21 @@ class Scheduler:
             kept = request.tokens()[: slot.n_past]
         else:
             kept = slot.todo[: slot.n_past]
+        self._finish(request, reason)
         self._release(slot, request)
         if self.prefix_cache and request.params.prefix_cache:
             self.prefixes.keep(slot, request, kept)
         else:
             self.prefixes.forget(slot)
-        request.finish(reason)  # type: ignore[arg-type]
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        """The end of a request."""
+        try:
+            request.finish(reason)
+        except Exception as error:
+            self._fail_request(request, failure_of(error))
+            return
+        self._requests.remove(request)
         self.metrics.finished(request)
 
     def _fail(self, slot: Slot, error: BaseException) -> None:
@@ -366,7 +426,11 @@ class Scheduler:
             return
         self._release(slot, request)
         self.prefixes.forget(slot)
+        self._fail_request(request, error)
+
+    def _fail_request(self, request: Request, error: BaseException) -> None:
         request.fail(error)
+        self._requests.remove(request)
         self.metrics.failed()
 
     def _release(self, slot: Slot, request: Request) -> None:
@@ -416,31 +480,44 @@ class Scheduler:
         self.selection.detach(slot)
         slot.reset()
         self.prefixes.forget(slot)
-        self._waiting.push(request)
+        self._requests.push(request)
 
     def _recover(self) -> None:
         """A step was interrupted: what the KV cache holds is not known. Compute it again."""
         self.memory.clear(data=False)
         self._full = False
         for slot in self.slots:
+            self._leave(slot)
             slot.forget()
-            request = slot.request
-            if request is None or request.done:
-                self.selection.detach(slot)
-                slot.reset()
-                continue
-            request.rewind()
-            self._requeue(slot)
+        self._requests.rebuild(self._resume)
 
-    def fail_all(self, error_of: Callable[[], Exception]) -> None:
-        """End every request with an exception."""
-        while self._waiting.collect():
-            self._waiting.pop().fail(error_of())
+    def _resume(self, request: Request) -> bool:
+        """Make a request agree with its tokens again; returns whether it goes on."""
+        if request.done:
+            request.notify()  # its end may have been interrupted before that
+            return False
+        request.rewind()
+        return True
+
+    def _leave(self, slot: Slot) -> None:
+        """Take the request out of a slot, whatever state it is in."""
+        self.selection.detach(slot)
+        if slot.request is not None and slot.request.done:
+            self.selection.release(slot, slot.request)
+        slot.reset()
+
+    def abandon(self, error_of: Callable[[], LlcudaError]) -> None:
+        """End every request with an exception; no step may follow."""
+        self._requests.collect()
+        for request in self._requests:
+            if not request.done:
+                request.fail(error_of())
+                self.metrics.failed()
+            self._requests.remove(request)
         for slot in self.slots:
-            if slot.request is not None:
-                self._fail(slot, error_of())
+            self._leave(slot)
 
-    def close(self) -> None:
-        """End every request with Cancelled and free the chains."""
-        self.fail_all(lambda: Cancelled("the Llama was closed while the request was running"))
+    def close(self, error_of: Callable[[], LlcudaError]) -> None:
+        """End every request with an exception and free the chains."""
+        self.abandon(error_of)
         self.selection.close()

@@ -1,37 +1,56 @@
-"""What a Llama tells and keeps: its metrics, and the prefixes of finished requests."""
+"""What a Llama tells and keeps: its metrics, its failure, and the prefixes of finished requests."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
-from .driver import Driver
+from .loop import EngineLoop
 from .metrics import Metrics, MetricsSnapshot
-from .replicas import Lanes
-from .saved_prefixes import load_prefixes, save_prefixes
+from .saved_prefixes import kept_prefixes, read_prefixes, restore_prefixes, write_prefixes
+from .scheduler import Scheduler
+
+T = TypeVar("T")
 
 
 class LlamaState:
-    """These methods of Llama."""
+    """These methods of Llama.
 
-    _driver: Driver | Lanes
+    Attributes:
+        engine: the loop that computes the requests.
+    """
+
+    engine: EngineLoop
+
+    @property
+    def failure(self) -> BaseException | None:
+        """The exception that stopped the engine, None while it is sound. A Llama that failed must be made anew."""
+        return self.engine.failure
 
     def metrics(self) -> MetricsSnapshot:
         """Counters since the Llama was made, and percentiles over the last 1,024 requests (of each context)."""
-        schedulers = self._driver.schedulers
+        schedulers, failure = self.engine.schedulers, self.engine.failure
         slots = [slot for scheduler in schedulers for slot in scheduler.slots]
         return Metrics.merged([scheduler.metrics for scheduler in schedulers]).snapshot(
-            queued=sum(len(scheduler._waiting) for scheduler in schedulers),
-            running=sum(slot.request is not None for slot in slots),
+            queued=sum(scheduler.queued for scheduler in schedulers),
+            running=sum(scheduler.running for scheduler in schedulers),
             kv_used=sum(max(slot.n_past, len(slot.kept)) for slot in slots),
             kv_cells=sum(scheduler.context.n_ctx for scheduler in schedulers),
             n_threads=sum(scheduler.n_threads for scheduler in schedulers),
+            failure=None if failure is None else f"{type(failure).__name__}: {failure}",
         )
+
+    def between_steps(self, function: Callable[[Scheduler], T]) -> list[T]:
+        """Call `function(scheduler)` for each context's scheduler while it computes nothing; the results in order.
+
+        Under load it runs between two steps. For what changes a context: adapters, a control vector, its memory.
+        """
+        return self.engine.call(function)
 
     def clear_cache(self) -> None:
         """Forget every kept prefix of finished requests."""
-        with self._driver.paused() as schedulers:
-            for scheduler in schedulers:
-                scheduler.prefixes.clear()
+        self.engine.call(lambda scheduler: scheduler.prefixes.clear())
 
     def save_state(self, path: str | os.PathLike[str]) -> int:
         """Write the kept prefixes of finished requests to a file, for `load_state` in a later process.
@@ -42,8 +61,8 @@ class LlamaState:
         Raises:
             OSError: the file could not be written; no half of it is left.
         """
-        with self._driver.paused() as schedulers:
-            return save_prefixes(schedulers, path)
+        kept = [found for part in self.engine.call(kept_prefixes) for found in part]
+        return write_prefixes([state for _, state in sorted(kept, key=lambda found: found[0])], path)
 
     def load_state(self, path: str | os.PathLike[str]) -> int:
         """Read what `save_state` wrote into idle slots; requests that continue it need not compute it.
@@ -54,5 +73,7 @@ class LlamaState:
         Raises:
             InvalidRequest: no such file, or of another model, ABI or kind of context.
         """
-        with self._driver.paused() as schedulers:
-            return load_prefixes(schedulers, path)
+        self.engine.check()
+        states = read_prefixes(path)
+        share = -(-len(states) // len(self.engine.schedulers))
+        return sum(self.engine.call(lambda scheduler: restore_prefixes(scheduler, states, share)))

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from ..core.adapter import LoraAdapter, active_adapters, set_adapters
+from ..core.adapter import LoraAdapter
+from ..engine.scheduler import Scheduler
 from ..errors import ConcurrentUseError
 from ..llama import Llama
 
@@ -29,17 +30,13 @@ def swap(llm: Llama, adapters: Mapping[LoraAdapter, float]) -> dict[LoraAdapter,
         ConcurrentUseError: requests are running or waiting.
         InvalidRequest, ClosedError: an adapter of another model, or a closed one.
     """
-    driver = llm._driver
-    driver.check()
-    if not driver.idle:
+
+    def change(scheduler: Scheduler) -> dict[LoraAdapter, float]:
+        return scheduler.set_adapters(adapters)
+
+    if not llm.engine.idle:
         raise ConcurrentUseError("adapters are swapped between requests: wait until the running ones are done")
-    with driver.paused() as schedulers:
-        for scheduler in schedulers:
-            scheduler._in_turn()  # takes off what single requests had
-            before = active_adapters(scheduler.context)
-            set_adapters(scheduler.context, adapters)
-            scheduler.prefixes.clear()
-    return before
+    return llm.between_steps(change)[0]
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def test_several_contexts_at_once(llcuda_model: Path, llm: Llama) -> None:
     with Llama(llm.model, n_ctx=512, n_parallel=4, n_contexts=4) as several:
         for _ in range(3):
             assert [c.token_ids for c in several.generate(prompts, **settings)] == alone
-        assert all(scheduler.metrics.requests for scheduler in several._driver.schedulers)
+        assert all(scheduler.metrics.requests for scheduler in several.engine.schedulers)
     with Llama(llm.model, n_ctx=64, n_parallel=32) as many:
         assert len(many.contexts) == 2
 

@@ -54,9 +54,9 @@ def test_host_tier(smollm2: Path) -> None:
         again = [llm.generate(p, max_tokens=4, temperature=0) for p in prompts]
         assert [r.text for r in again] == [r.text for r in first]
         assert all(r.usage.cached_tokens == r.usage.prompt_tokens - 1 for r in again), [r.usage for r in again]
-        assert 0 < llm._driver.scheduler.prefixes.host.nbytes <= 64 << 20
+        assert 0 < llm.engine.schedulers[0].prefixes.host.nbytes <= 64 << 20
         llm.clear_cache()
-        assert llm._driver.scheduler.prefixes.host.nbytes == 0
+        assert llm.engine.schedulers[0].prefixes.host.nbytes == 0
     with Llama(smollm2, n_ctx=512, n_parallel=1) as llm:
         for p in prompts:
             llm.generate(p, max_tokens=1)

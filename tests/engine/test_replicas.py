@@ -1,4 +1,4 @@
-"""Several contexts of one model: the same tokens, each request in one lane, nothing lost."""
+"""Several contexts of one model: the same tokens, each request in one of them, nothing lost."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 
 from llcuda_ffi import AsyncLlama, Llama, SamplingParams
 from llcuda_ffi.engine.metrics import Metrics, percentiles
-from llcuda_ffi.engine.replicas import Lanes
-from llcuda_ffi.errors import BackendFailure, Cancelled, ClosedError, ConcurrentUseError, InvalidRequest
+from llcuda_ffi.errors import Cancelled, ClosedError, ConcurrentUseError, EngineFailure, InvalidRequest
 
 PROMPTS = [f"Story {i}. Once upon a time there was" for i in range(10)]
 LONG = "The quick brown fox jumps over the lazy dog, and then it " * 4
@@ -32,11 +31,11 @@ def _threads() -> list[threading.Thread]:
 
 
 def _busy(llm: Llama) -> list[int]:
-    return [scheduler.metrics.requests for scheduler in llm._driver.schedulers]
+    return [scheduler.metrics.requests for scheduler in llm.engine.schedulers]
 
 
 def test_the_same_tokens(smollm2: Path, two: Llama) -> None:
-    """What one context gives, seeds, several completions and constraints included; both lanes have work."""
+    """What one context gives, seeds, several completions and constraints included; both have work."""
     assert [context.n_seq_max for context in two.contexts] == [2, 2]
     assert [context.n_ctx for context in two.contexts] == [512, 512]
     each = [SamplingParams(max_tokens=8, seed=i, n=1 + (i == 3), prefix_cache=False) for i in range(9)]
@@ -47,7 +46,7 @@ def test_the_same_tokens(smollm2: Path, two: Llama) -> None:
 
     with Llama(two.model, **SETTINGS) as one:
         expected = flat(one.generate(PROMPTS, each))
-        assert _threads() == [t._thread for t in two._driver._threads]  # type: ignore[union-attr]
+        assert len(_threads()) == 2  # of the two contexts; a single one has none
     before = _busy(two)
     assert flat(two.generate(PROMPTS, each)) == expected
     after = _busy(two)
@@ -58,8 +57,8 @@ def test_the_same_tokens(smollm2: Path, two: Llama) -> None:
     assert metrics.running == metrics.queued == 0
 
 
-def test_metrics_of_all_lanes() -> None:
-    """Counters add up; the percentiles are over the last requests of every lane."""
+def test_metrics_of_all_replicas() -> None:
+    """Counters add up; the percentiles are over the last requests of every replica."""
     parts = [Metrics(), Metrics()]
     for value, part in enumerate(parts, 1):
         part.requests = 10 * value
@@ -89,7 +88,7 @@ def test_streams_from_many_threads(two: Llama) -> None:
     assert [found[i] for i in range(len(PROMPTS))] == expected
 
 
-def test_a_prefix_is_found_in_its_lane(two: Llama) -> None:
+def test_a_prefix_is_found_in_its_replica(two: Llama) -> None:
     """A request goes where the beginning of its prompt is kept."""
     two.clear_cache()
     assert two.metrics().kv_used == 0
@@ -100,25 +99,25 @@ def test_a_prefix_is_found_in_its_lane(two: Llama) -> None:
         assert again.usage.cached_tokens > 40
 
 
-def test_lanes_are_filled_evenly(two: Llama) -> None:
-    """A beginning of few tokens that is kept in one lane does not draw every request there."""
+def test_replicas_are_filled_evenly(two: Llama) -> None:
+    """A beginning of few tokens that is kept in one context does not draw every request there."""
     two.generate(PROMPTS[0], max_tokens=2)
     requests = [
-        two._requests(two.tokenize_prompt(p), SamplingParams(max_tokens=30, ignore_eos=True))[0] for p in PROMPTS
+        two.requests(two.tokenize_prompt(p), SamplingParams(max_tokens=30, ignore_eos=True))[0] for p in PROMPTS
     ]
-    two._driver.submit(*requests)
-    assert sorted(r.lane for r in requests) == [0] * 5 + [1] * 5
+    two.engine.submit(*requests)
+    assert sorted(r.replica for r in requests) == [0] * 5 + [1] * 5
     for request in requests:
-        two._driver.run(request, lambda r=request: r.done)  # type: ignore[misc]
+        two.engine.wait(request)
     assert {len(r.generated) for r in requests} == {30}
 
 
-def test_state_of_all_lanes(two: Llama, tmp_path: Path) -> None:
-    """Saved prefixes come from every lane and go to any."""
+def test_state_of_all_replicas(two: Llama, tmp_path: Path) -> None:
+    """Saved prefixes come from every replica and go to any."""
     two.clear_cache()
     texts = [f"{i} {LONG}" for i in range(4)]
     two.generate(texts, max_tokens=2, temperature=0)
-    assert all(any(len(slot.kept) for slot in scheduler.slots) for scheduler in two._driver.schedulers)
+    assert all(any(len(slot.kept) for slot in scheduler.slots) for scheduler in two.engine.schedulers)
     saved = two.save_state(tmp_path / "state")
     two.clear_cache()
     assert two.load_state(tmp_path / "state") == saved == two.metrics().kv_used
@@ -126,36 +125,54 @@ def test_state_of_all_lanes(two: Llama, tmp_path: Path) -> None:
         assert two.generate(text, max_tokens=2, temperature=0).usage.cached_tokens > 40
 
 
-def test_a_failing_lane(two: Llama) -> None:
-    """An exception in one lane ends its requests; the other goes on, and so does it with the next request."""
-    scheduler = two._driver.schedulers[1]
-    step = scheduler.step
+def test_failure(smollm2: Path, two: Llama, caplog: pytest.LogCaptureFixture) -> None:
+    """An unexpected exception in one context ends every request, and is what every later call says."""
+    llm = Llama(two.model, n_contexts=2, **SETTINGS)
 
-    def fail() -> bool:
-        scheduler.step = step  # type: ignore[method-assign]
+    def fail(*_: object) -> None:
         raise RuntimeError("made by this test")
 
-    scheduler.step = fail  # type: ignore[method-assign]
-    requests = [two._requests(two.tokenize_prompt(p), SamplingParams(max_tokens=4))[0] for p in PROMPTS[:4]]
-    two._driver.submit(*requests)
+    llm.engine.schedulers[1].selection.ahead = fail  # type: ignore[method-assign]
+    requests = [
+        llm.requests(llm.tokenize_prompt(p), SamplingParams(max_tokens=150, ignore_eos=True))[0] for p in PROMPTS
+    ]
+    llm.engine.submit(*requests)
     for request in requests:
-        two._driver.run(request, lambda r=request: r.done)  # type: ignore[misc]
-    assert {type(r.error) for r in requests if r.lane == 1} == {BackendFailure}
-    assert {r.error for r in requests if r.lane == 0} == {None}
-    assert len(two.generate(PROMPTS, max_tokens=3, ignore_eos=True)) == len(PROMPTS)
+        with pytest.raises(EngineFailure, match="made by this test"):
+            llm.engine.wait(request)
+            request.result()
+    assert isinstance(llm.failure, RuntimeError)
+    assert llm.metrics().failure == "RuntimeError: made by this test"
+    assert llm.metrics().failed == len(requests)
+    assert llm.metrics().running == llm.metrics().queued == 0
+    with pytest.raises(EngineFailure) as caught:
+        llm.generate("text")
+    assert caught.value.__cause__ is llm.failure
+    with pytest.raises(EngineFailure):
+        llm.clear_cache()
+    llm.close()
+    with pytest.raises(ClosedError):
+        llm.generate("text")
+    assert "made by this test" in caplog.text
 
 
 def test_close(smollm2: Path) -> None:
-    """Refused while a request runs, not for a stream that was left; the threads end; use after it is refused."""
+    """Refused while another thread waits for a request; a stream that nobody waits for ends with Cancelled."""
     before = _threads()
     llm = Llama(smollm2, n_contexts=2, **SETTINGS)
     stream = llm.stream(LONG, max_tokens=150, ignore_eos=True)
     next(stream)
+    thread = threading.Thread(target=llm.generate, args=(LONG,), kwargs={"max_tokens": 100, "ignore_eos": True})
+    thread.start()
+    while not llm.engine.in_use:
+        time.sleep(0.001)
     with pytest.raises(ConcurrentUseError, match="generating"):
         llm.close()
-    stream.close()  # type: ignore[attr-defined]
+    thread.join()
     llm.close()
     llm.close()
+    with pytest.raises(Cancelled):
+        list(stream)
     assert llm.closed
     assert _threads() == before
     with pytest.raises(ClosedError):
@@ -174,11 +191,12 @@ def test_without_close(smollm2: Path, two: Llama) -> None:
 
 
 def test_async(two: Llama) -> None:
-    """AsyncLlama uses the same lanes; closing it ends what runs."""
+    """AsyncLlama uses the same threads; closing it ends what runs."""
 
     async def main() -> None:
         llm = AsyncLlama(two.model, n_contexts=2, **SETTINGS)
-        assert isinstance(llm.llama._driver, Lanes)
+        await llm.generate(PROMPTS[0], max_tokens=1)
+        assert len(_threads()) == len(before) + 2
         texts = await asyncio.gather(*(llm.generate(p, max_tokens=6, temperature=0) for p in PROMPTS))
         assert [t.token_ids for t in texts] == expected
         task = asyncio.create_task(llm.generate(LONG, max_tokens=180, ignore_eos=True))

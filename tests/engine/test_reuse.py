@@ -121,7 +121,7 @@ def test_checkpoints(models: Path, name: str) -> None:
 def test_checkpoints_within_their_budget(models: Path) -> None:
     """Old checkpoints give way; one that is larger than the budget is not kept."""
     with Llama(models / "granite-hybrid", n_ctx=512, n_parallel=1, checkpoint_bytes=30_000) as llm:
-        [checkpoints] = [scheduler.prefixes.checkpoints for scheduler in llm._driver.schedulers]
+        [checkpoints] = [scheduler.prefixes.checkpoints for scheduler in llm.engine.schedulers]
         for i in range(8):
             llm.generate([3 + i] * 60, max_tokens=1)
             assert checkpoints.nbytes <= 30_000

@@ -24,7 +24,7 @@ def llm(smollm2: Path) -> Llama:
 
 def test_the_same_tokens(llm: Llama) -> None:
     """With the pool and without, seeded requests get the same tokens; the pool was really used."""
-    scheduler = llm._driver.scheduler
+    scheduler = llm.engine.schedulers[0]
     scheduler.selection.rows = RowPool(llm.context, cores=1)
     assert not scheduler.selection.rows.pays(1000)
     expected = [c.token_ids for c in llm.generate(PROMPTS, **SETTINGS)]
@@ -37,7 +37,7 @@ def test_the_same_tokens(llm: Llama) -> None:
 
 def test_rows_with_and_without_the_pool_in_one_batch(llm: Llama) -> None:
     """Requests with log probabilities are sampled in their turn, beside the others."""
-    scheduler = llm._driver.scheduler
+    scheduler = llm.engine.schedulers[0]
     params = [{"logprobs": 2} if i % 3 == 0 else {} for i in range(12)]
     found = []
     for cores in (1, 6):

@@ -33,11 +33,11 @@ def oracle(llm: Llama) -> dict[str, list[int]]:
 
 def _request(llm: Llama, text: str, **settings_: object) -> Request:
     params = SamplingParams(**{"max_tokens": LENGTH, "temperature": 0.0, **settings_})  # type: ignore[arg-type]
-    return llm._requests(llm.tokenize_prompt(text), params)[0]
+    return llm.requests(llm.tokenize_prompt(text), params)[0]
 
 
 def _finish(llm: Llama, limit: int = 2000) -> None:
-    scheduler = llm._driver.scheduler
+    scheduler = llm.engine.schedulers[0]
     for _ in range(limit):
         if scheduler.idle:
             return
@@ -60,7 +60,7 @@ def _finish(llm: Llama, limit: int = 2000) -> None:
 def test_interleavings(llm: Llama, oracle: dict[str, list[int]], moves: list[tuple[str, int]], cache: bool) -> None:
     """Any interleaving of submit, cancel and step: every request ends once, with the tokens that it has alone, or a
     beginning of them when it was cancelled; nothing is left running."""
-    scheduler = llm._driver.scheduler
+    scheduler = llm.engine.schedulers[0]
     requests: list[tuple[str, Request]] = []
     for move, k in moves:
         if move == "submit":
@@ -94,11 +94,11 @@ def test_step_is_deterministic(llm: Llama) -> None:
         llm.clear_cache()
         requests = [_request(llm, t, temperature=0.9, seed=4) for t in TEXTS]
         for request in requests:
-            llm._driver.scheduler.submit(request)
+            llm.engine.schedulers[0].submit(request)
         sizes = []
-        while not llm._driver.scheduler.idle:
+        while not llm.engine.schedulers[0].idle:
             before = llm.metrics().batch_tokens
-            llm._driver.scheduler.step()
+            llm.engine.schedulers[0].step()
             sizes.append(llm.metrics().batch_tokens - before)
         histories.append((sizes, [r.result().token_ids for r in requests]))
     assert histories[0] == histories[1]
@@ -106,7 +106,7 @@ def test_step_is_deterministic(llm: Llama) -> None:
 
 def test_priority_then_arrival(llm: Llama) -> None:
     """With the slots taken, the waiting request of the highest priority is next, then the oldest."""
-    scheduler = llm._driver.scheduler
+    scheduler = llm.engine.schedulers[0]
     first = [_request(llm, TEXTS[0]) for _ in range(3)]
     low, high, low2 = _request(llm, TEXTS[1]), _request(llm, TEXTS[1], priority=5), _request(llm, TEXTS[1])
     for request in (*first, low, high, low2):
@@ -118,7 +118,7 @@ def test_priority_then_arrival(llm: Llama) -> None:
 def test_long_prompt_does_not_stall_streams(smollm2: Path) -> None:
     """While a prompt of several micro-batches is computed, a running request gets a token in every step."""
     with Llama(smollm2, n_ctx=512, n_parallel=2, n_ubatch=64) as llm:
-        scheduler = llm._driver.scheduler
+        scheduler = llm.engine.schedulers[0]
         running = _request(llm, TEXTS[0], max_tokens=40)
         scheduler.submit(running)
         scheduler.step()
@@ -138,7 +138,7 @@ def test_prompts_alone_fill_the_batch(smollm2: Path) -> None:
     found = []
     for n_batch in (64, 256):
         with Llama(smollm2, n_ctx=512, n_parallel=2, n_ubatch=64, n_batch=n_batch) as llm:
-            scheduler = llm._driver.scheduler
+            scheduler = llm.engine.schedulers[0]
             requests = [_request(llm, prompt, max_tokens=5) for prompt in prompts]
             for request in requests:
                 scheduler.submit(request)
@@ -151,7 +151,7 @@ def test_prompts_alone_fill_the_batch(smollm2: Path) -> None:
 
 def test_failed_batch_fails_its_requests_only(llm: Llama, oracle: dict[str, list[int]]) -> None:
     """A backend error ends the requests of that batch; one that waits is computed as if nothing had been."""
-    scheduler = llm._driver.scheduler
+    scheduler = llm.engine.schedulers[0]
     doomed = [_request(llm, t) for t in TEXTS[:3]]
     waiting = _request(llm, TEXTS[3])
     for request in (*doomed, waiting):
@@ -174,7 +174,7 @@ def test_failed_batch_fails_its_requests_only(llm: Llama, oracle: dict[str, list
 
 def test_interrupted_step_is_computed_again(llm: Llama, oracle: dict[str, list[int]]) -> None:
     """An exception at each point of a step (as Ctrl-C may come) loses no request and no token."""
-    scheduler = llm._driver.scheduler
+    scheduler = llm.engine.schedulers[0]
     for name in ("_decode", "_accept", "_admit", "_choose"):
         requests = [_request(llm, t, prefix_cache=False) for t in TEXTS[:4]]
         for request in requests:
@@ -201,7 +201,7 @@ def test_interrupted_step_is_computed_again(llm: Llama, oracle: dict[str, list[i
 def test_close_ends_what_runs(smollm2: Path) -> None:
     """Requests that a close finds running or waiting end with Cancelled."""
     llm = Llama(smollm2, n_ctx=256, n_parallel=1)
-    scheduler = llm._driver.scheduler
+    scheduler = llm.engine.schedulers[0]
     requests = [_request(llm, t) for t in TEXTS[:2]]
     for request in requests:
         scheduler.submit(request)
@@ -238,18 +238,17 @@ def test_prefix_lookup_is_of_tokens() -> None:
 
 def test_request_added_during_a_step_waits_for_the_next(llm: Llama, oracle: dict[str, list[int]]) -> None:
     """A request that another thread submits after the queue was read is admitted in the next step, not half in this."""
-    scheduler = llm._driver.scheduler
+    scheduler = llm.engine.schedulers[0]
     first, second = _request(llm, TEXTS[0]), _request(llm, TEXTS[1])
     scheduler.submit(first)
-    collect = scheduler._waiting.collect
+    collect = scheduler._requests.collect
 
-    def collect_then_submit() -> bool:
-        found = collect()
-        scheduler._waiting.collect = collect  # type: ignore[method-assign]
+    def collect_then_submit() -> None:
+        collect()
+        scheduler._requests.collect = collect  # type: ignore[method-assign]
         scheduler.submit(second)
-        return found
 
-    scheduler._waiting.collect = collect_then_submit  # type: ignore[method-assign]
+    scheduler._requests.collect = collect_then_submit  # type: ignore[method-assign]
     _finish(llm)
     assert first.result().token_ids == oracle[TEXTS[0]]
     assert second.result().token_ids == oracle[TEXTS[1]]
@@ -257,21 +256,20 @@ def test_request_added_during_a_step_waits_for_the_next(llm: Llama, oracle: dict
 
 def test_cancel_of_what_was_just_added(llm: Llama) -> None:
     """A request submitted and cancelled between the reading of the queue and the sweep is not forgotten."""
-    scheduler = llm._driver.scheduler
+    scheduler = llm.engine.schedulers[0]
     running, added = _request(llm, TEXTS[0]), _request(llm, TEXTS[1])
     for slot_filler in (running, _request(llm, TEXTS[2]), _request(llm, TEXTS[3])):
         scheduler.submit(slot_filler)
     scheduler.step()
-    collect = scheduler._waiting.collect
+    collect = scheduler._requests.collect
 
-    def collect_then_cancel() -> bool:
-        found = collect()
-        scheduler._waiting.collect = collect  # type: ignore[method-assign]
+    def collect_then_cancel() -> None:
+        collect()
+        scheduler._requests.collect = collect  # type: ignore[method-assign]
         scheduler.submit(added)
         scheduler.cancel(added)
-        return found
 
-    scheduler._waiting.collect = collect_then_cancel  # type: ignore[method-assign]
+    scheduler._requests.collect = collect_then_cancel  # type: ignore[method-assign]
     _finish(llm)
     assert running.result().finish_reason == "length"
     assert (added.result().finish_reason, added.result().token_ids) == ("cancelled", [])

@@ -184,7 +184,7 @@ def test_the_same_generation(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     each.append(SamplingParams(max_tokens=8, seed=9, prefix_cache=False, grammar="root ::= [a-z ]+"))
     found = []
     with Llama(path, n_ctx=64, n_parallel=N_ROWS) as llm:
-        scheduler = llm._driver.scheduler
+        scheduler = llm.engine.schedulers[0]
         for least, cores in ((shortlist._LEAST_VOCAB, 1), (shortlist._LEAST_VOCAB, 6), (10**9, 1)):
             monkeypatch.setattr(shortlist, "_LEAST_VOCAB", least)
             monkeypatch.setattr(shortlist, "_LEAST_SHARE", 2)

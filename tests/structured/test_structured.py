@@ -97,10 +97,10 @@ def test_other_grammars(llm: Llama) -> None:
 def test_runs_without_choice_are_one_step(llm: Llama) -> None:
     """Where the grammar leaves one choice the tokens are not sampled one by one: fewer batches than tokens."""
     text = "The quick brown fox jumps over the lazy dog, again and again and again."
-    steps = llm._driver.scheduler._steps
+    steps = llm.engine.schedulers[0]._steps
     done = llm.generate("x", choices=[text])
     assert done.text == text
-    assert llm._driver.scheduler._steps - steps < len(done.token_ids) / 2
+    assert llm.engine.schedulers[0]._steps - steps < len(done.token_ids) / 2
     again = llm.generate("x" + text, max_tokens=4, temperature=0)  # the cache holds what was accepted
     assert again.text == llm.generate("x" + text, max_tokens=4, temperature=0, prefix_cache=False).text
 
