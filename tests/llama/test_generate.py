@@ -133,14 +133,14 @@ def test_context_overflow(llm: Llama) -> None:
 
 
 def test_cancel_by_leaving_the_stream(llm: Llama) -> None:
-    """Leaving a stream's loop ends its request; the slot is free for the next."""
+    """Leaving a stream's loop ends its request at once; its slot is free, and its tokens are kept."""
+    before = llm.metrics().cancelled
     for chunk in llm.stream(STORY, max_tokens=400):
         assert chunk.finish_reason is None
         break
-    before = llm.metrics().cancelled
-    llm.generate(STORY, max_tokens=2)
     assert llm.metrics().cancelled == before + 1
     assert llm.metrics().running == 0
+    assert llm.generate(STORY, max_tokens=2).usage.cached_tokens > 0
 
 
 def test_timeout(llm: Llama) -> None:
