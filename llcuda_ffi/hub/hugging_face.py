@@ -91,6 +91,50 @@ def describe(repo: str, file: str, revision: str | None) -> HubFile:
     return HubFile(repo, file, stated.commit_hash, stated.size, etag if is_sha256 else None)
 
 
+def files(repo: str, revision: str | None) -> list[str]:
+    """The files of a repository.
+
+    Raises:
+        ModelNotFound: No such repository or revision.
+        DownloadError: The hub cannot be reached, or the network is off.
+    """
+    if offline():
+        raise DownloadError(f"no fitting file of {repo} is in the cache and LLCUDA_FFI_OFFLINE is set: unset it")
+    import huggingface_hub as hub
+
+    try:
+        info = hub.HfApi(endpoint=_endpoint()).model_info(repo, revision=revision, timeout=HUB_SECONDS)
+    except Exception as error:
+        raise _translated(error, repo, "its list of files", revision) from error
+    return sorted(sibling.rfilename for sibling in info.siblings or ())
+
+
+def _snapshot(repo: str, revision: str | None) -> Path | None:
+    """The folder of a repository's revision in the cache of the Hugging Face libraries."""
+    from huggingface_hub import constants
+
+    place = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    named = place / "refs" / (revision or "main")
+    try:
+        commit = named.read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = revision or ""
+    found = place / "snapshots" / commit
+    return found if commit and found.is_dir() else None
+
+
+def cached_files(repo: str, revision: str | None) -> list[str]:
+    """The repository's files in the cache of the Hugging Face libraries."""
+    place = _snapshot(repo, revision)
+    return [] if place is None else sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file())
+
+
+def in_cache(repo: str, file: str, revision: str | None) -> Path | None:
+    """A file in the cache of the Hugging Face libraries, which check what they download."""
+    place = _snapshot(repo, revision)
+    return place / file if place is not None and (place / file).is_file() else None
+
+
 def fetch(stated: HubFile, target: Path, expected: Expected, *, progress: bool | None = None) -> str:
     """Download a file of the hub into `target`, verified; it appears whole or not at all.
 

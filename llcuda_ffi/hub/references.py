@@ -1,12 +1,14 @@
 """From a model's reference to a verified file on this machine.
 
-A reference is the path of a file, a name of the registry (`smollm2-135m`), `owner/repo:file.gguf`, or
-`hf://owner/repo/file.gguf@revision`. Files are kept in CACHE/models; a file that is there is used without
-asking any server, and its hash is checked when it is downloaded, not at each use.
+A reference is the path of a file, a name of the registry (`smollm2-135m`), `owner/repo`, `owner/repo:Q4_K_M`,
+`owner/repo:file.gguf` or a pattern in its place, or `hf://owner/repo/file.gguf@revision`. Files are kept in
+CACHE/models; a file that is there, or in the cache of the Hugging Face libraries, is used without asking any server,
+and its hash is checked when it is downloaded, not at each use.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -20,17 +22,22 @@ from ..errors import DownloadError, LlcudaError, ModelNotFound
 from ..fetch import wheel
 from ..fetch.cache import cache_root, disk_error, folder, mirror, offline, sweep
 from ..fetch.http import NotThere, download
-from ..fetch.integrity import Expected
+from ..fetch.integrity import Expected, file_sha256
 from ..fetch.lock import entry_lock
 from ..fetch.progress import note
-from . import converted
+from . import converted, repositories
 from . import hugging_face as hf
 from . import registry as models
+from .repositories import SPLIT
 
 RECEIPT = "receipt.json"
-_SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+_FORMS = (
+    "the path of a GGUF file, a name of `llcuda-ffi model list`, owner/repo, owner/repo:Q4_K_M, owner/repo:file.gguf, "
+    "or hf://owner/repo/file.gguf@revision"
+)
 _OWNER_REPO = r"[\w.-]+/[\w.-]+"
 _REPO_FILE = re.compile(rf"({_OWNER_REPO}):([^:@\\]+?)(?:@([^@]+))?")
+_REPO = re.compile(rf"(?:hf://|hf\.co/)?({_OWNER_REPO})(?::([^:@\\]+?))?(?:@([^@]+))?")
 _HF_URL = re.compile(rf"hf://({_OWNER_REPO})/([^@\\]+)(?:@([^@]+))?")
 
 
@@ -59,7 +66,8 @@ def resolve(reference: str | os.PathLike[str], *, progress: bool | None = None) 
     """The file that a reference means, downloaded when it is missing.
 
     Args:
-        reference: A path, a registry name, `owner/repo:file.gguf`, or `hf://owner/repo/file.gguf@revision`.
+        reference: A path, a registry name, `owner/repo`, `owner/repo:Q4_K_M`, `owner/repo:file.gguf` or a pattern in
+            its place, or `hf://owner/repo/file.gguf@revision`.
         progress: False for silence; otherwise a bar on a terminal and plain lines elsewhere.
 
     Raises:
@@ -75,22 +83,88 @@ def resolve(reference: str | os.PathLike[str], *, progress: bool | None = None) 
 
 def pull(reference: str, *, refresh: bool = False, progress: bool | None = None) -> Path:
     """Download what a reference means, unless it is cached; `refresh` asks for the newest commit."""
-    meant = parse(reference)
-    split = _SPLIT.fullmatch(meant.file)
+    meant = parse(_exact(reference, refresh))
+    split = SPLIT.fullmatch(meant.file)
     if split is None:
         return _pull(meant, refresh, progress)
-    paths = []
-    for number in range(1, int(split[3]) + 1):
-        part = f"{split[1]}-{number:05}-of-{split[3]}.gguf"
-        same = Reference(meant.name, meant.folder, part, meant.model, meant.repo, meant.revision)
-        paths.append(_pull(same, refresh, progress))
+    names = [f"{split[1]}-{number:05}-of-{split[3]}.gguf" for number in range(1, int(split[3]) + 1)]
+    parts = [Reference(meant.name, meant.folder, name, meant.model, meant.repo, meant.revision) for name in names]
+    shared = [] if refresh else [_in_hf_cache(part) for part in parts]
+    if shared and all(shared) and shared[0] is not None:
+        return shared[0]
+    paths = [_pull(part, refresh, progress, whole=False) for part in parts]
     return paths[0]
 
 
 def cached(reference: str) -> Path | None:
-    """The file that a reference means, if it is in the cache."""
+    """The file that a reference means, if it is in the cache, or in that of the Hugging Face libraries."""
+    asked = _of_repository(reference)
+    if asked is not None:
+        file = _chosen_locally(*asked)
+        if file is None:
+            return None
+        reference = _named(asked[0], file, asked[2])
     meant = parse(reference)
-    return meant.path if _whole(meant) else None
+    return meant.path if _whole(meant) else _in_hf_cache(meant)
+
+
+def _exact(reference: str, refresh: bool = False) -> str:
+    """A reference that names one file: of a repository, a quantization or a pattern, the file that is meant.
+
+    Raises:
+        ModelNotFound: The repository has none that fits, or several.
+        DownloadError: None is cached, and the hub cannot be asked.
+    """
+    asked = _of_repository(reference)
+    if asked is None:
+        return reference
+    repo, wanted, revision = asked
+    file = None if refresh else _chosen_locally(repo, wanted, revision)
+    if file is None:
+        files = hf.files(repo, revision)
+        file = repositories.choose(repo, files, wanted)
+        if file is None:
+            raise repositories.not_among(repo, files, wanted)
+    return _named(repo, file, revision)
+
+
+def _of_repository(reference: str) -> tuple[str, str | None, str | None] | None:
+    """Repository, quantization or pattern, and revision, where a reference does not name one file."""
+    found = _REPO.fullmatch(reference)
+    if models.find(reference) is not None or found is None:
+        return None
+    wanted = found[2]
+    if wanted is not None and wanted.endswith(".gguf") and not repositories.is_pattern(wanted):
+        return None
+    return found[1], wanted, found[3]
+
+
+def _named(repo: str, file: str, revision: str | None) -> str:
+    return f"{repo}:{file}" + (f"@{revision}" if revision else "")
+
+
+def _chosen_locally(repo: str, wanted: str | None, revision: str | None) -> str | None:
+    """The file that is meant, among those that were fetched before."""
+    place = _place(repo, revision)
+    found = [path.relative_to(place) for path in place.rglob("*.gguf")] if place.is_dir() else []
+    own = [path.as_posix() for path in found if not path.as_posix().startswith(".")]
+    return repositories.choose(repo, sorted({*own, *hf.cached_files(repo, revision)}), wanted)
+
+
+def _place(repo: str, revision: str | None) -> Path:
+    """The folder of a repository's files."""
+    return models_folder() / repo.replace("/", "--") / (revision or "newest").replace("/", "--")
+
+
+def _in_hf_cache(meant: Reference) -> Path | None:
+    """The file in the cache of the Hugging Face libraries, where it is the one that is pinned, if one is."""
+    if meant.repo is None or (meant.model is not None and any("converted" in way for way in meant.model.sources)):
+        return None
+    path = hf.in_cache(meant.repo, meant.file, meant.revision)
+    pinned = meant.model.sha256 if meant.model else None
+    if path is None or (pinned is not None and file_sha256(path) != pinned):
+        return None
+    return path
 
 
 def _existing(reference: str | os.PathLike[str]) -> Path | None:
@@ -104,10 +178,21 @@ def _existing(reference: str | os.PathLike[str]) -> Path | None:
         text.endswith(".gguf") and not _HF_URL.fullmatch(text) and not _REPO_FILE.fullmatch(text)
     )
     if looks_like_path or not isinstance(reference, str):
-        raise ModelNotFound(
-            f"there is no model file {path}: check the path, or name a model of `llcuda-ffi model list`"
+        near = difflib.get_close_matches(path.name, _names_in(path.parent), 3)
+        hint = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "check the path, or name a model of `llcuda-ffi model list`"
         )
+        raise ModelNotFound(f"there is no model file {path}: {hint}")
     return None
+
+
+def _names_in(place: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in place.iterdir() if path.suffix == ".gguf")
+    except OSError:
+        return []
 
 
 def parse(reference: str) -> Reference:
@@ -122,16 +207,14 @@ def parse(reference: str) -> Reference:
         return Reference(model.name, place, model.file, model, model.repo, model.revision)
     found = _HF_URL.fullmatch(reference) or _REPO_FILE.fullmatch(reference)
     if found is None:
-        raise ModelNotFound(
-            f"{reference!r} is no file here and no name of the registry: give the path of a GGUF file, "
-            "a name of `llcuda-ffi model list`, owner/repo:file.gguf, or hf://owner/repo/file.gguf@revision"
-        )
+        near = models.nearest(reference)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"give {_FORMS}"
+        raise ModelNotFound(f"{reference!r} is no file here and no name of the registry: {hint}")
     repo, file, revision = found[1], found[2], found[3]
     parts = file.split("/")
     if any(part in ("", ".", "..") for part in parts):
         raise ModelNotFound(f"{reference!r} names no file of a repository")
-    place = models_folder() / repo.replace("/", "--") / (revision or "newest").replace("/", "--")
-    place = place.joinpath(*parts[:-1])
+    place = _place(repo, revision).joinpath(*parts[:-1])
     return Reference(reference, place, file, None, repo, revision)
 
 
@@ -157,9 +240,13 @@ def _whole(meant: Reference) -> bool:
         return False
 
 
-def _pull(meant: Reference, refresh: bool, progress: bool | None) -> Path:
+def _pull(meant: Reference, refresh: bool, progress: bool | None, *, whole: bool = True) -> Path:
+    """The file, fetched where it is missing; `whole`: it is no part of a model, whose parts must lie together."""
     if not refresh and _whole(meant):
         return meant.path
+    shared = _in_hf_cache(meant) if whole and not refresh else None
+    if shared is not None:
+        return shared
     # One for the folder: its files share the receipt and the place where unfinished transfers lie.
     with entry_lock(meant.folder, f"fetching a model into {meant.folder}", progress):
         if not refresh and _whole(meant):

