@@ -1,0 +1,142 @@
+"""From llama-cpp-python's settings to this engine's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...chat.template.builtin import TEMPLATES
+from ...core.vocab import Vocab
+from ...enums import AttentionType, GGMLType, LoadMode, PoolingType, RopeScalingType, SplitMode
+from ...errors import InvalidRequest, UnsupportedModel
+from ...keywords import check_keywords
+from ...params import ContextParams, ModelParams
+from ...sampling_params import SamplingParams
+from .grammar import LlamaGrammar
+from .processors import stopping
+
+# what a completion takes besides the prompt, and what it is here; None: taken, and without effect
+SAMPLING = {
+    "max_tokens": "max_tokens",
+    "temperature": "temperature",
+    "temp": "temperature",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "typical_p": "typical_p",
+    "logprobs": "logprobs",
+    "echo": "echo",
+    "stop": "stop",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+    "repeat_penalty": "repeat_penalty",
+    "top_k": "top_k",
+    "seed": "seed",
+    "mirostat_mode": "mirostat",
+    "mirostat_tau": "mirostat_tau",
+    "mirostat_eta": "mirostat_eta",
+    "logit_bias": "logit_bias",
+    "logits_processor": "logits_processors",
+    "tfs_z": None,
+    "model": None,
+}
+_CONTEXT = (
+    "n_threads_batch", "rope_scaling_type", "attention_type", "rope_freq_base", "rope_freq_scale", "yarn_ext_factor",
+    "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx", "offload_kqv", "op_offload", "swa_full",
+    "no_perf", "pooling_type",
+)  # fmt: skip
+_MODEL = ("split_mode", "main_gpu", "tensor_split", "vocab_only", "kv_overrides")
+# libllama takes these values for "as the model says"
+_UNSET = {"rope_freq_base": 0, "rope_freq_scale": 0, "yarn_ext_factor": -1, "yarn_orig_ctx": 0}
+_KINDS = {
+    "rope_scaling_type": RopeScalingType,
+    "attention_type": AttentionType,
+    "pooling_type": PoolingType,
+    "split_mode": SplitMode,
+}
+# names of chat formats that have another one here
+_FORMATS = {"llama-2": "llama2", "llama-3": "llama3", "mistral-instruct": "mistral", "phi-3": "phi3"}
+
+
+def sampling_settings(settings: Mapping[str, Any], vocab: Vocab, owner: str) -> SamplingParams:
+    """The settings of one completion.
+
+    Raises:
+        UnknownSetting: a name that llama-cpp-python's call does not take either.
+    """
+    special = ("grammar", "stopping_criteria", "top_logprobs")
+    check_keywords(settings, owner, [*SAMPLING, *special])
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        here = SAMPLING.get(name)
+        if here is not None and value is not None:
+            found[here] = value
+    if "max_tokens" in settings and (settings["max_tokens"] is None or settings["max_tokens"] <= 0):
+        found["max_tokens"] = None
+    if isinstance(found.get("logprobs"), bool):
+        found["logprobs"] = settings.get("top_logprobs") or 0 if found["logprobs"] else None
+    if isinstance(found.get("logit_bias"), Mapping):
+        found["logit_bias"] = {int(token): bias for token, bias in found["logit_bias"].items()}
+    if isinstance(found.get("seed"), int):
+        found["seed"] %= 2**32 - 1
+    grammar = settings.get("grammar")
+    if grammar is not None:
+        if not isinstance(grammar, LlamaGrammar):
+            raise InvalidRequest(f"grammar must be a LlamaGrammar, not {type(grammar).__name__}")
+        found.update(grammar.settings)
+    criteria = settings.get("stopping_criteria")
+    if criteria is not None and vocab.eos is not None:
+        processors = found.get("logits_processors", [])
+        processors = [processors] if callable(processors) else [*processors]
+        found["logits_processors"] = [*processors, stopping(criteria, vocab.eos)]
+    # an answer that is cut by the context ends with "length", as theirs does
+    return SamplingParams(overflow="stop", **found)
+
+
+def model_params(settings: Mapping[str, Any]) -> ModelParams:
+    """How the model is loaded."""
+    found = _given(settings, _MODEL)
+    mlock, mmap = settings.get("use_mlock", False), settings.get("use_mmap", True)
+    if mlock:
+        found["load_mode"] = LoadMode.MMAP_MLOCK if mmap else LoadMode.MLOCK
+    elif not mmap:
+        found["load_mode"] = LoadMode.NONE
+    return ModelParams(**found)
+
+
+def context_params(settings: Mapping[str, Any]) -> ContextParams:
+    """How its context is made."""
+    return ContextParams(**_given(settings, _CONTEXT))
+
+
+def kv_type(settings: Mapping[str, Any]) -> tuple[GGMLType, GGMLType]:
+    """Types of the KV cache: libggml's numbers, F16 where none is given."""
+    k, v = (settings.get(name) for name in ("type_k", "type_v"))
+    return (GGMLType.F16 if k is None else GGMLType(k), GGMLType.F16 if v is None else GGMLType(v))
+
+
+def chat_template(chat_format: str | None) -> str | None:
+    """The template that a chat format's name means; None: the model's own.
+
+    Raises:
+        UnsupportedModel: there is none of that name here.
+    """
+    if chat_format is None:
+        return None
+    name = _FORMATS.get(chat_format, chat_format)
+    if name not in TEMPLATES:
+        raise UnsupportedModel(
+            f"no template is called {chat_format!r}: leave chat_format out to use the model's own, or choose "
+            f"{', '.join(sorted({*TEMPLATES, *_FORMATS}))}"
+        )
+    return name
+
+
+def _given(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    found = {}
+    for name in names:
+        value = settings.get(name)
+        if value is None or (name in _UNSET and value == _UNSET[name]):
+            continue
+        kind = _KINDS.get(name)
+        found[name] = kind(value) if kind is not None and isinstance(value, int) else value
+    return found

@@ -1,0 +1,44 @@
+"""What is checked of the snippets: code as the peers' users write it, run in a folder with a model file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """Code as written, and what must hold after it.
+
+    Attributes:
+        code: imports of the peer come from its module here.
+        check: an expression over the code's names.
+        error: instead of a check: words of the error that names the way.
+    """
+
+    name: str
+    code: str
+    check: str = ""
+    error: str = ""
+
+    def run(self, **names: Any) -> dict[str, Any]:
+        """The names after the code."""
+        namespace: dict[str, Any] = dict(names)
+        exec(compile(self.code, f"<{self.name}>", "exec"), namespace)
+        return namespace
+
+
+def close_all(namespace: dict[str, Any]) -> None:
+    """Free what the code made."""
+    for value in list(namespace.values()):
+        if hasattr(value, "close") and not isinstance(value, type) and not hasattr(value, "__spec__"):
+            value.close()
+
+
+def snippet_id(snippet: Snippet) -> str:
+    """For pytest's list."""
+    return snippet.name
+
+
+MODEL = Path("model.gguf")

@@ -1,0 +1,258 @@
+"""Everyday code of llama-cpp-python's users, through llcuda_ffi.compat.llama_cpp: only the import line differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from llcuda_ffi.compat.llama_cpp import Llama
+from llcuda_ffi.errors import LlcudaError
+
+from ..support.tiny_model import make_tiny_bert, make_tiny_llama
+from .snippets import Snippet, close_all, snippet_id
+
+HEAD = "from llcuda_ffi.compat.llama_cpp import *\n"
+LOAD = HEAD + "llm = Llama(model_path='./model.gguf', n_ctx=256, verbose=False, seed=1)\n"
+
+SNIPPETS = [
+    Snippet("load", HEAD + "llm = Llama(model_path='./model.gguf')", "llm.n_ctx() == 512"),
+    Snippet("n_ctx=0", HEAD + "llm = Llama(model_path='./model.gguf', n_ctx=0, verbose=False)", "llm.n_ctx() == 512"),
+    Snippet(
+        "seed",
+        HEAD + "llm = Llama('./model.gguf', seed=1337)\na = llm('One')\nb = llm('One')",
+        "a['choices'] == b['choices']",
+    ),
+    Snippet(
+        "mmap", HEAD + "llm = Llama('./model.gguf', use_mmap=False, n_gpu_layers=-1, n_threads=1)", "llm.n_embd() == 32"
+    ),
+    Snippet(
+        "README",
+        LOAD
+        + """
+output = llm(
+      "Q: Name the planets in the solar system? A: ", # Prompt
+      max_tokens=32, # Generate up to 32 tokens, set to None to generate up to the end of the context window
+      stop=["Q:", "\\n"], # Stop generating just before the model would generate a new question
+      echo=True # Echo the prompt back in the output
+)
+text = output["choices"][0]["text"]
+""",
+        "text.startswith('Q: Name the planets') and output['object'] == 'text_completion'"
+        " and output['usage']['total_tokens'] > output['usage']['prompt_tokens'] > 0",
+    ),
+    Snippet(
+        "create_completion",
+        LOAD + "out = llm.create_completion('Once', max_tokens=8, temperature=0)",
+        "out['choices'][0]['finish_reason'] == 'length'",
+    ),
+    Snippet(
+        "unlimited",
+        LOAD + "out = llm.create_completion('Once', max_tokens=-1, temperature=0)",
+        "out['usage']['completion_tokens'] > 16",
+    ),
+    Snippet(
+        "stream",
+        LOAD + "text = ''.join(o['choices'][0]['text'] for o in llm('Once', max_tokens=8, temperature=0, stream=True))",
+        "text == llm('Once', max_tokens=8, temperature=0)['choices'][0]['text']",
+    ),
+    Snippet(
+        "chat",
+        LOAD
+        + """
+out = llm.create_chat_completion(
+      messages = [
+          {"role": "system", "content": "You are an assistant."},
+          {"role": "user", "content": "Hello."}
+      ], max_tokens=8
+)
+""",
+        "out['choices'][0]['message']['role'] == 'assistant' and out['object'] == 'chat.completion'",
+    ),
+    Snippet(
+        "chat_format",
+        HEAD
+        + "llm = Llama('./model.gguf', chat_format='chatml')\nout = llm.create_chat_completion([{'role': 'user', 'content': 'Hi'}], max_tokens=4)",
+        "out['usage']['completion_tokens'] <= 4",
+    ),
+    Snippet(
+        "chat stream",
+        LOAD
+        + "deltas = [c['choices'][0]['delta'] for c in llm.create_chat_completion([{'role': 'user', 'content': 'Hi'}], stream=True, max_tokens=6)]",
+        "deltas[0] == {'role': 'assistant'}",
+    ),
+    Snippet(
+        "JSON mode",
+        LOAD
+        + """
+out = llm.create_chat_completion(
+    messages=[{"role": "user", "content": "Who won?"}],
+    response_format={"type": "json_object", "schema": {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}},
+    temperature=0.7,
+)
+import json
+value = json.loads(out["choices"][0]["message"]["content"])
+""",
+        "value['n'] in (1, 2)",
+    ),
+    Snippet(
+        "functions",
+        LOAD.replace("256", "512")
+        + """
+out = llm.create_chat_completion(
+    messages=[{"role": "user", "content": "Extract Jason is 25"}],
+    tools=[{"type": "function", "function": {"name": "User", "parameters": {"type": "object", "properties": {"age": {"enum": [25]}}, "required": ["age"]}}}],
+    tool_choice={"type": "function", "function": {"name": "User"}},
+)
+call = out["choices"][0]["message"]["tool_calls"][0]["function"]
+""",
+        "call['name'] == 'User' and '25' in call['arguments']",
+    ),
+    Snippet(
+        "embedding",
+        HEAD
+        + "llm = Llama(model_path='./bert.gguf', embedding=True)\nout = llm.create_embedding('Hello, world!')\nmany = llm.create_embedding(['Hello', 'Goodbye'])",
+        "len(out['data'][0]['embedding']) == 32 and [d['index'] for d in many['data']] == [0, 1] and out['usage']['total_tokens'] > 2",
+    ),
+    Snippet(
+        "embed",
+        HEAD + "llm = Llama('./bert.gguf', embedding=True)\nv = llm.embed(['a', 'b'], normalize=True)",
+        "abs(sum(x * x for x in v[0]) - 1) < 1e-5",
+    ),
+    Snippet(
+        "tokenize",
+        LOAD + "tokens = llm.tokenize(b'Hello, world!', add_bos=False)\ntext = llm.detokenize(tokens)",
+        "text == b'Hello, world!'",
+    ),
+    Snippet(
+        "from_pretrained",
+        HEAD + "llm = Llama.from_pretrained(repo_id='owner/repo', filename='*q8_0.gguf', verbose=False)",
+        "llm.n_vocab() > 100",
+    ),
+    Snippet(
+        "grammar",
+        LOAD
+        + "grammar = LlamaGrammar.from_string('root ::= \"yes\" | \"no\"')\nout = llm('Is it?', grammar=grammar, max_tokens=8)",
+        "out['choices'][0]['text'] in ('yes', 'no')",
+    ),
+    Snippet(
+        "save_state",
+        LOAD + "llm('Once upon a time there was', max_tokens=4)\nstate = llm.save_state()\nllm.load_state(state)",
+        "len(state.data) > 100",
+    ),
+    Snippet(
+        "set_cache",
+        LOAD + "llm.set_cache(LlamaRAMCache(capacity_bytes=2 << 30))\nout = llm('Once', max_tokens=2)",
+        "out['choices']",
+    ),
+    Snippet(
+        "prompt lookup",
+        HEAD
+        + """
+from llcuda_ffi.compat.llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+llm = Llama(model_path="./model.gguf", draft_model=LlamaPromptLookupDecoding(num_pred_tokens=10))
+out = llm("a b a b a b", max_tokens=8, temperature=0)
+""",
+        "out['usage']['completion_tokens'] == 8",
+    ),
+    Snippet(
+        "logits_processor",
+        LOAD
+        + """
+token = llm.tokenize(b" sea", add_bos=False)[0]
+def only(input_ids, scores):
+    scores[:] = -float("inf")
+    scores[token] = 0
+    return scores
+out = llm("The", max_tokens=2, logits_processor=LogitsProcessorList([only]))
+""",
+        "out['choices'][0]['text'] == llm.detokenize([token, token]).decode()",
+    ),
+    Snippet(
+        "stopping_criteria",
+        LOAD
+        + "llm_n = llm.tokenize(b'Once')\nout = llm('Once', max_tokens=9, stopping_criteria=StoppingCriteriaList([lambda ids, logits: len(ids) >= len(llm_n) + 3]))",
+        "out['choices'][0]['finish_reason'] == 'stop' and out['usage']['completion_tokens'] == 4",
+    ),
+    Snippet(
+        "logprobs",
+        LOAD + "out = llm('Once upon', max_tokens=3, logprobs=2, echo=True)",
+        "len(out['choices'][0]['logprobs']['tokens']) == out['usage']['total_tokens']",
+    ),
+    Snippet("suffix", LOAD + "out = llm('def f():', suffix='return x', max_tokens=4)", error="filling in the middle"),
+    Snippet("lora_path", HEAD + "llm = Llama('./model.gguf', lora_path='./adapter.gguf')", error="adapter.gguf"),
+    Snippet(
+        "n_vocab",
+        LOAD + "n, bos, eos = llm.n_vocab(), llm.token_bos(), llm.token_eos()",
+        "0 <= bos < n and 0 <= eos < n",
+    ),
+    Snippet(
+        "eval and sample",
+        LOAD
+        + """
+llm.reset()
+llm.eval(llm.tokenize(b"Once upon a time"))
+made = []
+for _ in range(4):
+    token = llm.sample(temp=0.0)
+    made.append(token)
+    llm.eval([token])
+text = llm.detokenize(made).decode()
+""",
+        "text == llm('Once upon a time', max_tokens=4, temperature=0)['choices'][0]['text']",
+    ),
+    Snippet(
+        "generate tokens",
+        LOAD
+        + """
+made = []
+for token in llm.generate(llm.tokenize(b"Once upon a time"), top_k=40, top_p=0.95, temp=1.0, repeat_penalty=1.0):
+    made.append(token)
+    if len(made) == 3:
+        break
+""",
+        "len(made) == 3",
+    ),
+    Snippet("unknown", HEAD + "Llama('./model.gguf', n_ctxt=5)", error="did you mean n_ctx"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working folder: a model that generates and one that embeds; a cache with a file of the hub."""
+    folder = tmp_path_factory.mktemp("compat")
+    make_tiny_llama(folder / "model.gguf")
+    make_tiny_bert(folder / "bert.gguf")
+    snapshot = folder / "hub" / "models--owner--repo" / "snapshots" / "main"
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("main")
+    (snapshot / "model-q8_0.gguf").symlink_to(folder / "model.gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=snippet_id)
+def test_snippet(snippet: Snippet, folder: Path) -> None:
+    """It runs as written and gives what it should; or the error says what to do."""
+    if snippet.error:
+        with pytest.raises(LlcudaError, match=snippet.error):
+            snippet.run()
+        return
+    made = snippet.run()
+    assert eval(snippet.check, made), made
+    close_all(made)
+
+
+def test_pickled(folder: Path) -> None:
+    """A Llama is pickled as its path and settings."""
+    import pickle
+
+    with Llama("./model.gguf", n_ctx=128) as llm:
+        again = pickle.loads(pickle.dumps(llm))
+    with again:
+        assert again.n_ctx() == 128
