@@ -49,6 +49,7 @@ class Embedder(TextModel):
         n_contexts: int | None = None,
         flash_attn: bool | None = None,
         bundle: str | InstalledBundle | None = None,
+        trial: bool = True,
         model_params: ModelParams | None = None,
     ) -> None:
         """Load a model for embeddings.
@@ -61,6 +62,7 @@ class Embedder(TextModel):
             n_threads, n_contexts: contexts that compute at once and threads of each; None means one context of one
                 thread for each core; on a GPU four contexts, or one for texts of more than 2,048 tokens.
             flash_attn: None means where the backend can.
+            trial: have a file that was not seen before opened by a child process first, as Llama does.
 
         Raises:
             ModelNotFound, InvalidModelFile, UnsupportedModel, ModelError: the model cannot be used.
@@ -77,6 +79,7 @@ class Embedder(TextModel):
             n_contexts=n_contexts,
             flash_attn=flash_attn,
             bundle=bundle,
+            trial=trial,
             model_params=model_params,
         )
         self.dim = self.model.n_embd_out

@@ -74,6 +74,7 @@ class Llama(LlamaState, ChatMethods):
         n_draft: int | None = None,
         backend_sampling: bool = False,
         bundle: str | InstalledBundle | None = None,
+        trial: bool = True,
         model_params: ModelParams | None = None,
         context_params: ContextParams | None = None,
         progress: Callable[[float], object] | None = None,
@@ -106,6 +107,8 @@ class Llama(LlamaState, ChatMethods):
             backend_sampling: sample on the GPU where a request's samplers allow it (not with constraints, log
                 probabilities or drafts).
             bundle: the libraries to use, by pin name.
+            trial: have a model file that was not seen before opened by a child process first, which it ends if it ends
+                one; files that the registry pins are known.
             model_params, context_params: further settings; the arguments above win.
             progress: called with the share of the model loaded.
 
@@ -124,6 +127,8 @@ class Llama(LlamaState, ChatMethods):
         if n_threads != "auto":
             integer("n_threads", n_threads, 1, 512)
         flag("prefix_cache", prefix_cache)
+        if not flag("trial", trial):
+            model_params = override(model_params or ModelParams(), {"trial": False})
         integer("host_cache_bytes", host_cache_bytes, 0, 1 << 62)
         if flag("backend_sampling", backend_sampling) and draft is not None:
             raise InvalidRequest("backend_sampling gives one token per sequence and step: it does not go with draft")

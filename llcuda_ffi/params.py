@@ -105,6 +105,7 @@ class ModelParams(_Checked):
         no_host: keep weights out of pinned host buffers.
         kv_overrides: metadata of the file replaced while loading (int, float, bool or str values).
         tensor_buft_overrides: regular expression of tensor names → buffer type name ("CPU", "CUDA0").
+        trial: have a file that was not seen before opened by a child process first, which it ends if it ends one.
     """
 
     n_gpu_layers: int | None = None
@@ -119,6 +120,7 @@ class ModelParams(_Checked):
     no_host: bool = False
     kv_overrides: Mapping[str, int | float | bool | str] = field(default_factory=dict)
     tensor_buft_overrides: Mapping[str, str] = field(default_factory=dict)
+    trial: bool = True
 
     def __post_init__(self) -> None:
         if self.n_gpu_layers is not None:
@@ -126,7 +128,7 @@ class ModelParams(_Checked):
         self._set("split_mode", member("split_mode", self.split_mode, SplitMode))
         self._set("load_mode", member("load_mode", self.load_mode, LoadMode))
         integer("main_gpu", self.main_gpu, 0, 1023)
-        for name in ("vocab_only", "check_tensors", "use_extra_bufts", "no_host"):
+        for name in ("vocab_only", "check_tensors", "use_extra_bufts", "no_host", "trial"):
             flag(name, getattr(self, name))
         if self.tensor_split is not None:
             shares = tuple(number("tensor_split", share, 0.0) for share in self.tensor_split)

@@ -21,6 +21,7 @@ from ..native.log import listen
 from ..params import number
 from .context import Context
 from .model import Model, read_metadata
+from .trial import tried
 
 # which adapters are set on a context: kept here, so that none is freed while C computes with it
 _active: weakref.WeakKeyDictionary[Context, dict[LoraAdapter, float]] = weakref.WeakKeyDictionary()
@@ -47,7 +48,7 @@ class LoraAdapter(Handle):
 
         Raises:
             ModelNotFound: no such file.
-            InvalidModelFile: it is broken, or no LoRA adapter.
+            InvalidModelFile: it is broken, no LoRA adapter, or ended the process that tried it (ModelParams.trial).
             ModelError: it does not fit this model; the message carries libllama's log.
         """
         if not isinstance(model, Model):
@@ -56,6 +57,8 @@ class LoraAdapter(Handle):
             raise InvalidRequest("this model was loaded with vocab_only=True: no adapter can be used with it")
         gguf.check_adapter(path)
         _check_against(path, model)
+        with tried([model.path], model.params, adapter=Path(path)):
+            pass
         lib = model.library.lib
         adapter = cls.__new__(cls)
         with model.exclusive():  # libllama keeps a list of adapters in the model

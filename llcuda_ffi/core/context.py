@@ -23,6 +23,7 @@ from ..params import ContextParams, integer, override
 from .batch import Batch
 from .memory import Memory, MemoryKind
 from .model import Model
+from .trial import tried
 
 Floats = npt.NDArray[np.float32]
 
@@ -67,6 +68,7 @@ class Context(Handle):
             InvalidRequest: a setting is unknown or out of range.
             UnsupportedModel: the model was loaded with vocab_only.
             UnsupportedByBundle: a setting that the loaded bundle lacks.
+            InvalidModelFile: a context of this kind ended the process that tried it (ModelParams.trial).
             ModelError: libllama refused, mostly for lack of memory; the message carries its log.
         """
         params = override(params or ContextParams(), settings)
@@ -86,7 +88,8 @@ class Context(Handle):
         self._abort_flag = ffi.new("char[2]")
         _check_cache_types(model, params)
         _check_pooling(model, params)
-        native = _native_params(library, params, self._abort_flag)
+        with tried([model.path], model.params, context=params):
+            native = _native_params(library, params, self._abort_flag)
         on_gpu = model.placement.on_gpu
         if on_gpu:
             flash = params.flash_attn_type != FlashAttnType.DISABLED

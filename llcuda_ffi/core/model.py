@@ -17,6 +17,7 @@ from ..native.load import Library, load
 from ..native.log import interrupted, keep
 from ..params import ModelParams, override
 from .placement import Placement, from_log, shortage, spare_unusable
+from .trial import tried
 from .vocab import Vocab
 
 
@@ -62,7 +63,7 @@ class Model(Handle):
 
         Raises:
             ModelNotFound: no such file.
-            InvalidModelFile: it is not a GGUF, or is broken.
+            InvalidModelFile: it is not a GGUF, is broken, or ended the process that tried it (ModelParams.trial).
             UnsupportedModel: sound, but libllama could not run it.
             ModelError: libllama refused it; the message carries its log.
             Cancelled: `progress` returned False.
@@ -73,7 +74,8 @@ class Model(Handle):
         if not parts:
             raise InvalidRequest("a model needs at least one file")
         positions = [gguf.check(part, params.kv_overrides).n_positions for part in parts]
-        library = load(bundle)
+        with tried(parts, params, bundle):
+            library = load(bundle)
         params = spare_unusable(library, params)
         ffi, lib = library.ffi, library.lib
 

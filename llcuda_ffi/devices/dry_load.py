@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import gguf
-from ..core import context as contexts
-from ..core import model as models
-from ..errors import ModelError
-from ..native.handle import in_flight
+from ..core.dry_run import dry_run
+from ..core.trial import tried
 from ..native.load import Library
-from ..native.log import listen
-from ..params import ContextParams, ModelParams, override
+from ..params import ContextParams, ModelParams
 from .placement import Room
 
 _MIB = 1 << 20
@@ -43,32 +39,16 @@ def dry_load(library: Library, path: Path, params: ModelParams, room: Room) -> N
         ModelError: libllama refused the file or the context.
     """
     gguf.check(path, params.kv_overrides)
-    ffi, lib = library.ffi, library.lib
-    # libllama aborts on no_alloc with memory mapping
-    native, keep = models._native_params(library, override(params, {"load_mode": "NONE"}))
-    native.no_alloc = True
-    settings = ContextParams(
-        n_ctx=room.n_cells,
-        n_batch=max(room.n_ubatch, room.n_seq_max),
-        n_ubatch=room.n_ubatch,
-        n_seq_max=room.n_seq_max,
-        type_k=room.type_k,
-        type_v=room.type_v,
-    )
-    with in_flight(), listen() as heard:
-        model = lib.llama_model_load_from_file(os.fsencode(path), native[0])
-        if not model:
-            raise ModelError(f"libllama could not plan a load of {path}{heard.why()}")
-        try:
-            wanted = contexts._native_params(library, settings, ffi.new("char[2]"))
-            context = lib.llama_init_from_model(model, wanted[0])
-            if not context:
-                raise ModelError(f"libllama could not plan a context of {room.n_cells} tokens for {path}{heard.why()}")
-            lib.llama_free(context)
-        finally:
-            lib.llama_model_free(model)
-    del keep
-    return from_log(heard.lines())
+    with tried([path], params):
+        settings = ContextParams(
+            n_ctx=room.n_cells,
+            n_batch=max(room.n_ubatch, room.n_seq_max),
+            n_ubatch=room.n_ubatch,
+            n_seq_max=room.n_seq_max,
+            type_k=room.type_k,
+            type_v=room.type_v,
+        )
+    return from_log(dry_run(library, path, params, [settings]))
 
 
 def from_log(lines: list[str]) -> Need:

@@ -17,7 +17,7 @@ from ..engine.assembly import open_model
 from ..enums import FlashAttnType, PoolingType
 from ..errors import ClosedError, ContextOverflow, InvalidRequest
 from ..hardware.cpu import usable_cores
-from ..params import ModelParams, integer
+from ..params import ModelParams, flag, integer, override
 from .packing import PackingQueue, open_contexts
 from .wordpiece import WordPiece, needs_wordpiece
 
@@ -56,6 +56,7 @@ class TextModel:
         n_contexts: int | None = None,
         flash_attn: bool | None = None,
         bundle: str | InstalledBundle | None = None,
+        trial: bool = True,
         model_params: ModelParams | None = None,
     ) -> None:
         """Load a model.
@@ -67,6 +68,7 @@ class TextModel:
             n_threads, n_contexts: contexts that compute at once and threads of each; None means one context of one
                 thread for each core; on a GPU four contexts, or one for texts of more than 2,048 tokens.
             flash_attn: None means where the backend can.
+            trial: have a file that was not seen before opened by a child process first, as Llama does.
 
         Raises:
             ModelNotFound, InvalidModelFile, UnsupportedModel, ModelError: the model cannot be used.
@@ -76,6 +78,8 @@ class TextModel:
         if isinstance(model, Model):
             self.model = model
         else:
+            if not flag("trial", trial):
+                model_params = override(model_params or ModelParams(), {"trial": False})
             room = Room(n_cells=_SMALL, n_ubatch=_SMALL, n_contexts=GPU_CONTEXTS)
             self.model = open_model(model, device, n_gpu_layers, bundle, model_params, None, room)
         self._lock = threading.Lock()

@@ -17,7 +17,7 @@ from ..enums import FlashAttnType, GGMLType
 from ..errors import InvalidRequest, UnsupportedModel
 from ..hardware.cpu import usable_cores
 from ..hardware.memory import free_system_memory
-from ..hub.references import resolve
+from ..hub.references import is_pinned, resolve
 from ..params import INT32_MAX, ContextParams, ModelParams, integer, member, override
 from .loop import EngineLoop
 from .scheduler import Scheduler
@@ -42,6 +42,8 @@ def open_model(
         params = override(params, {"n_gpu_layers": n_gpu_layers})
     parse_device(device)
     path = resolve(model)
+    if is_pinned(model):
+        params = override(params, {"trial": False})
     library = library_for(device, bundle)
 
     def measure(params: ModelParams) -> tuple[int, int]:
@@ -172,7 +174,7 @@ def open_drafter(
     if draft == "ngram":
         return PromptLookup(n_ctx, n_draft=n_draft or 8)
     if not isinstance(draft, Model):
-        draft = Model.load(resolve(draft))
+        draft = Model.load(resolve(draft), trial=not is_pinned(draft))
         owned.append(draft)
     drafter = DraftModel(draft, target, n_draft=n_draft or 5)
     owned.append(drafter)

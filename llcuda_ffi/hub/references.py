@@ -81,6 +81,14 @@ def resolve(reference: str | os.PathLike[str], *, progress: bool | None = None) 
     return pull(str(reference), progress=progress)
 
 
+def is_pinned(reference: str | os.PathLike[str]) -> bool:
+    """Whether it is a name of the registry whose file has a pinned hash, checked when it was fetched."""
+    if not isinstance(reference, str) or _existing(reference) is not None:
+        return False
+    known = models.find(reference)
+    return known is not None and known.sha256 is not None
+
+
 def pull(reference: str, *, refresh: bool = False, progress: bool | None = None) -> Path:
     """Download what a reference means, unless it is cached; `refresh` asks for the newest commit."""
     meant = parse(_exact(reference, refresh))

@@ -18,6 +18,9 @@ from llcuda_ffi.core.model import Model
 from llcuda_ffi.enums import VocabType
 from llcuda_ffi.errors import LlcudaError
 
+# without it every file is opened here: what would end this process shows what the preflight does not know
+TRIAL = "--trial" in sys.argv
+
 TEXTS = [
     "Hello the world \n\n 12345 \U0001f600 <|im_start|>x",
     "",
@@ -28,7 +31,7 @@ TEXTS = [
 
 def use(path: str) -> list[object]:
     """Load, tokenize, decode three batches as a careful user would."""
-    with Model.load(path) as model:
+    with Model.load(path, trial=TRIAL) as model:
         vocab = model.vocab
         if vocab.type != VocabType.NONE:
             for text in TEXTS:

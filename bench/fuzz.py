@@ -1,0 +1,51 @@
+"""Mutated model files and adapters, opened as a user would: what becomes of the process that opens them.
+
+    python -m bench.fuzz --seconds 600 --first 0
+
+Each seed is one file (tests/support/gguf_mutations.py). The process loads it, tokenizes, and computes four tokens: it
+must answer or raise one of ours within 20 seconds. Prints the counts: `ok`, `refused` (by the preflight or by
+libllama), `tried` (it ended the child that tried it), and what must not happen: `died`, `hung`, `bug`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.support.gguf_fuzz import Worker, mutated
+
+
+def main() -> None:
+    """Run for some seconds, or so many files, and print the counts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--files", type=int, default=1_000_000)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--bundle", default="v0.5.0-cpu")
+    parser.add_argument("--no-trial", action="store_true", help="preflight alone: its gaps end the process")
+    given = parser.parse_args()
+    counts: Counter[str] = Counter()
+    seeds: dict[str, list[int]] = {}
+    until = time.monotonic() + given.seconds
+    with tempfile.TemporaryDirectory() as folder:
+        worker = Worker(Path(folder), given.bundle, trial=not given.no_trial)
+        seed = given.first
+        while seed < given.first + given.files and time.monotonic() < until:
+            kind, detail = worker.ask(mutated(seed))
+            if kind == "refused" and "ended the process that tried it" in detail:
+                kind = "tried"
+            counts[kind] += 1
+            if kind not in ("ok", "refused"):
+                seeds.setdefault(kind, []).append(seed)
+                print(f"seed {seed}: {kind}: {detail[:600]}", flush=True)
+            seed += 1
+        worker.close()
+    print(json.dumps({"first": given.first, "last": seed - 1, "bundle": given.bundle, **counts, "seeds": seeds}))
+
+
+if __name__ == "__main__":
+    main()
