@@ -150,6 +150,8 @@ def _filled(buffer: bytearray, got: int, heard: Listener) -> bytearray:
 def write_sequence(context: Context, seq_id: int, data: bytes | bytearray, *, partial_only: bool = False) -> None:
     """Put bytes of `read_sequence` back (llama_state_seq_set_data_ext); only bytes known to be of such a context.
 
+    The outputs of the last batch stay.
+
     Raises:
         BackendFailure: libllama could not restore them (most often: no room).
     """
@@ -161,7 +163,6 @@ def write_sequence(context: Context, seq_id: int, data: bytes | bytearray, *, pa
         seq = _sequence(context, seq_id)
         source = ffi.from_buffer("uint8_t[]", data)
         got = lib.llama_state_seq_set_data_ext(pointer, source, len(data), seq, int(flags))
-        context._n_outputs = 0
         if not got or got != len(data):
             raise BackendFailure(f"libllama could not restore the state (is there room for it?){heard.why()}")
 
@@ -206,6 +207,7 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
                 raise BackendFailure(f"libllama could not restore the state (is there room for it?){heard.why()}")
     if seq_id is not None:
         write_sequence(context, seq_id, state.data, partial_only=partial)
+        context._n_outputs = 0
     tokens: npt.NDArray[np.int32] = state.tokens.copy()
     return tokens
 

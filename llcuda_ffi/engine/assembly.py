@@ -168,14 +168,18 @@ def open_drafter(
     draft: str | os.PathLike[str] | Model, n_draft: int | None, target: Context, n_ctx: int, owned: list[Any]
 ) -> Drafter:
     """The drafter of speculative decoding; what must be closed with the Llama is added to `owned`."""
-    model = target.model
-    if model.is_recurrent or model.is_hybrid:
-        raise UnsupportedModel("speculative decoding needs a model that can be rolled back, not recurrent state")
+    if draft == "mtp":
+        raise UnsupportedModel(
+            "draft='mtp' (multi-token prediction) is not supported: libllama exports no C function for it; use "
+            "draft='ngram' or a draft model"
+        )
     if draft == "ngram":
         return PromptLookup(n_ctx, n_draft=n_draft or 8)
     if not isinstance(draft, Model):
         draft = Model.load(resolve(draft), trial=not is_pinned(draft))
         owned.append(draft)
+    if draft.is_recurrent or draft.is_hybrid:
+        raise UnsupportedModel(f"{draft.path.name} cannot be a draft model: its recurrent state cannot be rolled back")
     drafter = DraftModel(draft, target, n_draft=n_draft or 5)
     owned.append(drafter)
     return drafter

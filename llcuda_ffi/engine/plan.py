@@ -58,7 +58,8 @@ class Planner:
         """Slots that may have several tokens: a run without choice before `last`, a draft after it."""
         batch, rows = self.batch, []
         if self._drafter is not None:
-            used = len(generating) + sum(len(slot.run) for slot in generating)
+            # twice: what is not rolled back but computed again comes with a token of its own
+            used = 2 * len(generating) + sum(len(slot.run) for slot in generating)
             self._drafter.propose(generating, max(0, min(self.most - used, self._chunk)))
         for slot in generating:
             tokens = [*slot.run, slot.last, *slot.draft]

@@ -13,7 +13,7 @@ proved is computed.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..core.adapter import control_vector
@@ -244,9 +244,28 @@ class PrefixCache:
         slot.wanted.pop(0)
         self.checkpoints.add(slot.key, slot.todo[: slot.n_past], self._sequences.read(slot.index, partial=True))
 
-    def roll_back(self, slot: Slot, n: int) -> bool:
-        """Forget what follows the first n tokens of a running slot. False: nothing is left."""
-        return self._sequences.cut(slot.index, n)
+    def before_drafts(self, slots: Iterable[Slot]) -> None:
+        """Before a batch that verifies drafts: keep the states of memories that cannot be rolled back."""
+        if not self._sequences.rolls_back:
+            for slot in slots:
+                slot.before = slot.n_past, self._sequences.read(slot.index, partial=True)
+
+    def reject(self, slot: Slot, request: Request) -> bool:
+        """Forget the drafted tokens beyond `slot.n_past`; where that means to go back farther, what was accepted since
+        becomes `slot.run`, to be computed again with the next batch. False: nothing is left.
+        """
+        if slot.before is None:
+            return self._sequences.cut(slot.index, slot.n_past)
+        n = self._go_back(slot)
+        slot.run = request.tokens()[n : slot.n_past].tolist()
+        slot.n_past = n
+        return n > 0
+
+    def _go_back(self, slot: Slot) -> int:
+        """Back to before the drafts; returns how many tokens are held."""
+        assert slot.before is not None
+        (n, state), slot.before = slot.before, None
+        return n if self._sequences.write(slot.index, state, partial=True) and self._sequences.cut(slot.index, n) else 0
 
     def shift(self, slot: Slot, keep: int, discard: int) -> None:
         """Forget the tokens keep to keep + discard - 1 of a running slot: those that follow move down."""
@@ -261,6 +280,9 @@ class PrefixCache:
 
     def keep(self, slot: Slot, request: Request, tokens: Tokens) -> None:
         """A slot whose request ended keeps these tokens, as far as the memory holds them."""
+        if slot.before is not None and slot.before[0] < len(tokens):
+            tokens = tokens[: self._go_back(slot)]
+        slot.before = None
         if self._reuses and slot.key == self.key(request.adapters) and self._sequences.cut(slot.index, len(tokens)):
             slot.kept = tokens
         else:

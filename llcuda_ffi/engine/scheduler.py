@@ -239,6 +239,7 @@ class Scheduler:
     def _run(self, rows: list[Row]) -> None:
         began = perf_counter()
         n_tokens = self._planner.batch.n_tokens
+        self.prefixes.before_drafts(slot for _, slot in rows if slot.draft)
         try:
             self._decode()
         except NoKvSlot as error:
@@ -377,7 +378,7 @@ class Scheduler:
             slot.n_past += 1
             request.drafts_kept += 1
             going = self._choose(row + kept, slot)
-        if going and kept < len(draft) and not self.prefixes.roll_back(slot, slot.n_past):
+        if going and kept < len(draft) and not self.prefixes.reject(slot, request):
             self._requeue(slot)
 
     def _overflow(self, slot: Slot, request: Request) -> bool:

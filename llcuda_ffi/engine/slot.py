@@ -36,11 +36,14 @@ class Slot:
         sampled: the next token where it was sampled ahead of its turn, else -1.
         scored, n_scored: the batch row from which on its prompt's next n_scored tokens have logits, else -1.
         key: what `kept` was computed with (`PrefixCache.key`).
+        before: how many tokens the memory held before the drafts of the last batch, and its state then, where it cannot
+            be rolled back.
         wanted: lengths of its prompt after which a checkpoint is to be kept, ascending.
         used: when it was last used, in steps.
     """
 
     __slots__ = (
+        "before",
         "draft",
         "index",
         "kept",
@@ -64,6 +67,7 @@ class Slot:
         self.used = 0
         self.kept = _NOTHING
         self.key: Hashable = None
+        self.before: tuple[int, bytearray] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -81,6 +85,7 @@ class Slot:
 
     def forget(self) -> None:
         """What was kept is gone."""
+        self.before = None
         self.kept = _NOTHING
 
     def arrival(self) -> int:

@@ -55,7 +55,7 @@ RUNS: list[tuple[str, str, dict[str, Any]]] = [
     ("gemma3", "small window, host", {"context_params": SMALL_WINDOW, **HOST}),
     ("gemma3", "cells, host", {"kv_cells": 600, **HOST}),
     ("llama", "cells, host", {"kv_cells": 600, **HOST}),
-    ("llama", "drafts", {"draft": "ngram"}),
+    *((name, "drafts", {"draft": "ngram"}) for name in ("llama", "mamba", "lfm2-window", "qwen35")),
 ]
 
 
@@ -131,6 +131,22 @@ def test_checkpoints_within_their_budget(models: Path) -> None:
     with Llama(models / "granite-hybrid", n_ctx=512, n_parallel=1, checkpoint_bytes=1_000) as llm:
         llm.generate([3] * 60, max_tokens=4)
         assert llm.generate([3] * 60, max_tokens=1).usage.cached_tokens == 0
+
+
+@pytest.mark.parametrize("name", ["mamba", "lfm2", "granite-hybrid", "qwen35"])
+def test_drafts_without_roll_back(models: Path, name: str) -> None:
+    """Drafts on models whose state cannot be rolled back: the same text, with some drafts kept and some not."""
+    prompt = [3 + i % 7 for i in range(40)] + [3 + i * 7 % 240 for i in range(20)]
+    wanted: dict[str, Any] = {"max_tokens": 120, "temperature": 0, "ignore_eos": True}
+    prompts = [prompt, prompt[:30]]
+    with Llama(models / name, n_ctx=256, n_parallel=2, kv_type="f32") as llm:
+        plain = [llm.generate(p, **wanted).token_ids for p in prompts]
+    with Llama(models / name, n_ctx=256, n_parallel=2, kv_type="f32", draft="ngram", n_draft=4) as llm:
+        drafted = llm.generate(prompts, **wanted)
+        assert [r.token_ids for r in drafted] == plain
+        assert any(0 < r.timings.accepted < r.timings.drafted for r in drafted)
+        again = llm.generate(prompt + plain[0], max_tokens=1)
+        assert again.usage.cached_tokens > 60
 
 
 def test_control_vector(models: Path) -> None:
