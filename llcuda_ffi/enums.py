@@ -113,6 +113,7 @@ class VocabType(IntEnum):
     RWKV = 5
     PLAMO2 = 6
     TEST = 7
+    PLAMO3 = 8
 
 
 class TokenAttr(IntFlag):

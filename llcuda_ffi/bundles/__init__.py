@@ -28,10 +28,10 @@ def ensure(name: str | None = None, *, progress: bool | None = None) -> Installe
     if own.is_path(chosen):
         return own.open_build(chosen, progress=progress)
     pin = pins.get(chosen)
-    misfit = pin.misfit()
-    if misfit is not None:
+    unsupported = pin.why_unsupported()
+    if unsupported is not None:
         raise BundleNotFound(
-            f"bundle {pin.name} cannot run here: {misfit}. Build llama.cpp with shared libraries and set "
+            f"bundle {pin.name} cannot run here: {unsupported}. Build llama.cpp with shared libraries and set "
             "LLCUDA_FFI_BUNDLE to the build's folder"
         )
     return store.install(pin, progress=progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,11 @@ from ..errors import BundleError
 
 PT_LOAD, PT_DYNAMIC = 1, 2
 DT_NULL, DT_NEEDED, DT_STRTAB, DT_SONAME, DT_RPATH, DT_RUNPATH = 0, 1, 5, 14, 15, 29
+
+
+def plain_name(file_name: str) -> str:
+    """A library's name without the hash that wheels put into it: libllama-e4014eb7.so.0.7.0 is libllama.so.0.7.0."""
+    return re.sub(r"-[0-9a-f]{8}(?=\.so)", "", file_name)
 
 
 @dataclass(frozen=True)

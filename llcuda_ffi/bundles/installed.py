@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import BundleError, ChecksumError
 from ..fetch.integrity import file_sha256
+from .elf import plain_name
 
 RECEIPT = "receipt.json"
 
@@ -30,6 +31,11 @@ class InstalledBundle:
     verified: bool
     sizes: Mapping[str, int] = field(default_factory=dict)
     source: str = ""
+
+    @property
+    def libllama_sha256(self) -> str:
+        """The hash of libllama: what tells two builds of one ABI apart."""
+        return next((hash_ for name, hash_ in self.libraries.items() if plain_name(name).startswith("libllama.")), "")
 
     def intact(self) -> bool:
         """Whether every library is there with its size: the quick check of each use."""

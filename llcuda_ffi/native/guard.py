@@ -6,7 +6,7 @@ ABI mode has no compiler to check declarations, and a wrong layout is memory cor
 2. one libggml-base in the process, the bundle's own
 3. versions
 4. symbols
-5. the canary: what the library itself writes for its default parameters
+5. the canary: what the library itself writes for its default parameters, and for results of nothing
 6. the fields in it
 
 Steps 3 to 6 call only functions without struct arguments, through ctypes: x86-64 returns a struct of more
@@ -21,6 +21,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from ..bundles.elf import plain_name
 from ..errors import AbiMismatch
 from .profile import Profile
 
@@ -29,11 +30,13 @@ _STRUCTS = {
     "llama_model_default_params": "struct llama_model_params",
     "llama_context_default_params": "struct llama_context_params",
     "llama_model_quantize_default_params": "struct llama_model_quantize_params",
+    "llama_perf_context": "struct llama_perf_context_data",
+    "llama_batch_get_one": "struct llama_batch",
 }
 
 
 def mapped(stem: str) -> list[Path]:
-    """The files mapped into this process whose name starts with `stem` (/proc/self/maps)."""
+    """The files mapped into this process whose name, less a wheel's hash, starts with `stem` (/proc/self/maps)."""
     found: dict[str, None] = {}
     try:
         lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
@@ -41,7 +44,7 @@ def mapped(stem: str) -> list[Path]:
         return []  # not Linux: the check rests on the absolute paths
     for line in lines:
         columns = line.split(maxsplit=5)
-        if len(columns) == 6 and columns[5].rsplit("/", 1)[-1].startswith(stem):
+        if len(columns) == 6 and plain_name(columns[5].rsplit("/", 1)[-1]).startswith(stem):
             found[columns[5]] = None
     return [Path(path) for path in found]
 
@@ -101,10 +104,11 @@ def capture(library: ctypes.CDLL, function: str) -> tuple[bytes, frozenset[int]]
     """What `function` writes: the bytes over 0xAA, and the offsets that it leaves alone."""
     runs = []
     call = getattr(library, function)
-    call.restype, call.argtypes = None, [ctypes.c_void_p]
+    # no context (llama_perf_context), no tokens (llama_batch_get_one); the others take nothing and do not look
+    call.restype, call.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32]
     for fill in (0xAA, 0x55):
         buffer = ctypes.create_string_buffer(bytes([fill]) * _SIZE, _SIZE)
-        call(ctypes.addressof(buffer))
+        call(ctypes.addressof(buffer), None, 0)
         runs.append(buffer.raw)
     untouched = (i for i, (a, b) in enumerate(zip(*runs, strict=True)) if (a, b) == (0xAA, 0x55))
     return runs[0], frozenset(untouched)

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ..bundles import InstalledBundle, ensure
-from ..bundles.elf import read_names
-from ..errors import LoadError, MissingLibrary
+from ..bundles.elf import plain_name, read_names
+from ..errors import ConcurrentUseError, LoadError, MissingLibrary
 from . import guard, log
 from .profile import Profile, profile
+
+_LACKING = {
+    "cuda": "a GPU, its driver or CUDA's runtime libraries are missing (`llcuda-ffi doctor`)",
+    "vulkan": "libvulkan.so.1 or a device that speaks Vulkan is missing",
+}
 
 _lock = threading.Lock()
 _library: Library | None = None
@@ -30,6 +35,8 @@ class Library:
         profile: the ABI.
         bundle: where it came from.
         backends: names of the registered backends, e.g. ("CPU",).
+        openmp: whether it computes with OpenMP's threads, which a fork leaves in a state that hangs.
+        pid: the process that loaded it.
     """
 
     ffi: Any
@@ -37,12 +44,14 @@ class Library:
     profile: Profile
     bundle: InstalledBundle
     backends: tuple[str, ...] = field(default=())
+    openmp: bool = False
+    pid: int = 0
 
     @property
     def cpu_variant(self) -> str:
         """Which build of the CPU backend runs here, e.g. "zen4"; "" where there is only one."""
         for path in guard.mapped("libggml-cpu"):
-            return path.name.removeprefix("libggml-cpu").removeprefix("-").split(".so")[0]
+            return plain_name(path.name).removeprefix("libggml-cpu").removeprefix("-").split(".so")[0]
         return ""
 
 
@@ -61,6 +70,11 @@ def load(bundle: InstalledBundle | None = None) -> Library:
     with _lock:
         if _library is None:
             _library = _load(bundle or ensure())
+        elif _library.openmp and _library.pid != os.getpid():
+            raise ConcurrentUseError(
+                f"bundle {_library.bundle.name} computes with OpenMP, whose threads do not survive a fork: start this "
+                "process with the multiprocessing start method 'spawn', or use a bundle without OpenMP (v0.5.0-cpu)"
+            )
         elif bundle is not None and bundle.path.resolve() != _library.bundle.path.resolve():
             raise LoadError(
                 f"bundle {_library.bundle.name} is loaded in this process, {bundle.name} cannot be added: "
@@ -88,6 +102,10 @@ def _load(bundle: InstalledBundle) -> Library:
         from . import cuda
 
         cuda.prepare(bundle)
+    openmp = _needs_openmp(bundle)
+    if openmp:
+        # its threads spin at every barrier: on a busy machine, or with more threads than cores, decoding stands still
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     llama, path = open_core(bundle.path, list(bundle.libraries))
     guard.check_single(bundle.path, loaded=True)
     guard.check(llama, abi, exact=bundle.verified)
@@ -95,7 +113,11 @@ def _load(bundle: InstalledBundle) -> Library:
     lib = ffi.dlopen(os.fspath(path))
     log.install(ffi, lib)
     backends = _start(bundle, ffi, lib)
-    return Library(ffi, lib, abi, bundle, backends)
+    return Library(ffi, lib, abi, bundle, backends, openmp, os.getpid())
+
+
+def _needs_openmp(bundle: InstalledBundle) -> bool:
+    return any("libgomp.so.1" in read_names(bundle.path / name).needed for name in bundle.libraries)
 
 
 def core_libraries(folder: Path, names: Iterable[str]) -> list[Path]:
@@ -106,7 +128,7 @@ def core_libraries(folder: Path, names: Iterable[str]) -> list[Path]:
     """
     found = []
     for stem in ("libggml-base.", "libggml.", "libllama."):
-        matching = [name for name in names if name.startswith(stem)]
+        matching = [name for name in names if plain_name(name).startswith(stem)]
         if len(matching) != 1:
             what = f"is there {len(matching)} times ({', '.join(matching)})" if matching else "is not there"
             raise MissingLibrary(f"{stem}so {what} in the bundle {folder}: `llcuda-ffi bundle verify` checks it")
@@ -182,19 +204,22 @@ def _open(path: Path) -> ctypes.CDLL:
     except OSError as error:
         if not path.exists():
             raise MissingLibrary(f"{path} is gone: `llcuda-ffi bundle install` puts it back") from error
-        raise MissingLibrary(
-            f"{path.name} could not be loaded: {error}. `llcuda-ffi doctor` says what this system lacks"
-        ) from error
+        mend = "`llcuda-ffi doctor` says what this system lacks"
+        if "libgomp" in str(error):
+            mend = "the system lacks OpenMP's library (Debian and Ubuntu: libgomp1; Fedora: libgomp)"
+        raise MissingLibrary(f"{path.name} could not be loaded: {error}. {mend}") from error
 
 
 def _start(bundle: InstalledBundle, ffi: Any, lib: Any) -> tuple[str, ...]:
     """Register the backends of the bundle's folder, then initialise libllama."""
     with log.listen() as heard:
-        if bundle.backend == "cuda":
-            # load_all is silent about failures; this call logs why
+        if bundle.backend != "cpu":
+            # load_all is silent about failures, this call logs why; and names with a hash are not found by load_all
             for name in bundle.libraries:
-                if name.startswith("libggml-cuda") and not lib.ggml_backend_load(os.fsencode(bundle.path / name)):
-                    raise MissingLibrary(f"{name} of bundle {bundle.name} could not be loaded{heard.why()}")
+                module = name.startswith(f"libggml-{bundle.backend}")
+                if module and not lib.ggml_backend_load(os.fsencode(bundle.path / name)):
+                    lacking = _LACKING[bundle.backend]
+                    raise MissingLibrary(f"{name} of bundle {bundle.name} could not be loaded: {lacking}{heard.why()}")
         lib.ggml_backend_load_all_from_path(os.fsencode(bundle.path))
     names = tuple(
         ffi.string(lib.ggml_backend_reg_name(lib.ggml_backend_reg_get(i))).decode()

@@ -1,7 +1,7 @@
 """ABI profiles: which llama.cpp builds share one set of declarations, and how to tell that a library is one.
 
-The canary values were measured on the real libraries: what each `*_default_params` writes into a buffer
-filled with 0xAA.
+They are kept in headers/profiles.toml. The canary values were measured on the real libraries: what each function writes
+into a buffer filled with 0xAA.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import AbiMismatch, UnsupportedByBundle
+from ._abi_profiles import PROFILE_DATA
 
 
 @dataclass(frozen=True)
@@ -95,89 +96,19 @@ def profile(name: str) -> Profile:
         raise AbiMismatch(f"there is no ABI profile {name!r}: known are {', '.join(PROFILES)}") from None
 
 
-_MODEL, _CONTEXT, _QUANTIZE = (
-    "llama_model_default_params",
-    "llama_context_default_params",
-    "llama_model_quantize_default_params",
-)
+def _profile(data: Mapping[str, Any]) -> Profile:
+    canaries: Mapping[str, Mapping[str, Any]] = data["canary"]
+    return Profile(
+        name=data["name"],
+        module=data["module"],
+        llama_version=data.get("llama_version"),
+        ggml_version=data.get("ggml_version"),
+        required=tuple(data["required"]),
+        forbidden=tuple(data["forbidden"]),
+        canaries={name: Canary(c["extent"], tuple(c["holes"]), c["digest"]) for name, c in canaries.items()},
+        defaults={name: c.get("defaults", {}) for name, c in canaries.items()},
+        signatures=frozenset(data["signatures"]),
+    )
 
-_CONTEXT_DEFAULTS = {
-    "n_ctx": 512,
-    "n_batch": 2048,
-    "n_ubatch": 512,
-    "n_seq_max": 1,
-    **dict.fromkeys(("n_threads", "n_threads_batch"), 4),
-    **dict.fromkeys(("rope_scaling_type", "pooling_type", "attention_type", "flash_attn_type"), -1),
-    **dict.fromkeys(("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow"), -1),
-    **dict.fromkeys(("type_k", "type_v", "offload_kqv", "no_perf", "op_offload", "swa_full"), 1),
-    "defrag_thold": -1,
-}
-_OLD_DEFAULTS = {
-    _MODEL: {"n_gpu_layers": -1, "split_mode": 1, "use_mmap": 1, "use_direct_io": 1, "use_extra_bufts": 1},
-    _CONTEXT: _CONTEXT_DEFAULTS,
-    _QUANTIZE: {
-        "ftype": 9,
-        **dict.fromkeys(("output_tensor_type", "token_embedding_type"), 40),
-        "quantize_output_tensor": 1,
-    },
-}
-_NEW_DEFAULTS = {
-    _MODEL: {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "lazy_mode": 1, "use_extra_bufts": 1},
-    _CONTEXT: {**_CONTEXT_DEFAULTS, "n_outputs_max_per_seq": 1},
-    _QUANTIZE: {
-        "ftype": 7,
-        **dict.fromkeys(("output_tensor_type", "token_embedding_type"), 43),
-        "quantize_output_tensor": 1,
-        "max_buf_size": 8 << 30,
-    },
-}
-_NEW_CANARIES = {
-    _MODEL: Canary(78, (36, 37, 38, 39), "2224a8ba8da52bce"),
-    _CONTEXT: Canary(160, (134, 135), "6023de106a454002"),
-    _QUANTIZE: Canary(64, (22, 23), "aeef6821447276fa"),
-}
 
-PROFILES: dict[str, Profile] = {
-    "b7698": Profile(
-        name="b7698",
-        module="_abi_b7698",
-        llama_version=None,
-        ggml_version="0.9.5",
-        required=("llama_set_adapter_lora", "llama_apply_adapter_cvec", "llama_params_fit"),
-        forbidden=("llama_set_adapters_lora", "llama_version", "llama_sampler_copy"),
-        canaries={
-            _MODEL: Canary(72, (28, 29, 30, 31), "f0150726618fbb1c"),
-            _CONTEXT: Canary(136, (118, 119), "db14c7aaaa6189e2"),
-            _QUANTIZE: Canary(56, (21, 22, 23), "c28e5b5aec6eb8a7"),
-        },
-        defaults=_OLD_DEFAULTS,
-        signatures=frozenset({"llama_sampler_init_dry.n_ctx_train"}),
-    ),
-    "v0.5.0": Profile(
-        name="v0.5.0",
-        module="_abi_v0_5_0",
-        llama_version="0.5.0-dev",
-        ggml_version="0.25.1",
-        required=("llama_adapter_lora_init_from_file_ptr", "llama_set_adapters_lora", "llama_version"),
-        forbidden=("llama_batch_ext_init", "llama_set_adapter_lora"),
-        canaries=_NEW_CANARIES,
-        defaults=_NEW_DEFAULTS,
-        signatures=frozenset({"llama_sampler_init_penalties.n_vocab", "grammar.repeats_nothing"}),
-    ),
-    "b11227": Profile(
-        name="b11227",
-        module="_abi_b11227",
-        llama_version="0.5.0-dev",
-        ggml_version="0.25.3",
-        required=(
-            "llama_batch_ext_init",
-            "llama_get_causal_attn",
-            "llama_set_adapters_lora",
-            "llama_version",
-        ),
-        forbidden=("llama_set_adapter_lora",),
-        canaries=_NEW_CANARIES,
-        defaults=_NEW_DEFAULTS,
-        signatures=frozenset({"llama_sampler_init_penalties.n_vocab", "grammar.repeats_nothing"}),
-    ),
-}
+PROFILES: dict[str, Profile] = {data["name"]: _profile(data) for data in PROFILE_DATA}

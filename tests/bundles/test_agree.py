@@ -1,4 +1,4 @@
-"""Two generations of llama.cpp under one package: the same tokens, and clear words where the older one lacks something.
+"""Generations of llama.cpp under one package: the same tokens, and clear words where the older one lacks something.
 
 A process loads one bundle, so each runs in a child.
 """
@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from llcuda_ffi import bundles
 from llcuda_ffi.bundles import InstalledBundle
 
 from ..support.child_process import run_child
+from ..support.tiny_model import make_tiny_llama
 
 PROMPTS = ["Once upon a time", "The capital of France is", "def fib(n):"]
 GENERATE = """
@@ -22,6 +24,21 @@ from llcuda_ffi import Llama
 with Llama(sys.argv[1], n_ctx=256, n_parallel=3, n_threads=2) as llm:
     done = llm.generate(json.loads(sys.argv[2]), max_tokens=24, temperature=0, ignore_eos=True)
     print(json.dumps([llm.model.library.profile.name, [r.token_ids for r in done]]))
+"""
+FORK = """
+import os, sys
+from llcuda_ffi import Llama
+from llcuda_ffi.errors import ConcurrentUseError
+with Llama(sys.argv[1], n_ctx=64, n_threads=2) as llm:
+    llm.generate("a", max_tokens=2)
+pid = os.fork()
+if not pid:
+    try:
+        Llama(sys.argv[1], n_ctx=64, n_threads=2)
+    except ConcurrentUseError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
 """
 LACKS = """
 import sys
@@ -57,6 +74,28 @@ with Context(model, **settings) as several, Context(model, **settings, kv_unifie
 with Context(model, n_ctx=64) as context:
     print(model.library.profile.name, context.n_ctx, len(model.vocab.tokenize("one two")))
 """
+
+
+def test_same_tokens_in_float(tmp_path: Path) -> None:
+    """Without quantized weights every generation of llama.cpp gives the same greedy tokens."""
+    make_tiny_llama(tmp_path / "tiny.gguf")
+    answers = {}
+    for name in ("v0.5.0-cpu", "b7698-cpu", "v0.6.0-cpu"):
+        bundles.ensure(name, progress=False)
+        out = run_child(GENERATE, tmp_path / "tiny.gguf", json.dumps(PROMPTS), LLCUDA_FFI_BUNDLE=name, timeout=120)
+        profile, answers[name] = json.loads(out)
+        assert name == f"{profile}-cpu"
+    assert answers["v0.5.0-cpu"] == answers["b7698-cpu"] == answers["v0.6.0-cpu"]
+    assert [len(tokens) for tokens in answers["v0.5.0-cpu"]] == [24] * 3
+
+
+def test_forked_child_of_an_openmp_build(tmp_path: Path) -> None:
+    """Its threads do not survive a fork: a child is refused, where it would hang at its first computation."""
+    make_tiny_llama(tmp_path / "tiny.gguf")
+    bundles.ensure("v0.6.0-cpu", progress=False)
+    out = run_child(FORK, tmp_path / "tiny.gguf", LLCUDA_FFI_BUNDLE="v0.6.0-cpu", timeout=120)
+    assert out.startswith("ConcurrentUseError: bundle v0.6.0-cpu computes with OpenMP")
+    assert "'spawn'" in out
 
 
 def test_same_tokens(bundle: InstalledBundle, bundle_b7698: InstalledBundle, smollm2: Path) -> None:

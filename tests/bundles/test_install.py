@@ -372,4 +372,4 @@ def test_bundle_for_other_machines(
     with pytest.raises(BundleNotFound, match=message + ".*LLCUDA_FFI_BUNDLE"):
         bundles.ensure("elsewhere", progress=False)
     assert loopback.requests == []
-    assert pins.get(pins.default_name()).misfit() is None
+    assert pins.get(pins.default_name()).why_unsupported() is None

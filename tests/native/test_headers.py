@@ -74,7 +74,12 @@ OLD = {
     "llama_model_quantize_params": (56, "nthread 0 ftype 4 keep_split 20 imatrix 24 prune_layers 48"),
     "llama_sampler_i": (80, "name 0 accept 8 apply 16 reset 24 clone 32 free 40 backend_set_input 72"),
 }
-LAYOUTS = {"b7698": OLD, "v0.5.0": NEW, "b11227": NEW}
+# moe_cache_size moves all behind it by 8 bytes
+BEFORE, BEHIND = NEW["llama_context_params"][1].split(" abort_callback ", 1)
+MOVED = re.sub(r" (\d+)", lambda found: f" {int(found[1]) + 8}", f"abort_callback {BEHIND}")
+NEWER = {**NEW, "llama_context_params": (168, f"{BEFORE} moe_cache_size 112 {MOVED}")}
+LAYOUTS = {"b7698": OLD, "v0.5.0": NEW, "b11227": NEW, "v0.6.0": NEWER}
+BUNDLES = ["v0.5.0-cpu", "b7698-cpu", "v0.6.0-cpu"]
 
 
 def test_generated_files_are_what_the_headers_give() -> None:
@@ -113,13 +118,13 @@ def test_layouts(name: str) -> None:
 
 def test_layout_tables_name_every_field() -> None:
     """The two structs that a user fills have no field that the table above leaves out."""
-    for name in ("v0.5.0", "b11227"):
+    for name in ("v0.5.0", "b11227", "v0.6.0"):
         for struct in ("llama_model_params", "llama_context_params", "llama_model_quantize_params"):
             fields = [field for field, _ in profile(name).ffi.typeof(f"struct {struct}").fields]
-            assert fields == [field for field, _ in re.findall(r"(\w+) (\d+)", NEW[struct][1])]
+            assert fields == [field for field, _ in re.findall(r"(\w+) (\d+)", LAYOUTS[name][struct][1])]
 
 
-@pytest.mark.parametrize("pin", ["v0.5.0-cpu", "b7698-cpu"])
+@pytest.mark.parametrize("pin", BUNDLES)
 def test_every_declared_function_is_in_the_library(pin: str) -> None:
     """A declaration promises a function: libllama, or a library that it needs, exports it under each profile."""
     bundles.ensure(pin, progress=False)
@@ -204,7 +209,7 @@ def test_has_and_require() -> None:
     assert newest.has("llama_batch_ext_init")
     assert not new.has("no_such_struct.field")
     new.require("llama_version")
-    with pytest.raises(UnsupportedByBundle, match=r"llama_version is not in .*b7698.*v0\.5\.0 and b11227"):
+    with pytest.raises(UnsupportedByBundle, match=r"llama_version is not in .*b7698.*v0\.5\.0 and b11227 and v0\.6\.0"):
         old.require("llama_version")
     with pytest.raises(UnsupportedByBundle, match="no known bundle has it"):
         new.require("llama_fly")

@@ -13,6 +13,7 @@ from llcuda_ffi import bundles
 from llcuda_ffi.bundles import own
 from llcuda_ffi.bundles.installed import RECEIPT
 from llcuda_ffi.errors import AbiMismatch
+from llcuda_ffi.fetch.integrity import file_sha256
 
 from ..support.child_process import run_child
 
@@ -55,7 +56,11 @@ class Copy:
         self.receipt()
 
     def receipt(self, **changes: object) -> None:
-        """Write the receipt, with changes."""
+        """Write the receipt, with changes; an own build's has the hashes of what is there."""
+        if changes.get("verified") is False:
+            there = {name: self.path / name for name in self.bundle.libraries if (self.path / name).exists()}
+            hashes = {name: file_sha256(path) for name, path in there.items()}
+            changes = {"libraries": {**self.bundle.libraries, **hashes}, **changes}
         (self.path / RECEIPT).unlink(missing_ok=True)
         dataclasses.replace(self.bundle, **changes).write_receipt(self.path)  # type: ignore[arg-type]
 
@@ -63,7 +68,7 @@ class Copy:
         return next(p for p in self.path.iterdir() if p.name.startswith(stem))
 
     def patch(self, stem: str, old: bytes, new: bytes) -> None:
-        """Replace bytes of a library, and take its hash for granted no more."""
+        """Replace bytes of a library, and have it as an own build."""
         assert len(old) == len(new)
         path = self.file(stem)
         data = path.read_bytes()
@@ -122,7 +127,7 @@ def test_missing_library(copy: Copy) -> None:
     assert path.name in message
     copy.receipt(verified=False)
     kind, message, _ = copy.load()
-    assert kind == "MissingLibrary"
+    assert kind == "ChecksumError"
     assert path.name in message
 
 
@@ -210,6 +215,26 @@ profile.PROFILES["v0.5.0"] = dataclasses.replace(p, {lie})
     assert f"{CANARY} writes" in message
 
 
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("llama_perf_context", "48 bytes but (), expected 56"),
+        ("llama_batch_get_one", "56 bytes but (4, 5, 6, 7), expected 64"),
+    ],
+)
+def test_step_5_structs_that_libllama_returns(copy: Copy, function: str, expected: str) -> None:
+    """A result that grew would be written past its end: what a call with nothing writes is compared too."""
+    code = f"""
+F = {function!r}
+p = profile.PROFILES["v0.5.0"]
+c = dataclasses.replace(p.canaries[F], extent=p.canaries[F].extent + 8)
+profile.PROFILES["v0.5.0"] = dataclasses.replace(p, canaries={{F: c}})
+"""
+    kind, message, _ = copy.load(code)
+    assert kind == "AbiMismatch"
+    assert f"{function} writes {expected}" in message
+
+
 def test_step_5_a_forged_library(copy: Copy, tmp_path: Path) -> None:
     """A library whose defaults function writes nothing, its machine code patched to return at once, is refused."""
     offset = int(
@@ -287,7 +312,7 @@ print(*attempt(read(Path(sys.argv[2]))))
     assert bundle_b7698.name in second
 
 
-@pytest.mark.parametrize("pin", ["v0.5.0-cpu", "b7698-cpu"])
+@pytest.mark.parametrize("pin", ["v0.5.0-cpu", "b7698-cpu", "v0.6.0-cpu"])
 def test_measure_names_the_profile(pin: str) -> None:
     """A folder of unknown libraries is measured in a child process: each known build gives its own profile."""
     known = bundles.ensure(pin, progress=False)
