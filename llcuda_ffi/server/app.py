@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..errors import LlcudaError
+from .anthropic.endpoint import Messages
 from .body import BodyReader
 from .chat import ChatCompletions
 from .completions import Completions
@@ -30,6 +31,7 @@ from .metrics import metrics_text
 from .models import Models
 from .request_log import RequestLog
 from .rerank import Rerank
+from .responses.endpoint import Responses
 from .state import ServerState
 
 MAX_BODY = 8 << 20
@@ -103,6 +105,7 @@ def create_app(
 def _routes(state: ServerState) -> list[Route]:
     status = _Status(state)
     chat, completions, embeddings = ChatCompletions(state), Completions(state), Embeddings(state)
+    responses, messages = Responses(state), Messages(state)
     rerank, tokens, native, properties = Rerank(state), Tokens(state), NativeCompletion(state), Properties(state)
     # with and without /v1, as clients are given either base URL
     both = {
@@ -112,6 +115,10 @@ def _routes(state: ServerState) -> list[Route]:
         "/completions": completions.post,
         "/chat/completions": chat.post,
         "/chat/completions/input_tokens": chat.input_tokens,
+        "/responses": responses.post,
+        "/responses/input_tokens": responses.input_tokens,
+        "/messages": messages.post,
+        "/messages/count_tokens": messages.count_tokens,
         "/rerank": rerank.rerank,
         "/reranking": rerank.rerank,
         "/score": rerank.score,
@@ -137,6 +144,9 @@ def _routes(state: ServerState) -> list[Route]:
         methods = ["GET" if path in read else "POST"]
         routes += [Route("/v1" + path, endpoint, methods=methods), Route(path, endpoint, methods=methods)]
     routes += [Route(path, end, methods=["GET" if path in read else "POST"]) for path, end in single.items()]
+    for start in ("/v1", ""):
+        routes.append(Route(start + "/responses/{name}", responses.one, methods=["GET", "DELETE"]))
+        routes.append(Route(start + "/responses/{name}/input_items", responses.input_items))
     routes.append(Route("/lora-adapters", properties.adapters, methods=["GET", "POST"]))
     return routes
 

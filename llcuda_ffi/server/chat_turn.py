@@ -33,12 +33,14 @@ class ChatTurn:
         params: settings of the generation.
         options: the chat layer's arguments (`Llama.chat`): tools, tool_choice, response_format, …
         reasoning: take the model's thinking apart from its answer; else both are content.
+        stopped_by: the stop string that ended the (first) answer, once it has ended by one.
     """
 
     messages: list[dict[str, Any]]
     params: SamplingParams
     options: dict[str, Any] = field(default_factory=dict)
     reasoning: bool = True
+    stopped_by: str | int | None = None
 
     async def prepared(self, llm: AsyncLlama) -> ChatRequest:
         """The rendered prompt, ready to be generated.
@@ -61,7 +63,9 @@ class ChatTurn:
         async def work() -> ChatCompletion:
             prepared = await self.prepared(llm)
             made = await llm.generate(prepared.tokens, prepared.params)
-            return prepared.answer(made if isinstance(made, list) else [made])
+            completions = made if isinstance(made, list) else [made]
+            self.stopped_by = completions[0].stop_reason
+            return prepared.answer(completions)
 
         done = await while_connected(request.receive, work())
         reasons = [FINISH[choice.finish_reason] for choice in done.choices]
@@ -73,7 +77,7 @@ class ChatTurn:
     ) -> AsyncGenerator[tuple[int, ChatChunk], None]:
         """The answer's pieces, each with the number of its choice."""
         llm, params = model.text(), prepared.params
-        streams = [_answer(llm, prepared, p) for p in each(params, params.n, first_seed(params))]
+        streams = [self._answer(llm, prepared, p) for p in each(params, params.n, first_seed(params))]
         done: list[ChatCompletion] = []
         async for i, chunk in merged(streams):
             if chunk.completion is not None:
@@ -81,14 +85,17 @@ class ChatTurn:
             yield i, chunk
         state.finished(request, model, [(d.usage, d.timings, FINISH[d.finish_reason]) for d in done])
 
-
-async def _answer(llm: AsyncLlama, prepared: ChatRequest, params: SamplingParams) -> AsyncGenerator[ChatChunk, None]:
-    """One of n streamed answers."""
-    parser = prepared.stream()
-    chunks: Any = llm.stream(prepared.tokens, params)
-    try:
-        async for chunk in chunks:
-            for piece in parser.feed(chunk):
-                yield piece
-    finally:
-        await chunks.aclose()
+    async def _answer(
+        self, llm: AsyncLlama, prepared: ChatRequest, params: SamplingParams
+    ) -> AsyncGenerator[ChatChunk, None]:
+        """One of n streamed answers."""
+        parser = prepared.stream()
+        chunks: Any = llm.stream(prepared.tokens, params)
+        try:
+            async for chunk in chunks:
+                if chunk.completion is not None:
+                    self.stopped_by = chunk.completion.stop_reason
+                for piece in parser.feed(chunk):
+                    yield piece
+        finally:
+            await chunks.aclose()

@@ -50,7 +50,26 @@ def error_dict(error: BaseException) -> tuple[int, dict[str, Any]]:
     return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
+def anthropic_error(error: BaseException, request_id: str | None) -> tuple[int, dict[str, Any]]:
+    """The same as Anthropic writes it."""
+    status, found = error_dict(error)
+    kind = _ANTHROPIC.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    inner = {"type": kind, "message": found["error"]["message"]}
+    return status, {"type": "error", "error": inner, "request_id": request_id}
+
+
+_ANTHROPIC = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+}
+
+
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler."""
-    status, content = error_dict(error)
+    if request.url.path.endswith(("/messages", "/messages/count_tokens")):
+        status, content = anthropic_error(error, getattr(request.state, "request_id", None))
+    else:
+        status, content = error_dict(error)
     return JSONResponse(content, status, getattr(error, "headers", None))

@@ -26,18 +26,26 @@ _MOST_BIASES = 4096
 
 
 def sampling(
-    fields: Fields, defaults: SamplingParams, model: ServedModel, asked: object, logprobs: int | None
+    fields: Fields,
+    defaults: SamplingParams,
+    model: ServedModel,
+    asked: object,
+    logprobs: int | None,
+    stop: list[Any] | None = None,
 ) -> SamplingParams:
     """The settings among a request's fields; nothing else may be left.
 
     Args:
         model: what answers, loaded.
         asked: the name that the request gave it; that of an adapter means the model with it.
+        stop: stop strings that came under another name.
 
     Raises:
         InvalidRequest: an unknown field, or a value that SamplingParams does not take.
     """
     given = fields.rest()
+    if stop is not None:
+        given["stop"] = stop
     settings: dict[str, Any] = {}
     for name in [n for n in given if n not in WITHOUT_EFFECT]:
         meant = OTHER_NAMES.get(name, name)

@@ -1,0 +1,171 @@
+"""POST /v1/messages and /v1/messages/count_tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ...chat.request import ChatRequest
+from ...chat.results import ChatCompletion
+from ...engine.results import Usage
+from ...errors import InvalidRequest
+from ...sampling_params import SamplingParams
+from ..body import Fields
+from ..chat_turn import ChatTurn
+from ..errors import anthropic_error
+from ..events import EventStream
+from ..sampling import sampling
+from ..served_model import ServedModel
+from ..state import ServerState
+from .blocks import BlockWriter, Event, blocks_of
+from .messages import messages_of, tools_of
+
+
+class Messages:
+    """The endpoints."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def post(self, request: Request) -> Response:
+        """Answer a request."""
+        state = self._state
+        fields = await state.read(request)
+        asked = fields.take("model")
+        async with contextlib.AsyncExitStack() as held:
+            model = await held.enter_async_context(state.model(asked, "text"))
+            stream = fields.flag("stream", False)
+            limit = fields.integer("max_tokens", 1, 1 << 31)
+            if limit is None:
+                raise InvalidRequest("max_tokens is missing")
+            turn = _turn(fields, model, asked, limit)
+            held.enter_context(state.gate.enter())
+            name = f"msg_{secrets.token_hex(12)}"
+            if stream:
+                prepared = await turn.prepared(model.text())
+                events = self._events(request, model, turn, prepared, name)
+                return EventStream(events, held.pop_all(), lambda error: _event(anthropic_error(error, None)[1]))
+            answer = await turn.answer(state, request, model)
+        return JSONResponse(_message(name, model, blocks_of(answer), *_end(answer, turn), _usage(answer.usage)))
+
+    async def _events(
+        self, request: Request, model: ServedModel, turn: ChatTurn, prepared: ChatRequest, name: str
+    ) -> AsyncGenerator[bytes, None]:
+        blocks = BlockWriter()
+        answer: ChatCompletion | None = None
+        begun = _message(name, model, [], None, None, _usage(Usage(len(prepared.tokens), 0, 0)))
+        async with contextlib.aclosing(turn.chunks(self._state, request, model, prepared)) as chunks:
+            async for _, chunk in chunks:
+                events = blocks.feed(chunk)
+                if begun:
+                    events = [{"type": "message_start", "message": begun}, {"type": "ping"}, *events]
+                    begun = {}
+                if events:
+                    yield b"".join(map(_event, events))
+                answer = chunk.completion or answer
+        if answer is None:
+            raise InvalidRequest("the answer has no end")
+        reason, sequence = _end(answer, turn)
+        delta = {"stop_reason": reason, "stop_sequence": sequence}
+        last: list[Event] = [
+            {"type": "message_delta", "delta": delta, "usage": _usage(answer.usage)},
+            {"type": "message_stop"},
+        ]
+        yield b"".join(map(_event, [*blocks.close(), *last]))
+
+    async def count_tokens(self, request: Request) -> Response:
+        """How many tokens the prompt of a conversation has."""
+        fields = await self._state.read(request)
+        asked = fields.take("model")
+        async with self._state.model(asked, "text") as model:
+            fields.take("max_tokens")
+            fields.take("stream")
+            turn = _turn(fields, model, asked, 1)
+            with self._state.gate.enter():
+                prepared = await turn.prepared(model.text())
+        return JSONResponse({"input_tokens": len(prepared.tokens)})
+
+
+def _turn(fields: Fields, model: ServedModel, asked: object, limit: int) -> ChatTurn:
+    """The conversation of a request."""
+    messages, options = messages_of(fields), tools_of(fields)
+    thinking = Fields(fields.mapping("thinking"), fields.lenient)
+    kind = thinking.text("type", "")
+    for name in ("budget_tokens", "display"):
+        thinking.take(name)
+    thinking.end()
+    if kind not in ("", "enabled", "disabled", "adaptive"):
+        raise InvalidRequest(f"thinking: a type is enabled, adaptive or disabled, not {kind!r:.60}")
+    output = Fields(fields.mapping("output_config"), fields.lenient)
+    form = output.take("format", fields.take("output_format"))
+    effort = output.take("effort")
+    output.end()
+    variables = {} if not kind else {"enable_thinking": kind != "disabled"}
+    if effort is not None:
+        variables["reasoning_effort"] = effort
+    if variables:
+        options["chat_template_kwargs"] = variables
+    if isinstance(form, dict):
+        options["response_format"] = {"type": "json_schema", "json_schema": {"schema": form.get("schema")}}
+    options["continue_final_message"] = messages[-1]["role"] == "assistant"
+    # hints and beta features that change no answer here
+    for name in ("metadata", "service_tier", "betas", "inference_geo"):
+        fields.take(name)
+    for name in ("mcp_servers", "container"):
+        if fields.take(name):
+            raise InvalidRequest(f"{name} is not supported: this server runs no tools")
+    fields.take("context_management")
+    stops = fields.items("stop_sequences")
+    params = sampling(fields, SamplingParams(max_tokens=limit, overflow="stop"), model, asked, None, stop=stops)
+    return ChatTurn(messages, params, options)
+
+
+def _message(
+    name: str,
+    model: ServedModel,
+    content: list[dict[str, Any]],
+    reason: str | None,
+    sequence: str | None,
+    usage: dict[str, int],
+) -> dict[str, Any]:
+    return {
+        "id": name,
+        "type": "message",
+        "role": "assistant",
+        "model": model.name,
+        "content": content,
+        "stop_reason": reason,
+        "stop_sequence": sequence,
+        "usage": usage,
+    }
+
+
+def _end(answer: ChatCompletion, turn: ChatTurn) -> tuple[str, str | None]:
+    """stop_reason and stop_sequence."""
+    if answer.finish_reason == "tool_calls":
+        return "tool_use", None
+    if answer.finish_reason != "stop":
+        return "max_tokens", None
+    if isinstance(turn.stopped_by, str):
+        return "stop_sequence", turn.stopped_by
+    return "end_turn", None
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+def _event(value: Event) -> bytes:
+    data = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return f"event: {value['type']}\ndata: {data}\n\n".encode()

@@ -1,0 +1,244 @@
+"""POST /v1/responses and what is asked about responses that are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ...chat.request import ChatRequest
+from ...chat.results import ChatCompletion, logprobs_dict
+from ...errors import InvalidRequest
+from ...sampling_params import SamplingParams
+from ..body import Fields
+from ..chat_turn import ChatTurn
+from ..errors import error_dict
+from ..events import EventStream
+from ..sampling import sampling
+from ..served_model import ServedModel
+from ..state import ServerState
+from ..token_logprobs import name_tops
+from ..usage import timings_dict
+from .items import Item, input_items, messages_of, response_format, tools_of
+from .output import Event, OutputWriter
+from .store import ResponseStore
+
+_LOGPROBS = "message.output_text.logprobs"
+# asked for by clients as a matter of course; nothing of it is there to be included
+_INCLUDES = (_LOGPROBS, "reasoning.encrypted_content")
+
+
+class Responses:
+    """The endpoints."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+        self._store = ResponseStore()
+
+    async def post(self, request: Request) -> Response:
+        """Answer a request."""
+        state = self._state
+        fields = await state.read(request)
+        asked = fields.take("model")
+        async with contextlib.AsyncExitStack() as held:
+            model = await held.enter_async_context(state.model(asked, "text"))
+            stream = fields.flag("stream", False)
+            job = _Job(fields, model, asked, self._earlier(fields, _key(request)))
+            held.enter_context(state.gate.enter())
+            if stream:
+                prepared = await job.turn.prepared(model.text())
+                events = self._events(request, model, job, prepared)
+                return EventStream(events, held.pop_all(), _error_event)
+            answer = await job.turn.answer(state, request, model)
+            output = OutputWriter()
+            output.whole(answer, job.logprobs(answer.choices[0].logprobs, model))
+            done = job.finished(answer, output.items, model)
+        self._keep(request, job, done)
+        return JSONResponse({**done, "timings": timings_dict(answer.timings, answer.usage)})
+
+    async def _events(
+        self, request: Request, model: ServedModel, job: _Job, prepared: ChatRequest
+    ) -> AsyncGenerator[bytes, None]:
+        output, number = OutputWriter(), 0
+
+        def written(events: list[Event]) -> bytes:
+            nonlocal number
+            lines = []
+            for event in events:
+                lines.append(_event({**event, "sequence_number": number}))
+                number += 1
+            return b"".join(lines)
+
+        begun = job.response("in_progress", [])
+        yield written([{"type": f"response.{what}", "response": begun} for what in ("created", "in_progress")])
+        answer: ChatCompletion | None = None
+        async with contextlib.aclosing(job.turn.chunks(self._state, request, model, prepared)) as chunks:
+            async for _, chunk in chunks:
+                events = output.feed(chunk, job.logprobs(chunk.logprobs, model))
+                if events:
+                    yield written(events)
+                answer = chunk.completion or answer
+        if answer is None:
+            raise InvalidRequest("the answer has no end")
+        done = job.finished(answer, output.items, model)
+        last = output.close(cut=done["status"] == "incomplete")
+        self._keep(request, job, done)
+        timings = timings_dict(answer.timings, answer.usage)
+        end: Event = {"type": f"response.{done['status']}", "response": done, "timings": timings}
+        yield written([*last, end])
+
+    async def input_tokens(self, request: Request) -> Response:
+        """POST /v1/responses/input_tokens: how many tokens the prompt would have."""
+        fields = await self._state.read(request)
+        asked = fields.take("model")
+        async with self._state.model(asked, "text") as model:
+            fields.take("stream")
+            job = _Job(fields, model, asked, self._earlier(fields, _key(request)))
+            with self._state.gate.enter():
+                prepared = await job.turn.prepared(model.text())
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prepared.tokens)})
+
+    async def one(self, request: Request) -> Response:
+        """GET or DELETE /v1/responses/ID."""
+        name = request.path_params["name"]
+        if request.method == "DELETE":
+            self._store.delete(_key(request), name)
+            return JSONResponse({"id": name, "object": "response", "deleted": True})
+        return JSONResponse(self._store.get(_key(request), name).response)
+
+    async def input_items(self, request: Request) -> Response:
+        """GET /v1/responses/ID/input_items."""
+        items = self._store.get(_key(request), request.path_params["name"]).items
+        return JSONResponse({"object": "list", "data": items, "has_more": False})
+
+    def _earlier(self, fields: Fields, key: str | None) -> tuple[str | None, list[Item]]:
+        """The id of the response that a request goes on from, and the conversation with it."""
+        name = fields.take("previous_response_id")
+        if name is None:
+            return None, []
+        stored = self._store.get(key, name)
+        return name, [*stored.items, *stored.response["output"]]
+
+    def _keep(self, request: Request, job: _Job, done: dict[str, Any]) -> None:
+        if job.store:
+            self._store.put(_key(request), done, job.items)
+
+
+class _Job:
+    """A request, read.
+
+    Attributes:
+        turn: the conversation to be answered.
+        items: the conversation as items, the request's own input last.
+        store: whether the response is to be kept.
+    """
+
+    def __init__(
+        self, fields: Fields, model: ServedModel, asked: object, earlier: tuple[str | None, list[Item]]
+    ) -> None:
+        self.items = [*earlier[1], *input_items(fields.take("input", ""))]
+        instructions = fields.text("instructions", "") or None
+        tools, shown_tools = tools_of(fields)
+        form, text = response_format(fields)
+        reasoning = Fields(fields.mapping("reasoning"), fields.lenient)
+        effort = reasoning.take("effort")
+        for name in ("summary", "generate_summary"):
+            reasoning.take(name)
+        reasoning.end()
+        include = fields.items("include") or []
+        for name in include:
+            if name not in _INCLUDES:
+                raise InvalidRequest(f"include: {name!r:.60} is not one of {', '.join(_INCLUDES)}")
+        top = fields.integer("top_logprobs", 0, 20, 0)
+        self._top = top if top or _LOGPROBS in include else None
+        self.store = fields.flag("store", True)
+        limit = fields.take("max_output_tokens")
+        metadata = fields.mapping("metadata")
+        for name, allowed in (("background", False), ("truncation", "disabled"), ("max_tool_calls", None)):
+            value = fields.take(name)
+            if value not in (None, allowed) and not (name == "truncation" and value == "auto"):
+                raise InvalidRequest(f"{name}={value!r:.60} is not supported")
+        fields.take("stream_options")
+        for name in ("conversation", "prompt", "context_management"):
+            if fields.take(name) is not None:
+                raise InvalidRequest(f"{name} is not supported: send input, or previous_response_id")
+        params = sampling(fields, SamplingParams(max_tokens=limit, overflow="stop"), model, asked, self._top)
+        options = {**tools, "response_format": form}
+        if effort is not None:
+            options["chat_template_kwargs"] = {"reasoning_effort": effort}
+        self.turn = ChatTurn(messages_of(self.items, instructions), params, options)
+        self._shown = {
+            "id": f"resp_{secrets.token_hex(24)}",
+            "object": "response",
+            "created_at": int(time.time()),
+            "model": model.name,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": instructions,
+            "max_output_tokens": limit,
+            "previous_response_id": earlier[0],
+            "reasoning": {"effort": effort, "summary": None},
+            "service_tier": "default",
+            "store": self.store,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "top_logprobs": top,
+            "text": text,
+            "truncation": "disabled",
+            "metadata": metadata,
+            "usage": None,
+            **shown_tools,
+        }
+
+    def response(self, status: str, output: list[Item], **more: Any) -> dict[str, Any]:
+        """The response as it stands."""
+        return {**self._shown, "status": status, "output": output, **more}
+
+    def finished(self, answer: ChatCompletion, output: list[Item], model: ServedModel) -> dict[str, Any]:
+        """The response at its end."""
+        cut = answer.finish_reason not in ("stop", "tool_calls")
+        usage, thinking = answer.usage, answer.message.reasoning_content
+        vocab = model.text().llama.vocab
+        used = {
+            "input_tokens": usage.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {
+                "reasoning_tokens": len(vocab.tokenize(thinking, add_special=False)) if thinking else 0
+            },
+            "total_tokens": usage.total_tokens,
+        }
+        if cut:
+            why = {"reason": "max_output_tokens"}
+            return self.response("incomplete", output, usage=used, incomplete_details=why)
+        return self.response("completed", output, usage=used, completed_at=int(time.time()))
+
+    def logprobs(self, entries: Any, model: ServedModel) -> list[Any]:
+        """Log probabilities of a text's tokens, where they were asked for."""
+        if self._top is None or not entries:
+            return []
+        found = logprobs_dict(entries)
+        name_tops(found, model.text().llama.vocab)
+        return list(found["content"]) if found else []
+
+
+def _key(request: Request) -> str | None:
+    """The name of the key that the request came with."""
+    return getattr(request.state, "key", None)
+
+
+def _event(value: Event) -> bytes:
+    data = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return f"event: {value['type']}\ndata: {data}\n\n".encode()
+
+
+def _error_event(error: BaseException) -> bytes:
+    found = error_dict(error)[1]["error"]
+    return _event({"type": "error", "code": found["code"], "message": found["message"], "param": None})
