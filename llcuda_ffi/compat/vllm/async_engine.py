@@ -1,0 +1,82 @@
+"""vLLM's AsyncLLMEngine over AsyncLlama."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ...async_llama import AsyncLlama
+from ...engine.prompts import Prompt, prompt_tokens
+from ...engine.results import Completion
+from .engine import engine_settings
+from .outputs import CompletionOutput, RequestOutput, request_output
+from .params import SamplingParams, check_params
+from .tokenizer import Tokenizer
+
+
+class AsyncEngineArgs:
+    """What an engine is made of; takes the keywords of vLLM's AsyncEngineArgs."""
+
+    def __init__(self, model: str | os.PathLike[str], **settings: Any) -> None:
+        self.model = model
+        self.settings = engine_settings(settings, "AsyncEngineArgs")
+
+
+class AsyncLLMEngine:
+    """Requests as asynchronous iterators of their output so far.
+
+    Attributes:
+        llama: the AsyncLlama behind it.
+    """
+
+    def __init__(self, llama: AsyncLlama) -> None:
+        self.llama = llama
+        self._running: dict[str, Any] = {}
+
+    @classmethod
+    def from_engine_args(cls, engine_args: AsyncEngineArgs, **_: Any) -> AsyncLLMEngine:
+        """Load, blocking."""
+        return cls(AsyncLlama(engine_args.model, **engine_args.settings))
+
+    async def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams, request_id: str, **_: Any
+    ) -> AsyncIterator[RequestOutput]:
+        """The output so far, after each piece; the last one is finished."""
+        check_params(sampling_params, SamplingParams)
+        vocab = self.llama.llama.vocab
+        ids, text = prompt_tokens(vocab, prompt)
+        params = sampling_params.here(len(ids))
+        outputs = [CompletionOutput(i, "", [], None, None) for i in range(params.n)]
+        done: list[Completion] = []
+        chunks = self._running[request_id] = self.llama.stream(prompt, params)
+        try:
+            async for chunk in chunks:
+                old = outputs[chunk.index]
+                so_far = old.text + chunk.text
+                outputs[chunk.index] = CompletionOutput(
+                    chunk.index, so_far, [*old.token_ids, *chunk.token_ids], None, None
+                )
+                if chunk.completion is not None:
+                    done.append(chunk.completion)
+                if len(done) < params.n:
+                    yield RequestOutput(request_id, text, ids.tolist(), None, list(outputs), False)
+            done.sort(key=lambda one: one.index)
+            if len(done) == params.n:
+                yield request_output(request_id, done, vocab, not sampling_params.skip_special_tokens)
+        finally:
+            self._running.pop(request_id, None)
+
+    async def abort(self, request_id: str) -> None:
+        """End a request."""
+        chunks = self._running.pop(request_id, None)
+        if chunks is not None:
+            await chunks.aclose()
+
+    async def get_tokenizer(self) -> Tokenizer:
+        """As LLM.get_tokenizer."""
+        return Tokenizer(self.llama.llama)
+
+    def shutdown(self) -> None:
+        """Free the model."""
+        self.llama.close()

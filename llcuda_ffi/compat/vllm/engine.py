@@ -1,0 +1,302 @@
+"""vLLM's class LLM over this engine."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ... import sampling_params as engine_params
+from ...core.adapter import LoraAdapter
+from ...core.vocab import Vocab
+from ...embedder import Embedder
+from ...embedding.reranker import Reranker
+from ...engine.beam_search import beam_search
+from ...engine.prompts import Prompt, prompt_tokens, split_prompts
+from ...errors import InvalidRequest, UnsupportedModel
+from ...keywords import check_keywords
+from ...llama import Llama
+from .outputs import (
+    CompletionOutput,
+    Embedding,
+    EmbeddingRequestOutput,
+    RequestOutput,
+    Score,
+    ScoringRequestOutput,
+    request_output,
+)
+from .params import BeamSearchParams, PoolingParams, SamplingParams, check_params
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# settings of vLLM's engine that have a counterpart here
+_SETTINGS = {"max_model_len": "n_ctx", "max_num_seqs": "n_parallel", "max_num_batched_tokens": "n_batch"}
+# taken, and without effect: the model's file, the scheduler and the placement decide these
+_WITHOUT_EFFECT = (
+    "tokenizer", "tokenizer_mode", "skip_tokenizer_init", "trust_remote_code", "dtype", "quantization", "revision",
+    "tokenizer_revision", "gpu_memory_utilization", "swap_space", "cpu_offload_gb", "enforce_eager", "block_size",
+    "disable_custom_all_reduce", "enable_chunked_prefill", "enable_lora", "max_loras", "max_lora_rank", "load_format",
+    "disable_log_stats", "kv_cache_dtype", "task", "runner", "convert", "max_logprobs", "generation_config",
+    "hf_token", "download_dir", "tensor_parallel_size", "disable_log_requests", "async_scheduling",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LoRARequest:
+    """vLLM's name for an adapter: `lora_path` is a GGUF adapter here (`llcuda-ffi lora convert`)."""
+
+    lora_name: str
+    lora_int_id: int
+    lora_path: str
+
+
+def engine_settings(settings: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """Keywords of LLM as those of Llama.
+
+    Raises:
+        UnknownSetting: one that vLLM does not take either.
+        UnsupportedModel: a setting that needs several processes.
+    """
+    check_keywords(settings, owner, [*_SETTINGS, *_WITHOUT_EFFECT, "seed", "enable_prefix_caching", "device"])
+    if (settings.get("pipeline_parallel_size") or 1) > 1:
+        raise UnsupportedModel("layers are divided among the GPUs of this process: leave pipeline_parallel_size out")
+    found = {_SETTINGS[name]: value for name, value in settings.items() if name in _SETTINGS and value is not None}
+    if settings.get("enable_prefix_caching") is not None:
+        found["prefix_cache"] = settings["enable_prefix_caching"]
+    if settings.get("device") is not None:
+        found["device"] = settings["device"]
+    return found
+
+
+class LLM:
+    """Many prompts at once, as vLLM has it.
+
+        llm = LLM(model="smollm2-135m")
+        outputs = llm.generate(["Hello, my name is"], SamplingParams(temperature=0.8, top_p=0.95))
+        print(outputs[0].outputs[0].text)
+
+    All GPUs that there are share the model's layers, so tensor_parallel_size has no effect, and neither has
+    gpu_memory_utilization: max_model_len and max_num_seqs say how much memory the KV cache takes.
+
+    Attributes:
+        model: as it was given: a GGUF file, a name of the registry, or owner/repo of a repository with GGUF files.
+    """
+
+    def __init__(self, model: str | os.PathLike[str], **settings: Any) -> None:
+        """Takes the keywords of vLLM's LLM; those that have no meaning here are without effect.
+
+        Raises:
+            UnknownSetting: a keyword that vLLM does not take either.
+            ModelError: as llcuda_ffi.Llama.
+        """
+        self.model = model
+        self._settings = engine_settings(settings, "LLM")
+        self._seed = settings.get("seed")
+        self._pooling = settings.get("task") in ("embed", "embedding", "score") or settings.get("runner") == "pooling"
+        self._numbers = map(str, itertools.count())
+        self._parts: dict[type, Any] = {}
+        self._adapters: dict[str, LoraAdapter] = {}
+        if not self._pooling:
+            self.llama  # noqa: B018 - a model that cannot be loaded fails here
+
+    def _part(self, kind: type, make: Callable[[], Any]) -> Any:
+        if kind not in self._parts:
+            self._parts[kind] = make()
+        return self._parts[kind]
+
+    @property
+    def llama(self) -> Llama:
+        """The Llama behind generate and chat."""
+        found: Llama = self._part(Llama, lambda: Llama(self.model, **self._settings))
+        return found
+
+    @property
+    def _vocab(self) -> Vocab:
+        return self.llama.vocab
+
+    def generate(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        lora_request: LoRARequest | None = None,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Completions of prompts, in their order; a list for a single prompt too."""
+        asked, _ = split_prompts(prompts)
+        each = self._each(sampling_params, len(asked))
+        lora = self._lora(lora_request)
+        params = []
+        for i, (prompt, wanted) in enumerate(zip(asked, each, strict=True)):
+            tokens = prompt_tokens(self._vocab, prompt)[0]
+            cut = wanted.truncate_prompt_tokens
+            if cut is not None and len(tokens) > cut:
+                asked[i] = tokens[-cut:]
+            params.append(self._here(wanted, len(asked[i]) if cut else len(tokens), lora))
+            if priority is not None:
+                params[-1] = params[-1].replace(priority=-priority[i])
+        done = self.llama.generate(asked, params, progress=use_tqdm and len(asked) > 1)
+        return self._outputs(done, each)
+
+    def chat(
+        self,
+        messages: Sequence[Any],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answers to a conversation, or to a list of them."""
+        conversations = messages if messages and not isinstance(messages[0], Mapping) else [messages]
+        prompts = [
+            self.llama.chat_prompt(
+                one,
+                template=chat_template,
+                tools=tools,
+                continue_final_message=continue_final_message or not add_generation_prompt,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            for one in conversations
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm)
+
+    def beam_search(self, prompts: Sequence[Prompt | Mapping[str, Any]], params: BeamSearchParams) -> list[Any]:
+        """The likeliest answers to each prompt, as `sequences` of each output."""
+        out = []
+        for prompt in prompts:
+            found = beam_search(
+                self.llama,
+                prompt,
+                width=params.beam_width,
+                max_tokens=params.max_tokens,
+                length_penalty=params.length_penalty,
+                ignore_eos=params.ignore_eos,
+            )
+            out.append(BeamSearchOutput(found))
+        return out
+
+    def embed(
+        self,
+        prompts: str | Sequence[str],
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """A vector for each text."""
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        params = pooling_params or PoolingParams()
+        embedder: Embedder = self._part(Embedder, lambda: Embedder(self.model))
+        on = params.normalize if params.normalize is not None else params.use_activation
+        vectors = embedder.encode(
+            texts,
+            normalize=True if on is None else on,
+            dim=params.dimensions,
+            truncate=(truncate_prompt_tokens or params.truncate_prompt_tokens) is not None,
+        )
+        return [
+            EmbeddingRequestOutput(next(self._numbers), Embedding(vector.tolist()), embedder.tokenize(text).tolist())
+            for text, vector in zip(texts, vectors, strict=True)
+        ]
+
+    def encode(self, prompts: str | Sequence[str], pooling_params: PoolingParams | None = None, **_: Any) -> Any:
+        """As embed."""
+        return self.embed(prompts, pooling_params)
+
+    def score(self, data_1: str | Sequence[str], data_2: str | Sequence[str], **_: Any) -> list[ScoringRequestOutput]:
+        """How well each text of `data_2` fits that of `data_1`: by a reranker, or the cosine of an embedding model."""
+        right = [data_2] if isinstance(data_2, str) else list(data_2)
+        left = [data_1] * len(right) if isinstance(data_1, str) else list(data_1)
+        if len(left) == 1:
+            left *= len(right)
+        if len(left) != len(right):
+            raise InvalidRequest(f"{len(left)} and {len(right)} texts cannot be paired")
+        scores = self._scores(left, right)
+        return [ScoringRequestOutput(next(self._numbers), Score(float(score)), []) for score in scores]
+
+    def _scores(self, left: Sequence[str], right: Sequence[str]) -> Iterable[float]:
+        try:
+            ranker: Reranker = self._part(Reranker, lambda: Reranker(self.model))
+        except UnsupportedModel:
+            embedder: Embedder = self._part(Embedder, lambda: Embedder(self.model))
+            a, b = embedder.encode(left), embedder.encode(right)
+            products: Iterable[float] = np.sum(a * b, axis=1)
+            return products
+        return [ranker.scores(query, [document])[0] for query, document in zip(left, right, strict=True)]
+
+    def get_tokenizer(self) -> Tokenizer:
+        """encode, decode and apply_chat_template of the model."""
+        return Tokenizer(self.llama)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The defaults of a request."""
+        return SamplingParams()
+
+    def close(self) -> None:
+        """Free the model."""
+        for part in self._parts.values():
+            part.close()
+        self._parts.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def _each(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+        if params is None:
+            params = SamplingParams()
+        each = list(params) if isinstance(params, Sequence) else [params] * count
+        if len(each) != count:
+            raise InvalidRequest(f"{len(each)} SamplingParams for {count} prompts: give one, or one for each")
+        for one in each:
+            check_params(one, SamplingParams)
+        return each
+
+    def _here(self, params: SamplingParams, n_prompt: int, lora: Any) -> engine_params.SamplingParams:
+        here = params.here(n_prompt)
+        if here.seed is None and self._seed is not None:
+            here = here.replace(seed=self._seed)
+        return here if lora is None else here.replace(lora=lora)
+
+    def _lora(self, asked: LoRARequest | None) -> LoraAdapter | None:
+        if asked is None:
+            return None
+        if asked.lora_path not in self._adapters:
+            self._adapters[asked.lora_path] = LoraAdapter.load(self.llama.model, asked.lora_path)
+        return self._adapters[asked.lora_path]
+
+    def _outputs(self, done: Sequence[Any], params: Sequence[SamplingParams]) -> list[RequestOutput]:
+        return [
+            request_output(
+                next(self._numbers), one if isinstance(one, list) else [one], self._vocab, not p.skip_special_tokens
+            )
+            for one, p in zip(done, params, strict=True)
+        ]
+
+
+@dataclass
+class BeamSearchOutput:
+    """The answers to one prompt, best first: each has text, tokens and cum_logprob."""
+
+    beams: Sequence[Any]
+
+    @property
+    def sequences(self) -> list[CompletionOutput]:
+        """As completions."""
+        return [
+            CompletionOutput(
+                i, beam.text, beam.token_ids, beam.cumulative_logprob, None, "stop" if beam.finished else "length"
+            )
+            for i, beam in enumerate(self.beams)
+        ]

@@ -1,0 +1,143 @@
+"""Results in vLLM's shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...core.vocab import Vocab
+from ...engine.results import Completion, TokenLogprob
+
+_FINISH = {"eog": "stop", "stop": "stop", "length": "length", "cancelled": "abort"}
+
+
+@dataclass
+class Logprob:
+    """The log probability of one token.
+
+    Attributes:
+        rank: its place among the likeliest, from 1; None where it is not among those that were asked for.
+    """
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+Position = dict[int, Logprob]
+
+
+@dataclass
+class CompletionOutput:
+    """One of n completions."""
+
+    index: int
+    text: str
+    token_ids: Sequence[int]
+    cumulative_logprob: float | None
+    logprobs: list[Position] | None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    lora_request: Any = None
+
+    def finished(self) -> bool:
+        """Whether it is over."""
+        return self.finish_reason is not None
+
+
+@dataclass
+class RequestOutput:
+    """A prompt and its completions."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    prompt_logprobs: list[Position | None] | None
+    outputs: list[CompletionOutput]
+    finished: bool
+    metrics: Any = None
+    lora_request: Any = None
+    num_cached_tokens: int | None = None
+
+
+@dataclass
+class Embedding:
+    """A vector."""
+
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        """Its numbers."""
+        return len(self.embedding)
+
+
+@dataclass
+class EmbeddingRequestOutput:
+    """A text and its vector."""
+
+    request_id: str
+    outputs: Embedding
+    prompt_token_ids: list[int]
+    finished: bool = True
+
+
+@dataclass
+class Score:
+    """A score."""
+
+    score: float
+
+
+@dataclass
+class ScoringRequestOutput:
+    """A pair of texts and its score."""
+
+    request_id: str
+    outputs: Score
+    prompt_token_ids: list[int]
+    finished: bool = True
+
+
+def request_output(request_id: str, completions: Sequence[Completion], vocab: Vocab, special: bool) -> RequestOutput:
+    """The result of one prompt.
+
+    Args:
+        special: write control tokens in the text (skip_special_tokens=False).
+    """
+    first = completions[0]
+    scores = first.prompt_logprobs
+    return RequestOutput(
+        request_id,
+        first.prompt,
+        first.prompt_token_ids,
+        None if scores is None else [None if entry is None else position(entry, vocab) for entry in scores],
+        [completion_output(done, vocab, special) for done in completions],
+        True,
+        first.timings,
+        num_cached_tokens=first.usage.cached_tokens,
+    )
+
+
+def completion_output(done: Completion, vocab: Vocab, special: bool) -> CompletionOutput:
+    """One completion."""
+    return CompletionOutput(
+        done.index,
+        vocab.detokenize(done.token_ids, special=True) if special else done.text,
+        done.token_ids,
+        done.cumulative_logprob,
+        None if done.logprobs is None else [position(entry, vocab) for entry in done.logprobs],
+        _FINISH[done.finish_reason],
+        done.stop_reason,
+    )
+
+
+def position(entry: TokenLogprob, vocab: Vocab) -> Position:
+    """The likeliest tokens of a position and the chosen one, by token id."""
+    ranks = {token: rank for rank, (token, _) in enumerate(entry.top, 1)}
+    chosen = {} if entry.token in ranks else {entry.token: entry.logprob}
+    return {
+        token: Logprob(value, ranks.get(token), vocab.piece(token, special=True).decode("utf-8", "replace"))
+        for token, value in {**dict(entry.top), **chosen}.items()
+    }

@@ -1,0 +1,55 @@
+"""The tokenizer that LLM.get_tokenizer gives, with the names of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...llama import Llama
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+        vocab_size, bos_token_id, eos_token_id: of the model.
+    """
+
+    def __init__(self, llama: Llama) -> None:
+        self._llama = llama
+        vocab = llama.vocab
+        self.vocab_size, self.bos_token_id, self.eos_token_id = vocab.n_tokens, vocab.bos, vocab.eos
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text; control tokens in it are read as such."""
+        ids: list[int] = self._llama.vocab.tokenize(text, add_special=add_special_tokens, parse_special=True).tolist()
+        return ids
+
+    def __call__(self, text: str | Sequence[str], add_special_tokens: bool = True) -> dict[str, Any]:
+        """{"input_ids": …} of a text or texts."""
+        if isinstance(text, str):
+            return {"input_ids": self.encode(text, add_special_tokens)}
+        return {"input_ids": [self.encode(one, add_special_tokens) for one in text]}
+
+    def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids."""
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        return self._llama.vocab.detokenize(ids, special=not skip_special_tokens)
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        *,
+        tokenize: bool = True,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Any] | None = None,
+        **variables: Any,
+    ) -> str | list[int]:
+        """The prompt of a conversation, as text or ids."""
+        text = self._llama.chat_prompt(
+            conversation,
+            tools=tools,
+            continue_final_message=not add_generation_prompt and conversation[-1].get("role") == "assistant",
+            chat_template_kwargs=variables or None,
+        )
+        return self.encode(text, add_special_tokens=False) if tokenize else text

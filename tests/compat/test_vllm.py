@@ -1,0 +1,227 @@
+"""Everyday code of vLLM's users, through llcuda_ffi.compat.vllm: only the import line differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llcuda_ffi.errors import LlcudaError
+
+from ..support.tiny_model import make_tiny_bert, make_tiny_llama
+from .snippets import Snippet, close_all, snippet_id
+
+HEAD = "from llcuda_ffi.compat.vllm import *\n"
+LOAD = HEAD + "llm = LLM(model='model.gguf', max_model_len=256, max_num_seqs=4)\n"
+MESSAGES = "[{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Hello'}]"
+
+
+def sampled(settings: str, check: str, name: str = "") -> Snippet:
+    """A snippet about one setting of a request."""
+    code = (
+        LOAD
+        + f"outputs = llm.generate(['Once upon a time'], SamplingParams({settings}), use_tqdm=False)\nout = outputs[0].outputs[0]"
+    )
+    return Snippet(name or settings.partition("=")[0], code, check)
+
+
+SNIPPETS = [
+    Snippet(
+        "README",
+        HEAD
+        + """
+prompts = [
+    "Hello, my name is",
+    "The president of the United States is",
+    "The capital of France is",
+    "The future of AI is",
+]
+sampling_params = SamplingParams(temperature=0.8, top_p=0.95)
+llm = LLM(model="model.gguf")
+outputs = llm.generate(prompts, sampling_params)
+texts = []
+for output in outputs:
+    prompt = output.prompt
+    generated_text = output.outputs[0].text
+    texts.append((prompt, generated_text))
+""",
+        "[p for p, _ in texts] == prompts and all(len(o.outputs[0].token_ids) <= 16 for o in outputs)",
+    ),
+    Snippet(
+        "one prompt",
+        LOAD + "outputs = llm.generate('Hello', use_tqdm=False)",
+        "len(outputs) == 1 and outputs[0].finished",
+    ),
+    Snippet(
+        "sampling_params=",
+        LOAD + "outputs = llm.generate(prompts=['a', 'b'], sampling_params=SamplingParams(max_tokens=3))",
+        "len(outputs) == 2",
+    ),
+    sampled("top_k=-1, max_tokens=4", "len(out.token_ids) == 4"),
+    sampled("repetition_penalty=1.2, presence_penalty=0.1, max_tokens=4", "out.finish_reason == 'length'"),
+    sampled("stop_token_ids=[5], min_tokens=2, max_tokens=8", "len(out.token_ids) >= 2"),
+    sampled("n=3, max_tokens=4", "[o.index for o in outputs[0].outputs] == [0, 1, 2]"),
+    sampled(
+        "seed=7, max_tokens=4",
+        "out.token_ids == llm.generate('Once upon a time', SamplingParams(seed=7, max_tokens=4))[0].outputs[0].token_ids",
+    ),
+    sampled("stop=None, max_tokens=4", "out.stop_reason is None"),
+    sampled(
+        "prompt_logprobs=1, logprobs=2, max_tokens=3",
+        "outputs[0].prompt_logprobs[0] is None and all(t in d for t, d in zip(out.token_ids, out.logprobs)) and out.cumulative_logprob < 0",
+    ),
+    sampled(
+        "include_stop_str_in_output=True, stop=['a'], max_tokens=64, seed=1",
+        "out.stop_reason is None or out.text.endswith('a')",
+    ),
+    sampled(
+        "skip_special_tokens=False, spaces_between_special_tokens=False, max_tokens=4", "isinstance(out.text, str)"
+    ),
+    sampled("bad_words=['the', 'a'], max_tokens=20", "' the' not in out.text"),
+    sampled("allowed_token_ids=[10, 11], max_tokens=4", "set(out.token_ids) <= {10, 11}"),
+    sampled("logit_bias={10: 100.0}, max_tokens=3", "list(out.token_ids) == [10, 10, 10]"),
+    sampled(
+        "temperature=0, ignore_eos=True, max_tokens=None",
+        "outputs[0].outputs[0].finish_reason == 'length'",
+        "max_tokens=None",
+    ),
+    Snippet(
+        "logits_processors",
+        LOAD
+        + """
+def only(past, logits):
+    logits[:] = -float("inf")
+    logits[12 + len(past)] = 0
+    return logits
+out = llm.generate("a", SamplingParams(logits_processors=[only], max_tokens=3))[0].outputs[0]
+""",
+        "list(out.token_ids) == [12, 13, 14]",
+    ),
+    Snippet(
+        "structured outputs",
+        LOAD
+        + """
+params = SamplingParams(structured_outputs=StructuredOutputsParams(choice=["Positive", "Negative"]))
+outputs = llm.generate(prompts="Classify this sentiment: vLLM is wonderful!", sampling_params=params)
+""",
+        "outputs[0].outputs[0].text in ('Positive', 'Negative')",
+    ),
+    Snippet(
+        "guided decoding",
+        LOAD
+        + """
+params = SamplingParams(guided_decoding=GuidedDecodingParams(json={"enum": [1, 2]}), max_tokens=50)
+text = llm.generate("n:", params)[0].outputs[0].text
+""",
+        "text in ('1', '2')",
+    ),
+    Snippet(
+        "token ids",
+        LOAD + "outputs = llm.generate({'prompt_token_ids': [10, 11, 12]}, SamplingParams(max_tokens=2))",
+        "outputs[0].prompt_token_ids == [10, 11, 12]",
+    ),
+    Snippet(
+        "TextPrompt",
+        LOAD + "outputs = llm.generate([{'prompt': 'a'}, {'prompt': 'b'}], SamplingParams(max_tokens=2))",
+        "outputs[1].prompt == 'b'",
+    ),
+    Snippet(
+        "many params",
+        LOAD + "outputs = llm.generate(['a', 'b'], [SamplingParams(max_tokens=1), SamplingParams(max_tokens=2)])",
+        "[len(o.outputs[0].token_ids) for o in outputs] == [1, 2]",
+    ),
+    Snippet(
+        "chat",
+        LOAD + f"outputs = llm.chat({MESSAGES}, sampling_params=SamplingParams(max_tokens=4), use_tqdm=False)",
+        "len(outputs[0].outputs[0].token_ids) <= 4",
+    ),
+    Snippet("chats", LOAD + f"outputs = llm.chat([{MESSAGES}] * 2, SamplingParams(max_tokens=4))", "len(outputs) == 2"),
+    Snippet(
+        "beam search",
+        LOAD
+        + """
+params = BeamSearchParams(beam_width=3, max_tokens=6)
+outputs = llm.beam_search([{"prompt": "Once upon"}], params)
+sequences = outputs[0].sequences
+greedy = llm.generate("Once upon", SamplingParams(temperature=0, max_tokens=6, logprobs=0, ignore_eos=True))[0].outputs[0]
+""",
+        "len(sequences) == 3 and sequences[0].cumulative_logprob >= greedy.cumulative_logprob - 1e-3",
+    ),
+    Snippet(
+        "get_tokenizer",
+        LOAD
+        + f"""
+tokenizer = llm.get_tokenizer()
+ids = tokenizer.encode("Once upon a time")
+prompt = tokenizer.apply_chat_template({MESSAGES}, tokenize=False, add_generation_prompt=True)
+""",
+        "tokenizer.decode(ids) == 'Once upon a time' and prompt.endswith('assistant\\n')",
+    ),
+    Snippet(
+        "engine settings",
+        HEAD
+        + "llm = LLM('model.gguf', dtype='auto', tensor_parallel_size=1, gpu_memory_utilization=0.9, enforce_eager=True, trust_remote_code=True, seed=0, enable_prefix_caching=True, max_model_len=128)\nout = llm.generate('a')[0]",
+        "out.outputs[0].finish_reason",
+    ),
+    Snippet(
+        "embed",
+        HEAD
+        + "llm = LLM(model='bert.gguf', task='embed')\n(output,) = llm.embed('Hello, my name is')\nembeds = output.outputs.embedding",
+        "len(embeds) == 32",
+    ),
+    Snippet(
+        "score",
+        HEAD
+        + "llm = LLM(model='bert.gguf', runner='pooling')\noutputs = llm.score('What is it?', ['a dog', 'What is it?'])",
+        "outputs[1].outputs.score > outputs[0].outputs.score",
+    ),
+    Snippet(
+        "AsyncLLMEngine",
+        HEAD
+        + """
+import asyncio
+async def main():
+    engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model="model.gguf", max_model_len=128))
+    texts = []
+    async for output in engine.generate("Once", SamplingParams(max_tokens=6, temperature=0), request_id="1"):
+        texts.append(output.outputs[0].text)
+    engine.shutdown()
+    return texts, output
+texts, last = asyncio.run(main())
+""",
+        "last.finished and len(last.outputs[0].token_ids) == 6 and all(b.startswith(a) for a, b in zip(texts, texts[1:]))",
+    ),
+    Snippet(
+        "lora_request",
+        LOAD + "llm.generate('a', lora_request=LoRARequest('sql', 1, 'adapter.gguf'))",
+        error="adapter.gguf",
+    ),
+    Snippet("unknown setting", HEAD + "SamplingParams(max_token=5)", error="did you mean max_tokens"),
+    Snippet(
+        "unknown engine setting", HEAD + "LLM('model.gguf', max_model_length=5)", error="did you mean max_model_len"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working folder: a model that generates and one that embeds."""
+    folder = tmp_path_factory.mktemp("compat")
+    make_tiny_llama(folder / "model.gguf")
+    make_tiny_bert(folder / "bert.gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=snippet_id)
+def test_snippet(snippet: Snippet, folder: Path) -> None:
+    """It runs as written and gives what it should; or the error says what to do."""
+    if snippet.error:
+        with pytest.raises(LlcudaError, match=snippet.error):
+            snippet.run()
+        return
+    made = snippet.run()
+    assert eval(snippet.check, made), made
+    close_all(made)
