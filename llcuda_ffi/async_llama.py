@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -153,17 +152,15 @@ class AsyncLlama(AsyncChatMethods):
         """As Llama.stream, for `async for`."""
         llama = await self._ready()
         asked = sampling_params(params, settings)
-        chunks: deque[Chunk] = deque()
-        requests = await _off_loop(
-            not _is_short(prompt, asked, {}), lambda: llama.requests(prompt, asked, chunks.append)
-        )
+        requests = await _off_loop(not _is_short(prompt, asked, {}), lambda: llama.requests(prompt, asked, stream=True))
         wake = _Wake()
         try:
             _submit(llama, requests, wake)
             while True:
-                while chunks:
-                    yield chunks.popleft()
-                if not chunks and all(request.done for request in requests):
+                for request in requests:
+                    while (chunk := request.chunks.pop()) is not None:
+                        yield chunk
+                if all(request.done and not request.chunks for request in requests):
                     for request in requests:
                         request.result()
                     return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +14,7 @@ from .core.model import Model
 from .core.vocab import Vocab
 from .devices.placement import Room
 from .engine.adapter_turns import adapters_of
+from .engine.answer_params import AnswerParams
 from .engine.assembly import DEFAULT_N_CTX, kv_types, longest_request, open_engine, open_model, with_cache
 from .engine.generation import Generation
 from .engine.infill import infill_tokens
@@ -203,14 +203,7 @@ class Llama(LlamaState, ChatMethods):
         """
         return infill_tokens(self.vocab, prefix, suffix)
 
-    def _request(
-        self,
-        tokens: Tokens,
-        text: str | None,
-        params: SamplingParams,
-        seed: int,
-        on_chunk: Callable[[Chunk], None] | None,
-    ) -> Request:
+    def _request(self, tokens: Tokens, text: str | None, params: SamplingParams, seed: int, stream: bool) -> Request:
         room = self.n_ctx - len(tokens)
         if room < 1:
             raise ContextOverflow(
@@ -235,28 +228,34 @@ class Llama(LlamaState, ChatMethods):
             integer("a logit_bias token", token, 0, self.vocab.n_tokens - 1)
         constraint = constraint_for(self.model, params)
         request = Request(
-            tokens, params, self.vocab, limit, seed, constraint=constraint, on_chunk=on_chunk, prompt_text=text
+            tokens,
+            params,
+            self.vocab,
+            limit,
+            seed,
+            constraint=constraint,
+            shown=params.shown if isinstance(params, AnswerParams) else frozenset(),
+            stream=stream,
+            prompt_text=text,
         )
         request.adapters = adapters_of(self.context, params.lora)
         return request
 
-    def requests(
-        self, prompt: Prompt, params: SamplingParams, on_chunk: Callable[[Chunk], None] | None = None
-    ) -> list[Request]:
+    def requests(self, prompt: Prompt, params: SamplingParams, *, stream: bool = False) -> list[Request]:
         """The n requests of one prompt, for `engine.submit`.
 
         Args:
-            on_chunk: called with each Chunk, in the thread that computes.
+            stream: whether chunks are made.
 
         Raises:
             InvalidRequest, ContextOverflow: the prompt or a setting is not acceptable.
         """
         tokens, text = prompt_tokens(self.vocab, prompt)
         seed = pick_seed(params)
-        first = self._request(tokens, text, params, seed, on_chunk)
+        first = self._request(tokens, text, params, seed, stream)
         requests = [first]
         for i in range(1, params.n):
-            other = self._request(tokens, text, params, (seed + i) % UINT32_MAX, on_chunk)
+            other = self._request(tokens, text, params, (seed + i) % UINT32_MAX, stream)
             other.follow(first, i)
             requests.append(other)
         return requests
@@ -353,11 +352,9 @@ class Llama(LlamaState, ChatMethods):
             as `generate`, at the first step.
         """
         self.engine.check()
-        params = sampling_params(params, settings)
-        chunks: deque[Chunk] = deque()
-        return self._chunks(self.requests(prompt, params, chunks.append), chunks)
+        return self._chunks(self.requests(prompt, sampling_params(params, settings), stream=True))
 
-    def _chunks(self, requests: list[Request], chunks: deque[Chunk]) -> Iterator[Chunk]:
+    def _chunks(self, requests: list[Request]) -> Iterator[Chunk]:
         engine = self.engine
         if len(requests) > 1:
             wake = threading.Event()
@@ -365,16 +362,17 @@ class Llama(LlamaState, ChatMethods):
                 request.wake = wake
 
         def ready() -> bool:
-            return bool(chunks) or all(request.done for request in requests)
+            return any(request.chunks for request in requests) or all(request.done for request in requests)
 
         try:
             engine.submit(*requests)
             while True:
                 if not ready():
                     engine.wait(requests[0], ready)
-                while chunks:
-                    yield chunks.popleft()
-                if not chunks and all(request.done for request in requests):
+                for request in requests:
+                    while (chunk := request.chunks.pop()) is not None:
+                        yield chunk
+                if all(request.done and not request.chunks for request in requests):
                     for request in requests:
                         request.result()
                     return

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from ..core.model import Model
+from ..engine.answer_params import AnswerParams
 from ..errors import InvalidRequest
 from ..params import flag
 from ..sampling_params import SamplingParams
-from ..structured.grammars import Read, constrained
+from ..structured.grammars import constrained
 from .messages import Message, normalize, require_text
-from .opening import Opening, after, opening
+from .opening import Opening, check_gbnf, opening
 from .parsing.parser import FORMATS, WHOLE, detect_format, detect_reasoning, markers
 from .prompts import PromptTokens
-from .request import ChatRequest
+from .request import AnswerFormat, ChatRequest
 from .template.template import ChatTemplate
 from .tools import plain as plain_tools
 from .tools.choice import calls_grammar, chosen, shape_of
@@ -113,7 +114,8 @@ class Chat:
         )
         text, tokens = self._tokens.tokens(rendered)
         reasoning = detect_reasoning(jinja.source)
-        read: Read | None = None
+        first = Opening()
+        output_of: Callable[[str], str | None] | None = None
         if mode == "required":
             if constrained(params):
                 raise InvalidRequest(
@@ -121,24 +123,29 @@ class Chat:
                 )
             format, shape = shape_of(format, jinja.source)
             wanted = [s for s in schemas if named in (None, s["function"]["name"])]
-            first = Opening() if continue_final_message else opening(format, reasoning, text, self._lark)
+            before = Opening() if continue_final_message else opening(format, reasoning, text, self._lark)
             parallel = parallel_tool_calls and named is None
-            lark = calls_grammar(shape, wanted, self._lark, parallel=parallel, first=first)
-            params, read = dataclasses.replace(params, lark=lark), _nothing
+            lark = calls_grammar(shape, wanted, self._lark, parallel=parallel, first=before)
+            params, output_of = dataclasses.replace(params, lark=lark), _no_output
         elif constrained(params):
             format = format if format in WHOLE else "none"
             if not continue_final_message:
-                params, read = after(params, opening(format, reasoning, text, self._lark, content=True))
+                first = opening(format, reasoning, text, self._lark, content=True)
+                check_gbnf(params, first)
         elif not schemas and format not in WHOLE:
             format = "none"
-        return ChatRequest(self, text, tokens, params, format, schemas, reasoning, read)
+        answer = AnswerFormat(format, schemas, reasoning, text)
+        params = AnswerParams.of(
+            params, self._shown(format, reasoning), output_of or answer.content, " ".join(first.parts), first.rules
+        )
+        return ChatRequest(text, tokens, params, answer, self._model.path.stem, self._tokens)
 
     def _lark(self, text: str) -> str:
         """A text in Lark, its control tokens by their ids."""
         parts = self._tokens.split(text)
         return " ".join(f"<[{p}]>" if isinstance(p, int) else json.dumps(p, ensure_ascii=False) for p in parts)
 
-    def shown(self, format: str, reasoning: tuple[str, str] | None) -> frozenset[int]:
+    def _shown(self, format: str, reasoning: tuple[str, str] | None) -> frozenset[int]:
         """The control tokens whose text the parser needs."""
         vocab = self._vocab
         found = set()
@@ -161,8 +168,8 @@ def _variables(given: Any) -> dict[str, Any]:
     return dict(given)
 
 
-def _nothing(text: str) -> None:
-    """What a forced call that was cut is worth."""
+def _no_output(text: str) -> None:
+    """Forced calls follow a grammar too, but what comes of them are the calls: `parsed` stays None."""
 
 
 def _with_format(params: SamplingParams, response_format: Mapping[str, Any] | None) -> SamplingParams:

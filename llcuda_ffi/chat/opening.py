@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from ..errors import InvalidRequest
 from ..sampling_params import SamplingParams
-from ..structured.grammars import Preceded, Read, grammar_of
 
 # formats whose parts have heads: what opens and closes reasoning, and what opens the answer
 _HEADS = {
@@ -71,23 +70,17 @@ def opening(
     return Opening(tuple(parts), tuple(rules), thinks)
 
 
-def after(params: SamplingParams, first: Opening) -> tuple[SamplingParams, Read | None]:
-    """Settings whose structured output comes after `first`, and how it is read (None: as the engine reads it).
+def check_gbnf(params: SamplingParams, first: Opening) -> None:
+    """Refuse a GBNF grammar, which holds from the first token, where the model must think first.
 
     Raises:
-        InvalidRequest: a GBNF grammar cannot begin after reasoning.
+        InvalidRequest: the prompt opened the model's reasoning.
     """
-    if not first.parts:
-        return params, None
-    if params.grammar is None:
-        _, read = grammar_of(params)
-        return Preceded.of(params, " ".join(first.parts), first.rules), read
-    if first.thinks:
+    if params.grammar is not None and first.thinks:
         raise InvalidRequest(
             "grammar= (GBNF) holds from the first token, but the prompt opened the model's reasoning: turn it off "
             "(chat_template_kwargs), or use json_schema=, regex=, choices= or lark=, which begin after it"
         )
-    return params, None
 
 
 def _regex(text: str) -> str:

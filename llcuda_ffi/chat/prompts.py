@@ -92,6 +92,14 @@ class PromptTokens:
             if len(self._turns) > _KEPT_TURNS:
                 self._turns.popitem(last=False)
 
+    def remember_answer(self, prompt: str, tokens: Tokens, answer: Sequence[int]) -> None:
+        """Keep an answer's own tokens for the next turn of its conversation."""
+        try:
+            text = b"".join(self._vocab.piece(token, special=True) for token in answer).decode()
+        except UnicodeDecodeError:
+            return
+        self.remember(prompt + text, [*tokens.tolist(), *answer])
+
     def _known(self, text: str) -> tuple[Tokens, int]:
         """The longest remembered beginning of `text`, where a control token follows it."""
         best: tuple[Tokens, int] = (np.empty(0, np.int32), 0)

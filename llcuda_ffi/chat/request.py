@@ -1,28 +1,49 @@
-"""A prepared conversation, and its answer from the engine's tokens."""
+"""A prepared conversation, and its answer from what the engine wrote."""
 
 from __future__ import annotations
 
-import codecs
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from ..engine.results import Chunk, Completion, Usage
-from ..engine.text import TextStream
+from ..engine.results import Chunk, Completion, TokenLogprob, Usage
 from ..sampling_params import SamplingParams
-from ..structured.grammars import Read
 from .parsing.deltas import Delta, Parsed
 from .parsing.parser import AnswerParser
-from .prompts import Tokens
+from .prompts import PromptTokens, Tokens
 from .results import ChatChoice, ChatChunk, ChatCompletion, ChatFinish, ChatMessage
-
-if TYPE_CHECKING:
-    from .conversation import Chat
 
 _FINISH: dict[str, ChatFinish] = {"eog": "stop", "stop": "stop", "length": "length", "cancelled": "cancelled"}
 
 
+@dataclass(frozen=True)
+class AnswerFormat:
+    """How an answer is taken apart.
+
+    Attributes:
+        name: of the format, in parsing.parser.FORMATS.
+        tools: the tools' schemas.
+        reasoning: what opens and closes reasoning.
+        prompt: the text that the answer continues.
+    """
+
+    name: str
+    tools: Sequence[Mapping[str, Any]]
+    reasoning: tuple[str, str] | None
+    prompt: str
+
+    def parser(self) -> AnswerParser:
+        """A parser for one answer."""
+        return AnswerParser(self.name, tools=self.tools, reasoning=self.reasoning, prompt=self.prompt)
+
+    def content(self, answer: str) -> str | None:
+        """The content of a whole answer, None where there is none."""
+        return self.parser().parse(answer).content or None
+
+
+@dataclass(eq=False)
 class ChatRequest:
     """A prepared conversation.
 
@@ -30,80 +51,56 @@ class ChatRequest:
         text: the rendered prompt.
         tokens: its token ids.
         params: what is generated with.
-        format, reasoning: how the answer is taken apart.
-        read: the value of a structured output, where it is of the content alone.
+        format: how the answer is taken apart.
+        model: the model's name.
+        turns: remembers the answer's tokens for the next turn.
     """
 
-    def __init__(
-        self,
-        chat: Chat,
-        text: str,
-        tokens: Tokens,
-        params: SamplingParams,
-        format: str,
-        tools: Sequence[Mapping[str, Any]],
-        reasoning: tuple[str, str] | None,
-        read: Read | None,
-    ) -> None:
-        self._chat, self._read, self.text, self.tokens, self.params = chat, read, text, tokens, params
-        self.format, self.tools, self.reasoning = format, tools, reasoning
-        self.id = f"chatcmpl-{secrets.token_hex(12)}"
-        self.created = int(time.time())
-        self.model = chat._model.path.stem
-        self._shown = chat.shown(format, reasoning)
+    text: str
+    tokens: Tokens
+    params: SamplingParams
+    format: AnswerFormat
+    model: str
+    turns: PromptTokens
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
 
-    def parser(self) -> AnswerParser:
-        """A parser for the answer."""
-        return AnswerParser(self.format, tools=self.tools, reasoning=self.reasoning, prompt=self.text)
+    def leave_reasoning(self) -> None:
+        """Leave reasoning in the content, with its marks."""
+        self.format = replace(self.format, reasoning=None)
 
     def stream(self) -> ChatStream:
         """Takes the engine's chunks apart."""
         return ChatStream(self)
 
-    def piece(self, token: int) -> bytes:
-        """What a token writes, for the parser."""
-        vocab = self._chat._vocab
-        return vocab.piece(token, special=token in self._shown)
-
     def answer(self, completions: Sequence[Completion]) -> ChatCompletion:
         """The answer, from the completions of the prompt."""
         choices = []
         for i, done in enumerate(completions):
-            text = TextStream.of(self.params)
-            for token in done.token_ids[:-1] if self._hidden(done) else done.token_ids:
-                if text.push(self.piece(token)):
-                    break
-            choices.append(self.choice(i, done, self.parser().parse(text.text)))
-            self._remember(done)
+            parsed = self.format.parser().parse(done.text, cut=_cut(done))
+            for call in parsed.tool_calls:
+                call.id = call.id or self.call_id()
+            choices.append(self.choice(i, done, parsed))
         return self.completion(completions, choices)
-
-    def _hidden(self, done: Completion) -> bool:
-        """Whether the last token is a stop that is not part of the text."""
-        return isinstance(done.stop_reason, int) and not self.params.include_stop_str_in_output
 
     def choice(self, index: int, done: Completion, parsed: Parsed) -> ChatChoice:
         """One answer of n."""
-        for call in parsed.tool_calls:
-            call.id = call.id or self.call_id()
-            call.arguments = call.arguments or "{}"
         message = ChatMessage(
             content=parsed.content or (None if parsed.tool_calls else ""),
             reasoning_content=parsed.reasoning or None,
             tool_calls=parsed.tool_calls,
         )
         finish = _FINISH[done.finish_reason]
-        if parsed.tool_calls and finish == "stop":
+        # a stop string may have cut the last call
+        if parsed.tool_calls and finish == "stop" and (not _cut(done) or parsed.tool_calls[-1].complete):
             finish = "tool_calls"
-        value = None
-        if self._read is None:
-            value = None if parsed.tool_calls else done.parsed
-        elif parsed.content and done.finish_reason != "cancelled":
-            value = self._read(parsed.content)
-        return ChatChoice(index, message, finish, done.logprobs, value)
+        if done.finish_reason == "eog":
+            self.turns.remember_answer(self.text, self.tokens, done.token_ids[:-1])
+        return ChatChoice(index, message, finish, done.logprobs, done.parsed)
 
     def call_id(self) -> str:
         """An id for a call; Mistral's templates take nine letters and digits only."""
-        return secrets.token_hex(5)[:9] if self.format == "mistral" else f"call_{secrets.token_hex(12)}"
+        return secrets.token_hex(5)[:9] if self.format.name == "mistral" else f"call_{secrets.token_hex(12)}"
 
     def completion(self, completions: Sequence[Completion], choices: list[ChatChoice]) -> ChatCompletion:
         """The whole result."""
@@ -124,17 +121,10 @@ class ChatRequest:
             prompt_tokens=self.tokens.tolist(),
         )
 
-    def _remember(self, done: Completion) -> None:
-        """Keep the answer's own tokens for the next turn of the conversation."""
-        if done.finish_reason != "eog" or not done.token_ids:
-            return
-        vocab = self._chat._vocab
-        ids = done.token_ids[:-1]
-        try:
-            text = b"".join(vocab.piece(t, special=True) for t in ids).decode()
-        except UnicodeDecodeError:
-            return
-        self._chat._tokens.remember(self.text + text, [*self.tokens.tolist(), *ids])
+
+def _cut(done: Completion) -> bool:
+    """Whether something else than the model ended it."""
+    return done.finish_reason != "eog"
 
 
 class ChatStream:
@@ -142,37 +132,33 @@ class ChatStream:
 
     def __init__(self, request: ChatRequest) -> None:
         self._request = request
-        self._parser = request.parser()
-        self._text = TextStream.of(request.params)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._ids: dict[int, str] = {}
+        self._parser = request.format.parser()
+        self._call_ids: dict[int, str] = {}
+        self._token_ids: list[int] = []  # not yet in a chunk
+        self._logprobs: list[TokenLogprob] = []
 
     def feed(self, chunk: Chunk) -> list[ChatChunk]:
         """What one of the engine's chunks brings; the last has the completion."""
-        text, request = self._text, self._request
-        hidden = chunk.completion is not None and request._hidden(chunk.completion)
-        for token in chunk.token_ids[:-1] if hidden else chunk.token_ids:
-            if not text.stopped:
-                text.push(request.piece(token))
-        over = chunk.completion is not None
-        deltas = self._parser.feed(text.take(final=over))
-        if over:
-            deltas += self._parser.close()
+        request, done = self._request, chunk.completion
+        deltas = self._parser.feed(chunk.text)
+        if done is not None:
+            deltas += self._parser.close(cut=_cut(done))
         out = [self._chunk(delta) for delta in deltas]
-        if chunk.logprobs:
-            if not out:
-                out.append(self._chunk(Delta()))
-            out[0].logprobs = chunk.logprobs
-        if chunk.completion is not None:
+        if done is not None:
             last = self._chunk(Delta())
             parsed = self._parser.parsed
             for i, call in enumerate(parsed.tool_calls):
-                call.id = self._ids[i]
-            choice = request.choice(0, chunk.completion, parsed)
-            request._remember(chunk.completion)
+                call.id = self._call_ids[i]
+            choice = request.choice(0, done, parsed)
             last.finish_reason = choice.finish_reason
-            last.completion = request.completion([chunk.completion], [choice])
+            last.completion = request.completion([done], [choice])
             out.append(last)
+        self._token_ids += chunk.token_ids
+        self._logprobs += chunk.logprobs or ()
+        if out:
+            out[0].token_ids, self._token_ids = self._token_ids, []
+            if chunk.logprobs is not None:
+                out[0].logprobs, self._logprobs = self._logprobs, []
         return out
 
     def _chunk(self, delta: Delta) -> ChatChunk:
@@ -181,6 +167,6 @@ class ChatStream:
         call = delta.call
         if call is not None:
             if call.name is not None:
-                call.id = self._ids[call.index] = call.id or request.call_id()
+                call.id = self._call_ids[call.index] = call.id or request.call_id()
             chunk.tool_calls.append(call)
         return chunk

@@ -41,7 +41,8 @@ class ChatChoice:
     """One of n answers.
 
     Attributes:
-        finish_reason: "stop" (the model ended, or a stop string), "tool_calls", "length" or "cancelled".
+        finish_reason: "stop" (the model ended, or a stop string), "tool_calls", "length" or "cancelled". "tool_calls"
+            says that no call was cut; see ToolCall.complete.
         logprobs: one entry for each token, when asked for.
         parsed: the value of a structured output.
     """
@@ -110,7 +111,7 @@ class ChatCompletion:
             {
                 "index": c.index,
                 "message": c.message.to_dict(),
-                "finish_reason": c.finish_reason,
+                "finish_reason": openai_finish(c.finish_reason),
                 "logprobs": logprobs_dict(c.logprobs),
             }
             for c in self.choices
@@ -132,6 +133,8 @@ class ChatChunk:
     Attributes:
         content, reasoning_content: new text.
         tool_calls: new pieces of calls.
+        token_ids: the tokens since the last chunk; those of a mark, or of text held back, come with the next text.
+        logprobs: one entry for each of them, when asked for.
         finish_reason: None until the last chunk.
         completion: the whole, in the last chunk only.
     """
@@ -142,6 +145,7 @@ class ChatChunk:
     content: str = ""
     reasoning_content: str = ""
     tool_calls: list[CallDelta] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] | None = None
     finish_reason: ChatFinish | None = None
     completion: ChatCompletion | None = field(default=None, repr=False)
@@ -166,7 +170,7 @@ class ChatChunk:
         choice = {
             "index": 0,
             "delta": delta,
-            "finish_reason": self.finish_reason,
+            "finish_reason": openai_finish(self.finish_reason),
             "logprobs": logprobs_dict(self.logprobs),
         }
         return {
@@ -176,6 +180,11 @@ class ChatChunk:
             "model": self.model,
             "choices": [choice],
         }
+
+
+def openai_finish(reason: str | None) -> str | None:
+    """A finish reason as OpenAI has it: what a timeout ended was too long."""
+    return "length" if reason == "cancelled" else reason
 
 
 def usage_dict(usage: Usage) -> dict[str, Any]:

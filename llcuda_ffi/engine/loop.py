@@ -171,10 +171,10 @@ class EngineLoop:
         """
         self.check()
         for request in requests:
-            request.replica = self._choose(request)
-            self.schedulers[request.replica].submit(request)
+            request.place.replica = self._choose(request)
+            self.schedulers[request.place.replica].submit(request)
         if self.threaded:
-            for at in {request.replica for request in requests}:
+            for at in {request.place.replica for request in requests}:
                 self._replicas[at].work.set()
         if self._closing or self.failure is not None:  # meanwhile: nobody would answer them
             for request in requests:
@@ -185,8 +185,8 @@ class EngineLoop:
         """The least busy replica; one that is little busier where most of the prompt is cached there."""
         if len(self.schedulers) == 1:
             return 0
-        if request.group is not None:
-            return request.group.replica  # n completions share their prompt
+        if request.place.group is not None:
+            return request.place.group.place.replica  # n completions share their prompt
         busy = [scheduler.busy for scheduler in self.schedulers]
         near = [at for at, share in enumerate(busy) if share <= min(busy) + _SLACK]
 
@@ -201,8 +201,8 @@ class EngineLoop:
         touched = set()
         for request in requests:
             if not request.done:
-                self.schedulers[request.replica].cancel(request)
-                touched.add(request.replica)
+                self.schedulers[request.place.replica].cancel(request)
+                touched.add(request.place.replica)
         for at in touched:
             replica = self._replicas[at]
             if self.threaded:
@@ -219,7 +219,7 @@ class EngineLoop:
         Raises:
             as `check`; and what interrupts this thread while it leads.
         """
-        self._until(self._replicas[request.replica], request, ready or (lambda: request.done))
+        self._until(self._replicas[request.place.replica], request, ready or (lambda: request.done))
 
     def _until(self, replica: Replica, waiter: Request | Command[Any], ready: Callable[[], bool]) -> None:
         lead = replica.lead

@@ -146,7 +146,7 @@ class PrefixCache:
         ways, junction = [], 0
         for slot in self._slots:
             # n completions of one prompt share it even where the cache is off
-            if slot.key != key if reuse else slot.request is None or slot.request is not request.group:
+            if slot.key != key if reuse else slot.request is None or slot.request is not request.place.group:
                 continue
             shared = min(common_prefix(slot.kept, tokens), most)
             if shared and self._reuses:

@@ -30,7 +30,7 @@ class RequestQueue:
 
     def cancel(self, request: Request) -> None:
         """Have `overdue` name a request."""
-        request.cancelled = True
+        request.place.cancelled = True
         self._cancelled.append(request)
 
     def __len__(self) -> int:
@@ -45,15 +45,15 @@ class RequestQueue:
             if request not in self._live and not request.done:
                 self._live[request] = None
                 self.push(request)
-                if request.deadline is not None:
-                    heapq.heappush(self._deadlines, (request.deadline, request.number, request))
-                if request.cancelled:
+                if request.place.deadline is not None:
+                    heapq.heappush(self._deadlines, (request.place.deadline, request.place.number, request))
+                if request.place.cancelled:
                     self._cancelled.append(request)
             inbox.popleft()
 
     def push(self, request: Request) -> None:
         """Have a live request wait, at the place of its priority and arrival."""
-        heapq.heappush(self._heap, (-request.params.priority, request.number, request))
+        heapq.heappush(self._heap, (-request.params.priority, request.place.number, request))
 
     @property
     def ready(self) -> bool:
@@ -96,9 +96,9 @@ class RequestQueue:
         for request in list(self._live):
             if not resume(request):
                 self.remove(request)
-        self._heap = [(-request.params.priority, request.number, request) for request in self._live]
+        self._heap = [(-request.params.priority, request.place.number, request) for request in self._live]
         heapq.heapify(self._heap)
-        self._deadlines = [(r.deadline, r.number, r) for r in self._live if r.deadline is not None]
+        self._deadlines = [(r.place.deadline, r.place.number, r) for r in self._live if r.place.deadline is not None]
         heapq.heapify(self._deadlines)
 
     def __iter__(self) -> Iterator[Request]:

@@ -1,25 +1,24 @@
-"""A request on its way through the scheduler."""
+"""A request on its way through the scheduler: what was asked, and what each part of the engine knows of it."""
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Set
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..core.adapter import LoraAdapter
-from ..core.sampler import SamplerChain
 from ..core.vocab import Vocab
 from ..sampling_params import SamplingParams
-from .results import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
-from .sampling.chain import RowSampler
+from .output import ChunkQueue, Output
+from .results import Completion, FinishReason, Timings, TokenLogprob, Usage
+from .sampling.chain import TokenSampler
 from .sampling.constraint import Constraint
 from .sampling.logit_steps import LogitStep, logit_steps
-from .text import TextStream
 
 Tokens = npt.NDArray[np.int32]
 
@@ -29,6 +28,69 @@ _numbers = itertools.count()
 Adapters = tuple[tuple[LoraAdapter, float], ...]
 
 
+@dataclass(slots=True)
+class Place:
+    """A request's place among the others.
+
+    Attributes:
+        number: counts up in order of arrival.
+        arrival, deadline: seconds of perf_counter; no deadline is None.
+        group: the first of n completions of one prompt, for the others.
+        replica: which scheduler has it, of several.
+        cancelled: whether its caller gave it up.
+        alone: its logits were not numbers: who caused that shows without company.
+    """
+
+    arrival: float
+    deadline: float | None
+    number: int = field(default_factory=lambda: next(_numbers))
+    group: Request | None = None
+    replica: int = 0
+    cancelled: bool = False
+    alone: bool = False
+
+    def over(self, now: float) -> bool:
+        """Whether it was cancelled or is too late."""
+        return self.cancelled or (self.deadline is not None and now >= self.deadline)
+
+
+@dataclass(slots=True)
+class Progress:
+    """What was done for a request, and when, in seconds of perf_counter.
+
+    Attributes:
+        t_slot, t_first, t_last: when it got a slot, its first and its last token; 0.0 before.
+        cached_tokens: tokens of the prompt that were not computed.
+        drafted, accepted: tokens of speculative decoding.
+    """
+
+    t_slot: float = 0.0
+    t_first: float = 0.0
+    t_last: float = 0.0
+    cached_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    def token(self) -> None:
+        """A token was chosen."""
+        self.t_last = perf_counter()
+        if not self.t_first:
+            self.t_first = self.t_last
+
+    def timings(self, arrival: float, n: int) -> Timings:
+        """Of `n` tokens."""
+        decode_s = max(0.0, self.t_last - self.t_first)
+        return Timings(
+            queue_s=(self.t_slot or perf_counter()) - arrival,
+            prompt_s=max(0.0, self.t_first - self.t_slot),
+            ttft_s=max(0.0, self.t_first - arrival),
+            decode_s=decode_s,
+            tokens_per_s=(n - 1) / decode_s if n > 1 and decode_s > 0 else 0.0,
+            drafted=self.drafted,
+            accepted=self.accepted,
+        )
+
+
 class Request:
     """One prompt and what has been generated for it.
 
@@ -36,19 +98,42 @@ class Request:
         prompt: int32 token ids.
         params: its settings.
         limit: most tokens to generate, max_tokens and the context considered.
-        generated: token ids so far.
+        seed: of its sampler.
+        steps: what changes its logits before they are sampled.
+        prompt_text: the prompt as it was given, where that was a text.
+        prompt_logprobs: log probabilities of the prompt's tokens, where they are asked for and so far.
+        index: which of n completions of the prompt it is.
+        adapters: LoRA adapters of this request alone.
+        place: its place in the queue.
+        sampler: what chooses its tokens, while it has a slot.
+        output: what it has written.
+        progress: its times and counts.
         completion: the result, once `done`.
         error: the exception that ended it, once `done`.
         done: whether it is over; then exactly one of completion and error is set.
+        wake: set when something happened, for a thread that waits.
     """
 
     __slots__ = (
-        "adapters", "alone", "argmax", "arrival", "cached", "cancelled", "chain", "completion", "constraint",
-        "deadline", "done", "drafted", "drafts_kept", "error", "generated", "group", "index", "limit",
-        "logprobs", "number", "on_chunk", "params", "pending", "prompt", "prompt_logprobs", "prompt_text", "reach",
-        "replica", "row_sampler", "seed", "steps", "stop_reason", "stream", "t_first", "t_last", "t_slot",
-        "text", "vocab", "wake",
-    )  # fmt: skip
+        "adapters",
+        "chunks",
+        "completion",
+        "done",
+        "error",
+        "index",
+        "limit",
+        "output",
+        "params",
+        "place",
+        "progress",
+        "prompt",
+        "prompt_logprobs",
+        "prompt_text",
+        "sampler",
+        "seed",
+        "steps",
+        "wake",
+    )
 
     def __init__(
         self,
@@ -59,71 +144,53 @@ class Request:
         seed: int,
         *,
         constraint: Constraint | None = None,
-        on_chunk: Callable[[Chunk], None] | None = None,
+        shown: Set[int] = frozenset(),
+        stream: bool = False,
         prompt_text: str | None = None,
     ) -> None:
         """
         Args:
+            shown: control tokens that are written into the text.
+            stream: whether chunks are made, in `chunks`.
             prompt_text: the prompt as it was given, where that was a text.
 
         Raises:
             InvalidRequest: a token or word of the settings is not of the vocabulary.
         """
-        self.prompt, self.params, self.vocab, self.limit, self.seed = prompt, params, vocab, limit, seed
-        self.constraint, self.on_chunk = constraint, on_chunk
-        self.number = next(_numbers)
-        self.arrival = perf_counter()
-        self.deadline = None if params.timeout is None else self.arrival + params.timeout
-        self.generated: list[int] = []
-        self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
-        self.prompt_text = prompt_text
+        self.prompt, self.params, self.limit, self.seed = prompt, params, limit, seed
+        self.prompt_text, self.index = prompt_text, 0
         self.prompt_logprobs: list[TokenLogprob | None] | None = None if params.prompt_logprobs is None else []
         self.steps: list[LogitStep] = logit_steps(params, vocab, prompt)
-        self.stop_reason: str | int | None = None
-        self.index = 0  # which of n
-        # without a stream or stops nobody needs the text before the end
-        self.text = TextStream.of(params, self._echo()) if on_chunk or params.stop or params.stop_token_ids else None
-        self.pending: list[int] = []  # tokens not yet sent in a chunk
-        self.chain: SamplerChain | None = None
-        self.row_sampler: RowSampler | None = None
-        self.adapters: Adapters = ()  # of this request alone
-        self.group: Request | None = None  # the first of n completions of one prompt
-        self.replica = 0  # which scheduler has it, of several
-        self.t_slot = self.t_first = self.t_last = 0.0
-        self.cached = self.drafted = self.drafts_kept = self.reach = 0
-        self.cancelled = self.done = False
-        self.alone = False  # its logits were not numbers: who caused that shows without company
-        self.argmax: frozenset[int] | None = None  # greedy: the highest logit is the token, unless it is one of these
+        self.adapters: Adapters = ()
+        arrival = perf_counter()
+        self.place = Place(arrival, None if params.timeout is None else arrival + params.timeout)
+        self.chunks = ChunkQueue()
+        self.output = Output(
+            vocab,
+            params,
+            limit,
+            constraint=constraint,
+            shown=shown,
+            chunks=self.chunks if stream else None,
+            echo=self._echo(vocab) if params.echo else "",
+        )
+        self.progress = Progress()
+        self.sampler: TokenSampler | None = None
+        self.done = False
         self.completion: Completion | None = None
         self.error: BaseException | None = None
-        self.wake: threading.Event | None = None  # set when something happened, for a thread that waits
+        self.wake: threading.Event | None = None
 
-    def _echo(self) -> bytes:
+    def _echo(self, vocab: Vocab) -> str:
         """What the text begins with before anything is generated."""
-        if not self.params.echo:
-            return b""
         if self.prompt_text is not None:
-            return self.prompt_text.encode("utf-8", "surrogatepass")
-        return b"".join(map(self.vocab.piece, self.prompt.tolist()))
+            return self.prompt_text
+        return b"".join(map(vocab.piece, self.prompt.tolist())).decode("utf-8", "replace")
 
     def follow(self, first: Request, index: int) -> None:
         """Be number `index` of n completions of a prompt, which is computed for the first of them."""
-        self.group, self.index = first, index
+        self.place.group, self.index, self.output.index = first, index, index
         self.prompt_logprobs = None  # the first has them
-
-    def push(self, token: int, piece: bytes) -> bool:
-        """Add a token of `generated` to the text; returns whether a stop string or token ends it."""
-        params, text = self.params, self.text
-        assert text is not None
-        if token in params.stop_token_ids and len(self.generated) >= params.min_tokens:
-            self.stop_reason = token
-            if params.include_stop_str_in_output:
-                text.data += piece
-            return True
-        if text.push(piece):
-            self.stop_reason = text.stop
-            return True
-        return False
 
     @property
     def scoring(self) -> bool:
@@ -132,81 +199,32 @@ class Request:
 
     def tokens(self) -> Tokens:
         """Everything that must be in the KV cache before the next token: the prompt, and what was generated."""
-        if not self.generated:
-            return self.prompt
-        return np.concatenate([self.prompt, np.array(self.generated, np.int32)])
-
-    def over(self, now: float) -> bool:
-        """Whether it was cancelled or is too late."""
-        return self.cancelled or (self.deadline is not None and now >= self.deadline)
-
-    def rewind(self) -> None:
-        """Make the text agree with `generated` again, after a step that was interrupted."""
-        del self.pending[:]
-        if self.logprobs is not None:
-            del self.logprobs[len(self.generated) :]
-        if self.text is not None:
-            self.text.data[:] = self._echo() + b"".join(map(self.vocab.piece, self.generated))
-            self.text.stopped = False
-
-    def emit(self, token: int) -> None:
-        """Send what can be shown."""
-        assert self.text is not None
-        assert self.on_chunk is not None
-        self.pending.append(token)
-        text = self.text.take()
-        if text:
-            tokens, self.pending = self.pending, []
-            logprobs = None if self.logprobs is None else self.logprobs[len(self.generated) - len(tokens) :]
-            self.on_chunk(Chunk(text, tokens, logprobs, index=self.index))
+        generated = self.output.token_ids
+        return np.concatenate([self.prompt, np.array(generated, np.int32)]) if generated else self.prompt
 
     def finish(self, reason: FinishReason) -> None:
-        """End with a result."""
-        generated = self.generated
-        if self.text is not None:
-            text = self.text.text
-        else:
-            piece = self.vocab.piece
-            # an end token that is a control token writes nothing
-            text = (self._echo() + b"".join([piece(t) for t in generated])).decode("utf-8", "replace")
-        decode_s = max(0.0, self.t_last - self.t_first)
-        n = len(generated)
+        """End with a result. Called again after it was broken off, it ends the same."""
+        output, text = self.output, self.output.text
+        n = len(output.token_ids)
         completion = Completion(
             text=text,
-            token_ids=generated,
+            token_ids=output.token_ids,
             finish_reason=reason,
-            usage=Usage(len(self.prompt), self.cached, n),
-            timings=Timings(
-                queue_s=(self.t_slot or perf_counter()) - self.arrival,
-                prompt_s=max(0.0, self.t_first - self.t_slot),
-                ttft_s=max(0.0, self.t_first - self.arrival),
-                decode_s=decode_s,
-                tokens_per_s=(n - 1) / decode_s if n > 1 and decode_s > 0 else 0.0,
-                drafted=self.drafted,
-                accepted=self.drafts_kept,
-            ),
-            logprobs=self.logprobs,
+            usage=Usage(len(self.prompt), self.progress.cached_tokens, n),
+            timings=self.progress.timings(self.place.arrival, n),
+            logprobs=output.logprobs,
             seed=None if self.params.greedy else self.seed,
-            parsed=self._parsed(text) if reason != "cancelled" else None,
-            stop_reason=self.stop_reason,
+            parsed=output.parsed(reason, text),
+            stop_reason=output.stop_reason,
             prompt=self.prompt_text,
             prompt_token_ids=self.prompt.tolist(),
-            prompt_logprobs=(self.group or self).prompt_logprobs,
+            prompt_logprobs=(self.place.group or self).prompt_logprobs,
             index=self.index,
         )
+        output.finalize(completion)
         self.completion = completion
         self.done = True
-        if self.on_chunk is not None and self.text is not None:
-            tokens, self.pending = self.pending, []
-            logprobs = None if self.logprobs is None else self.logprobs[n - len(tokens) :] if tokens else []
-            self.on_chunk(Chunk(self.text.take(final=True), tokens, logprobs, reason, completion, self.index))
         self.notify()
-
-    def _parsed(self, text: str) -> Any:
-        """The value of a structured output."""
-        if self.constraint is None:
-            return None
-        return self.constraint.result(text.removeprefix(self._echo().decode("utf-8", "replace")))
 
     def fail(self, error: BaseException) -> None:
         """End with an exception, unless it is over."""

@@ -96,7 +96,7 @@ class Scheduler:
     @property
     def wanted(self) -> bool:
         """Whether there are requests that nobody cancelled."""
-        return any(not request.cancelled for request in self._requests)
+        return any(not request.place.cancelled for request in self._requests)
 
     @property
     def running(self) -> int:
@@ -189,10 +189,10 @@ class Scheduler:
             while free and self._requests.ready:
                 request = self._requests.pop()
                 running = next((slot.request for slot in self.slots if slot.request is not None), None)
-                if running is not None and (request.alone or running.alone):
+                if running is not None and (request.place.alone or running.place.alone):
                     later.append(request)
                     break
-                if request.group is not None and self._prompting(request.group):
+                if request.place.group is not None and self._prompting(request.place.group):
                     later.append(request)  # its prompt is being computed for the first of the group
                 else:
                     free -= self._place(request, later)
@@ -211,12 +211,13 @@ class Scheduler:
                 later.append(request)
                 return False
             slot, n_past = placed
-            request.cached = min(request.cached, n_past) if request.generated else n_past
+            progress = request.progress
+            progress.cached_tokens = min(progress.cached_tokens, n_past) if request.output.token_ids else n_past
             slot.request, slot.state, slot.todo, slot.n_past = request, State.PROMPT, tokens, n_past
             slot.used = self._steps
             if request.scoring:
                 request.prompt_logprobs = []  # from the start, where a step was interrupted
-            request.t_slot = request.t_slot or perf_counter()
+            request.progress.t_slot = request.progress.t_slot or perf_counter()
             self.selection.prepare(slot, request)
             return True
         except Exception as error:
@@ -234,7 +235,7 @@ class Scheduler:
                 self.prefixes.forget(slot)
 
     def _prompting(self, leader: Request) -> bool:
-        return not leader.done and not leader.generated
+        return not leader.done and not leader.output.token_ids
 
     def _run(self, rows: list[Row]) -> None:
         began = perf_counter()
@@ -309,57 +310,36 @@ class Scheduler:
             token, logprob = self.selection.token(row, slot, request)
             if not self._accept(slot, request, token, logprob):
                 return False
-            return request.constraint is None or self._follow(slot, request)
+            return request.output.constraint is None or self._follow(slot, request)
         except Exception as error:
             self._fail(slot, failure_of(error))
             return False
 
     def _follow(self, slot: Slot, request: Request) -> bool:
         """Accept the tokens that a constraint leaves no choice for; they are computed with the next batch."""
-        constraint, chain = request.constraint, request.chain
+        constraint, sampler = request.output.constraint, request.sampler
         assert constraint is not None
-        assert chain is not None
-        if request.logprobs is not None or request.steps or request.params.overflow == "shift":
+        assert sampler is not None
+        if request.output.logprobs is not None or request.steps or request.params.overflow == "shift":
             return True  # these need each token's own row
         most = self._planner.most // len(self.slots) - 1
         for token in constraint.forced()[: max(0, most)]:
-            if request.vocab.is_eog(token) or slot.n_past + len(slot.run) + 2 > self.n_ctx:
+            if self.vocab.is_eog(token) or slot.n_past + len(slot.run) + 2 > self.n_ctx:
                 return True
-            constraint.accept(token)
-            chain._lib.llama_sampler_accept(chain._ptr, token)
+            sampler.chain.accept(token)
             slot.run.append(slot.last)
             if not self._accept(slot, request, token, None):
                 return False
         return True
 
     def _accept(self, slot: Slot, request: Request, token: int, logprob: TokenLogprob | None) -> bool:
-        generated = request.generated
-        request.t_last = perf_counter()
-        if not generated:
-            request.t_first = request.t_last
+        """Give a request its next token; returns whether it goes on."""
+        request.progress.token()
         slot.last = token
-        text = request.text
-        vocab = self.vocab
-        piece = b"" if text is None else vocab._pieces.get(token)
-        if piece is None:
-            piece = vocab.piece(token)
-        if logprob is not None:
-            assert request.logprobs is not None
-            request.logprobs.append(logprob)
-        generated.append(token)
-        if vocab._eog.get(token, True) and vocab.is_eog(token) and not request.params.ignore_eos:
-            self._end(slot, "eog")
+        if (reason := request.output.accept(token, logprob)) is not None:
+            self._end(slot, reason)
             return False
-        if text is not None and request.push(token, piece):
-            self._end(slot, "stop")
-            return False
-        if len(generated) >= request.limit:
-            if request.on_chunk is not None:
-                request.pending.append(token)
-            self._end(slot, "length")
-            return False
-        if request.on_chunk is not None:
-            request.emit(token)
+        if request.output.release():
             request.notify()
         if slot.n_past >= self.n_ctx:
             return self._overflow(slot, request)
@@ -370,13 +350,13 @@ class Scheduler:
         draft, slot.draft = slot.draft, []
         request = slot.request
         assert request is not None
-        request.drafted += len(draft)
+        request.progress.drafted += len(draft)
         kept = 0
         going = self._choose(row, slot)
         while going and kept < len(draft) and slot.last == draft[kept]:
             kept += 1
             slot.n_past += 1
-            request.drafts_kept += 1
+            request.progress.accepted += 1
             going = self._choose(row + kept, slot)
         if going and kept < len(draft) and not self.prefixes.reject(slot, request):
             self._requeue(slot)
@@ -461,7 +441,7 @@ class Scheduler:
                     ),
                 )
             else:
-                request.alone = request.alone or slot in spoiled
+                request.place.alone = request.place.alone or slot in spoiled
                 self._requeue(slot)
 
     def _make_room(self, error: NoKvSlot) -> None:
@@ -497,7 +477,10 @@ class Scheduler:
         if request.done:
             request.notify()  # its end may have been interrupted before that
             return False
-        request.rewind()
+        if (reason := request.output.rewind()) is not None:
+            self._finish(request, reason)
+            return False
+        self.selection.drop(request)  # it may have drawn a token that the request never got
         return True
 
     def _leave(self, slot: Slot) -> None:

@@ -91,4 +91,4 @@ class Slot:
     def arrival(self) -> int:
         """The place in the order of arrival of its request."""
         assert self.request is not None
-        return self.request.number
+        return self.request.place.number

@@ -35,11 +35,11 @@ def _most(slot: Slot, n_draft: int, n_ctx: int) -> int:
     """How many tokens may be drafted for a slot: its request and its sequence must have room for them."""
     request = slot.request
     assert request is not None
-    if request.constraint is not None or request.params.overflow == "shift":
+    if request.output.constraint is not None or request.params.overflow == "shift":
         return 0  # a constraint is asked token by token; a shift moves positions
     if slot.run:
         return 0  # it computes again what a rejected draft took with it
-    return max(0, min(n_draft, request.limit - len(request.generated) - 1, n_ctx - slot.n_past - 2))
+    return max(0, min(n_draft, request.limit - len(request.output.token_ids) - 1, n_ctx - slot.n_past - 2))
 
 
 class PromptLookup:

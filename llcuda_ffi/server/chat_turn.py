@@ -53,7 +53,7 @@ class ChatTurn:
         # rendering and compiling a grammar take milliseconds: not in the event loop
         requests, _ = await asyncio.to_thread(prepare_all, llm.llama, self.messages, self.params, self.options)
         if not self.reasoning:
-            requests[0].reasoning = None
+            requests[0].leave_reasoning()
         return requests[0]
 
     async def answer(self, state: ServerState, request: Request, model: ServedModel) -> ChatCompletion:

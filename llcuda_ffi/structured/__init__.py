@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from ..core.model import Model
+from ..engine.answer_params import AnswerParams
 from ..engine.sampling.constraint import Constraint, GrammarConstraint
 from ..sampling_params import SamplingParams
 
@@ -24,10 +25,13 @@ def constraint_for(model: Model, params: SamplingParams) -> Constraint | None:
     wanted = (params.json_schema, params.regex, params.choices, params.lark)
     if all(value is None for value in wanted):
         return None
-    from .grammars import Preceded, grammar_of
+    from .grammars import grammar_of, part_read, preceded
     from .guided import GuidedConstraint
 
     grammars, read = grammar_of(params)
-    if isinstance(params, Preceded):
-        grammars = [params.before(grammar) for grammar in grammars]
+    if isinstance(params, AnswerParams):
+        if params.first:
+            grammars = [preceded(grammar, params.first, params.rules) for grammar in grammars]
+        if params.output_of is not None:
+            read = part_read(params.output_of, read)
     return GuidedConstraint(model, grammars, read)

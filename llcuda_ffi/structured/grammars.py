@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from itertools import islice
 from time import monotonic
 from typing import Any
@@ -23,27 +22,15 @@ _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": 
 _COMBINING = ("allOf", "anyOf", "oneOf", "not", "if", "$ref", "dependentSchemas")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preceded(SamplingParams):
-    """Settings whose structured output comes after something else, such as a model's reasoning.
+def preceded(grammar: str, first: str, rules: Sequence[str]) -> str:
+    """`grammar` after something else, such as a model's reasoning.
 
-    Attributes:
+    Args:
         first, rules: what comes first, in llguidance's Lark, and the rules that it needs.
     """
-
-    first: str
-    rules: Sequence[str]
-
-    @classmethod
-    def of(cls, params: SamplingParams, first: str, rules: Sequence[str]) -> Preceded:
-        """`params` with it."""
-        return cls(**{f.name: getattr(params, f.name) for f in fields(SamplingParams)}, first=first, rules=rules)
-
-    def before(self, grammar: str) -> str:
-        """A grammar with what comes first."""
-        inner = {"name": "output", **json.loads(grammar)["grammars"][0]}
-        lark = "\n".join([f"start: {self.first} @output", *self.rules])
-        return _dump({"grammars": [{"name": "start", "lark_grammar": lark}, inner]})
+    inner = {"name": "output", **json.loads(grammar)["grammars"][0]}
+    lark = "\n".join([f"start: {first} @output", *rules])
+    return _dump({"grammars": [{"name": "start", "lark_grammar": lark}, inner]})
 
 
 def constrained(params: SamplingParams) -> bool:
@@ -247,6 +234,16 @@ def _typed(hint: Any) -> Read:
             return None
 
     return read
+
+
+def part_read(output_of: Callable[[str], str | None], read: Read) -> Read:
+    """Reads the part of a text that is the structured output."""
+
+    def read_part(text: str) -> Any:
+        part = output_of(text)
+        return None if part is None else read(part)
+
+    return read_part
 
 
 def json_value(text: str) -> Any:

@@ -199,6 +199,12 @@ class GuidedConstraint:
         if not matcher.consume_token(token):
             raise InvalidRequest(f"the structured output broke off: {matcher.get_error()[:300]}")
 
+    def restart(self, tokens: Sequence[int]) -> None:
+        """See engine/sampling/constraint.py."""
+        self._bits = None
+        self._matcher.reset()
+        self._matcher.consume_tokens(list(tokens))
+
     def forced(self) -> list[int]:
         """See engine/sampling/constraint.py."""
         return self._matcher.compute_ff_tokens()

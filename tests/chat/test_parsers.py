@@ -39,12 +39,7 @@ def whole(format: str, text: str, **more: Any) -> Parsed:
 def pieces(format: str, parts: list[str], **more: Any) -> Parsed:
     """The answer as a stream."""
     parser = AnswerParser(format, tools=TOOLS, **more)
-    together = Parsed()
-    for part in parts:
-        for delta in parser.feed(part):
-            together.add(delta)
-    for delta in parser.close():
-        together.add(delta)
+    together = Parsed.of([*(delta for part in parts for delta in parser.feed(part)), *parser.close()])
     assert together == parser.parsed
     return together
 

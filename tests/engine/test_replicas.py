@@ -106,10 +106,10 @@ def test_replicas_are_filled_evenly(two: Llama) -> None:
         two.requests(two.tokenize_prompt(p), SamplingParams(max_tokens=30, ignore_eos=True))[0] for p in PROMPTS
     ]
     two.engine.submit(*requests)
-    assert sorted(r.replica for r in requests) == [0] * 5 + [1] * 5
+    assert sorted(r.place.replica for r in requests) == [0] * 5 + [1] * 5
     for request in requests:
         two.engine.wait(request)
-    assert {len(r.generated) for r in requests} == {30}
+    assert {len(r.output.token_ids) for r in requests} == {30}
 
 
 def test_state_of_all_replicas(two: Llama, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_priority_then_arrival(llm: Llama) -> None:
     for request in (*first, low, high, low2):
         scheduler.submit(request)
     _finish(llm)
-    assert high.t_slot <= low.t_slot <= low2.t_slot
+    assert high.progress.t_slot <= low.progress.t_slot <= low2.progress.t_slot
 
 
 def test_long_prompt_does_not_stall_streams(smollm2: Path) -> None:
@@ -124,10 +124,10 @@ def test_long_prompt_does_not_stall_streams(smollm2: Path) -> None:
         scheduler.step()
         scheduler.submit(_request(llm, "word " * 300))
         for _ in range(5):
-            before = len(running.generated)
+            before = len(running.output.token_ids)
             batch = llm.metrics().batch_tokens
             scheduler.step()
-            assert len(running.generated) == before + 1
+            assert len(running.output.token_ids) == before + 1
             assert llm.metrics().batch_tokens - batch <= 65
         _finish(llm)
 
@@ -145,7 +145,7 @@ def test_prompts_alone_fill_the_batch(smollm2: Path) -> None:
             scheduler.step()
             assert llm.metrics().batch_tokens == n_batch
             _finish(llm)
-            found.append([r.generated for r in requests])
+            found.append([r.output.token_ids for r in requests])
     assert found[0] == found[1]
 
 

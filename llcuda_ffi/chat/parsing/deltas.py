@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,8 +49,7 @@ class ToolCall:
     Attributes:
         id: names the call; the tool message that answers it carries the same tool_call_id.
         name: the function.
-        arguments: JSON text, as the model wrote it; with a small model, or cut by max_tokens, it may not
-            parse.
+        arguments: JSON text, as the model wrote it. See `complete`.
     """
 
     id: str
@@ -62,6 +61,15 @@ class ToolCall:
         function = {"name": self.name, "arguments": self.arguments}
         return {"id": self.id, "type": "function", "function": function}
 
+    @property
+    def complete(self) -> bool:
+        """Whether the arguments are a JSON object. They are not where max_tokens or a stop string cut the call (the
+        finish_reason is then "length" or "stop"), or where a small model wrote something else."""
+        try:
+            return isinstance(self.parsed_arguments(), dict)
+        except ValueError:
+            return False
+
     def parsed_arguments(self) -> Any:
         """The arguments as a value.
 
@@ -69,7 +77,7 @@ class ToolCall:
             ValueError: the model wrote no valid JSON.
         """
         try:
-            return json.loads(self.arguments or "{}")
+            return json.loads(self.arguments)
         except RecursionError:
             raise ValueError("the arguments are nested too deep") from None
 
@@ -88,15 +96,22 @@ class Parsed:
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
 
-    def add(self, delta: Delta) -> None:
-        """One more piece."""
-        self.content += delta.content
-        self.reasoning += delta.reasoning
-        call = delta.call
-        if call is not None:
-            if call.index == len(self.tool_calls):
-                self.tool_calls.append(ToolCall(call.id or "", call.name or ""))
-            self.tool_calls[call.index].arguments += call.arguments
+    @classmethod
+    def of(cls, deltas: Iterable[Delta]) -> Parsed:
+        """The answer that came in pieces."""
+        content, reasoning = [], []
+        calls: list[tuple[ToolCall, list[str]]] = []
+        for delta in deltas:
+            content.append(delta.content)
+            reasoning.append(delta.reasoning)
+            call = delta.call
+            if call is not None:
+                if call.index == len(calls):
+                    calls.append((ToolCall(call.id or "", call.name or ""), []))
+                calls[call.index][1].append(call.arguments)
+        for made, arguments in calls:
+            made.arguments = "".join(arguments)
+        return cls("".join(content), "".join(reasoning), [made for made, _ in calls])
 
 
 class Output:
@@ -113,10 +128,8 @@ class Output:
         self.names, self.schemas = names, schemas or {}
         self._deltas: list[Delta] = []
         self._calls = 0
-        self._space = ""  # at the end of the content: shown when more content follows
-        self._trim = False
-        self._thought = ""
-        self._fresh = True
+        self._empty_call = False  # the last call has no arguments yet
+        self._content, self._reasoning = _Trimmed(lead=False), _Trimmed(lead=True)
 
     def take(self) -> list[Delta]:
         """What came since the last call."""
@@ -125,46 +138,71 @@ class Output:
 
     def content(self, text: str) -> None:
         """Text for the user."""
-        if self._trim:
-            text = text.lstrip()
-            if not text:
-                return
-            self._trim = False
-        text = self._space + text
-        shown = text.rstrip()
-        self._space = text[len(shown) :]
-        if shown:
+        if shown := self._content.add(text):
             self._deltas.append(Delta(content=shown))
 
     def reasoning(self, text: str) -> None:
         """The model's thinking; white space at its ends is dropped."""
-        if self._fresh:
-            text = text.lstrip()
-            if not text:
-                return
-            self._fresh = False
-        text = self._thought + text
-        shown = text.rstrip()
-        self._thought = text[len(shown) :]
-        if shown:
+        if shown := self._reasoning.add(text):
             self._deltas.append(Delta(reasoning=shown))
 
     def part(self) -> None:
         """Something that is no content begins or ends here."""
-        self._space, self._trim, self._thought, self._fresh = "", True, "", True
+        self._content, self._reasoning = _Trimmed(lead=True), _Trimmed(lead=True)
 
     def call(self, name: str, id: str | None = None) -> None:
         """A call begins."""
+        self._complete_call()
         self.part()
         self._deltas.append(Delta(call=CallDelta(self._calls, name, id)))
         self._calls += 1
+        self._empty_call = True
 
     def arguments(self, text: str) -> None:
         """More of the arguments of the last call."""
-        self._deltas.append(Delta(call=CallDelta(self._calls - 1, arguments=text)))
+        if text:
+            self._empty_call = False
+            self._deltas.append(Delta(call=CallDelta(self._calls - 1, arguments=text)))
 
-    def end(self) -> None:
-        """The answer is over: white space at the end of content is content."""
-        if self._space:
-            self._deltas.append(Delta(content=self._space))
-            self._space = ""
+    def _complete_call(self) -> None:
+        """A call without arguments has none: {}."""
+        if self._empty_call:
+            self.arguments("{}")
+
+    def end(self, *, cut: bool) -> None:
+        """The answer is over: white space at the end of content is content.
+
+        Args:
+            cut: it was not the model that ended it, so a call without arguments may have had some.
+        """
+        if not cut:
+            self._complete_call()
+        if space := self._content.space():
+            self._deltas.append(Delta(content=space))
+
+
+class _Trimmed:
+    """A text that comes in pieces, without the white space at its end, and at its start where `lead` is set."""
+
+    def __init__(self, *, lead: bool) -> None:
+        self._lead = lead
+        self._space: list[str] = []  # shown when more follows
+
+    def add(self, text: str) -> str:
+        """What can be shown after one more piece."""
+        if self._lead:
+            text = text.lstrip()
+            self._lead = not text
+        shown = text.rstrip()
+        if not shown:
+            if text:
+                self._space.append(text)
+            return ""
+        before, self._space = "".join(self._space), []
+        if len(shown) < len(text):
+            self._space.append(text[len(shown) :])
+        return before + shown
+
+    def space(self) -> str:
+        """The white space at the end."""
+        return "".join(self._space)

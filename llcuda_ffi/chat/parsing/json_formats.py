@@ -1,6 +1,7 @@
 """How models write tool calls as JSON: one generator for each way (see reader.py).
 
-Text that turns out not to be a call is content. A call that was begun stays one, even when max_tokens cut it.
+Text that turns out not to be a call is content, unless the answer was cut before that showed. A call whose name is
+known stays one, even where the answer was cut.
 """
 
 from __future__ import annotations
@@ -112,9 +113,7 @@ def _loads(text: str) -> Any:
 
 
 def json_calls(r: Reader, o: Output) -> Reading[bool]:
-    """A call, several of them one after the other, a list of them, or {"tool_calls": [ … ]}; False where it
-    is none.
-    """
+    """A call, several of them one after the other, a list of them, or {"tool_calls": [ … ]}; False where it is none."""
     some = False
     while True:
         yield from r.space()
@@ -153,7 +152,7 @@ class Marked(Marks):
             done = yield from json_calls(r, o)
             read = r.stop_record()
             if not done:
-                o.content(self.open + read)
+                o.content(r.unless_cut(self.open + read))
                 continue
             yield from r.space()
             if self.close:
@@ -180,7 +179,7 @@ class Bare(Marks):
             done = False
         read = r.stop_record()
         if not done:
-            o.content(read)
+            o.content(r.unless_cut(read))
         else:
             yield from r.space()
             if fenced:
@@ -202,7 +201,7 @@ class Named(Marks):
         while (yield from r.until((self.open,), o.content)):
             name, found = yield from r.text_until(self.name_end)
             if not found:
-                o.content(self.open + name)
+                o.content(r.unless_cut(self.open + name))
                 return
             o.call(name.strip())
             yield from r.value(o.arguments)
@@ -229,7 +228,7 @@ class Keyed(Marks):
                 some = True
             read = r.stop_record()
             if not some:
-                o.content(self.open + read)
+                o.content(r.unless_cut(self.open + read))
                 continue
             yield from r.literal("]")
             yield from r.space()
@@ -264,14 +263,14 @@ def mistral(r: Reader, o: Output) -> Reading[None]:
             done = yield from json_calls(r, o)
             read = r.stop_record()
             if not done:
-                o.content("[TOOL_CALLS]" + read)
+                o.content(r.unless_cut("[TOOL_CALLS]" + read))
             continue
         name, marker = yield from r.text_until("[CALL_ID]", "[ARGS]")
         call_id = None
         if marker == "[CALL_ID]":
             call_id, marker = yield from r.text_until("[ARGS]")
         if not marker:
-            o.content("[TOOL_CALLS]" + name)
+            o.content(r.unless_cut("[TOOL_CALLS]" + name))
             return
         o.call(name.strip(), call_id)
         yield from r.value(o.arguments)

@@ -121,7 +121,7 @@ def recipients(r: Reader, o: Output) -> Reading[None]:
             r.stop_record()
             break
     else:
-        o.content(r.stop_record())
+        o.content(r.unless_cut(r.stop_record()))
     while True:
         if to != "all":
             o.call(to)

@@ -197,11 +197,9 @@ class AnswerParser:
         """
         Args:
             format: a name in FORMATS.
-            tools: the tools' schemas. Where an answer in plain JSON may be a call, only their names make it
-                one.
+            tools: the tools' schemas. Where an answer in plain JSON may be a call, only their names make it one.
             reasoning: what opens and closes reasoning at the start of the answer.
-            prompt: what the answer continues: where it ends with the opening of reasoning, the answer is in
-                it.
+            prompt: what the answer continues: where it ends with the opening of reasoning, the answer is in it.
         """
         if format not in FORMATS:
             raise InvalidRequest(f"no tool format is called {format!r:.60}: there are {', '.join(sorted(FORMATS))}")
@@ -211,7 +209,7 @@ class AnswerParser:
         self._output = Output(frozenset(schemas) if tools and isinstance(form, Bare) else None, schemas)
         opened = reasoning is not None and format != "harmony" and _opened(prompt, reasoning)
         self._run: Generator[None, None, None] | None = self._read(form, reasoning, opened, format)
-        self.parsed = Parsed()
+        self._deltas: list[Delta] = []
         self._advance()
 
     def _read(
@@ -230,7 +228,7 @@ class AnswerParser:
                 if none:
                     o.part()
                 elif not opened:
-                    o.content(space)
+                    o.content(r.unless_cut(space))
             if opened:
                 o.part()
                 # Apertus calls tools in the middle of its thoughts
@@ -248,29 +246,36 @@ class AnswerParser:
             except StopIteration:
                 self._run = None
         deltas = self._output.take()
-        for delta in deltas:
-            self.parsed.add(delta)
+        self._deltas += deltas
         return deltas
 
     def feed(self, text: str) -> list[Delta]:
         """What is new after more text."""
+        if self._run is None:
+            return []
         self._reader.feed(text)
         return self._advance()
 
-    def close(self) -> list[Delta]:
-        """What is left at the end of the answer."""
-        self._reader.closed = True
-        deltas = self._advance()
-        self._output.end()
-        last = self._output.take()
-        for delta in last:
-            self.parsed.add(delta)
-        return deltas + last
+    def close(self, *, cut: bool = False) -> list[Delta]:
+        """What is left at the end of the answer.
 
-    def parse(self, text: str) -> Parsed:
-        """The whole answer."""
+        Args:
+            cut: it was not the model that ended it: the beginning of a mark or of a call at its end is no content.
+        """
+        self._reader.closed, self._reader.cut = True, cut
+        deltas = self._advance()
+        self._output.end(cut=cut)
+        return deltas + self._advance()
+
+    @property
+    def parsed(self) -> Parsed:
+        """The answer so far."""
+        return Parsed.of(self._deltas)
+
+    def parse(self, text: str, *, cut: bool = False) -> Parsed:
+        """The whole answer; see `close` for `cut`."""
         self.feed(text)
-        self.close()
+        self.close(cut=cut)
         return self.parsed
 
 

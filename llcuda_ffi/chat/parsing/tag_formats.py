@@ -58,7 +58,7 @@ class Tagged(Marks):
             ends = (self.name_end,) if self.name_end != "\n" else ("\n", self.key, self.call_end)
             name, found = yield from r.text_until(*ends)
             if not found:
-                o.content(self.call + name)
+                o.content(r.unless_cut(self.call + name))
                 return
             o.call(name.strip())
             first = True
@@ -113,11 +113,12 @@ class Gemma(Marks):
         while (yield from r.until((self.open,), o.content)):
             text, found = yield from r.text_until(self.close)
             match = re.fullmatch(r"\s*(?:call:)?([\w.:-]+)\s*(\{.*\})\s*", text, re.DOTALL)
-            if not match:
-                o.content(self.open + text + found)
+            arguments = self._json(match.group(2)) if match else ""
+            if not match or (r.cut and not _is_json(arguments)):
+                o.content(r.unless_cut(self.open + text + found))
                 continue
             o.call(match.group(1))
-            o.arguments(self._json(match.group(2)))
+            o.arguments(arguments)
             o.part()
 
     def _json(self, text: str) -> str:
@@ -143,7 +144,7 @@ class Pythonic(Marks):
             text, found = yield from r.text_until(self.close)
             calls = _python_calls(text)
             if not calls:
-                o.content(self.open + text + found)
+                o.content(r.unless_cut(self.open + text + found))
                 continue
             for name, arguments in calls:
                 o.call(name)

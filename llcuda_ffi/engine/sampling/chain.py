@@ -131,6 +131,23 @@ def pick_seed(params: SamplingParams) -> int:
 
 
 @dataclass(slots=True)
+class TokenSampler:
+    """What chooses the tokens of one request.
+
+    Attributes:
+        chain: its sampler chain.
+        reach: how many of the likeliest tokens the chain can choose from; 0 for all (topk_prefilter.py).
+        row: samples rows where the plain C call is not enough, None otherwise.
+        argmax: where greedy needs no chain: the highest logit is the token, unless it is one of these.
+    """
+
+    chain: SamplerChain
+    reach: int
+    row: RowSampler | None = None
+    argmax: frozenset[int] | None = None
+
+
+@dataclass(slots=True)
 class RowSampler:
     """Chooses tokens for one request where the plain C call is not enough: constraints, steps, log probabilities.
 
@@ -148,7 +165,7 @@ class RowSampler:
     reach: int
 
     def sample(self, row: int) -> tuple[int, TokenLogprob | None]:
-        """Choose and accept a token from batch row `row`."""
+        """Choose a token from batch row `row`; the chain remembers it, the constraint does not yet."""
         logits = self.context._logits(row)
         # log probabilities are of the model's own distribution, so they are read before a mask is applied
         wanted = None if self.logprobs is None else log_softmax(logits)
@@ -165,8 +182,6 @@ class RowSampler:
             token = self.shortlist.sample(logits[None], [(chain._ptr, 0, self.reach)])[0]
         if token < 0:
             token = int(chain._lib.llama_sampler_sample(chain._ptr, self.context._ptr, row))
-        if constraint is not None:
-            constraint.accept(token)
         if wanted is None:
             return token, None
         return token, token_logprob(self.chain.model.vocab, token, wanted, self.logprobs or 0)

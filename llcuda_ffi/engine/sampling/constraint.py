@@ -25,7 +25,14 @@ class Constraint(Protocol):
         """Compute the next masks of several constraints of this kind together, where that is faster."""
 
     def accept(self, token: int) -> None:
-        """The token that was chosen."""
+        """The token that was chosen.
+
+        Raises:
+            InvalidRequest: it is not allowed here.
+        """
+
+    def restart(self, tokens: Sequence[int]) -> None:
+        """Begin again, and accept `tokens`: what was accepted after them did not happen."""
 
     def forced(self) -> list[int]:
         """Tokens that must come next, when there is no choice; may be empty. They are not accepted yet."""
@@ -80,6 +87,13 @@ class GrammarConstraint(Handle):
             self._done = True
         else:
             self._lib.llama_sampler_accept(self._ptr, token)
+
+    def restart(self, tokens: Sequence[int]) -> None:
+        """See Constraint."""
+        self._lib.llama_sampler_reset(self._ptr)
+        self._done = False
+        for token in tokens:
+            self.accept(token)
 
     def forced(self) -> list[int]:
         """See Constraint."""

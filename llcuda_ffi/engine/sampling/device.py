@@ -23,15 +23,12 @@ class BackendSampling:
 
     def attach(self, seq_id: int, request: Request) -> None:
         """Run the request's chain on the backend, where all of it can run there."""
-        chain = request.chain
-        if (
-            chain is None
-            or request.row_sampler is not None
-            or request.scoring
-            or not _OFFLOADED.issuperset(chain.names)
-        ):
+        sampler = request.sampler
+        if sampler is None or sampler.row is not None or request.scoring:
             return
-        if chain._attach(self._context, seq_id):
+        if not _OFFLOADED.issuperset(sampler.chain.names):
+            return
+        if sampler.chain._attach(self._context, seq_id):
             self._attached.add(seq_id)
 
     def detach(self, seq_id: int) -> None:

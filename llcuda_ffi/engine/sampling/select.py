@@ -13,7 +13,7 @@ from ..plan import Row
 from ..request import Request
 from ..results import TokenLogprob
 from ..slot import Slot
-from .chain import Chains, RowSampler
+from .chain import Chains, RowSampler, TokenSampler
 from .constraint import masks_ahead
 from .device import BackendSampling
 from .row_pool import RowPool
@@ -37,28 +37,28 @@ class Selection:
 
     def prepare(self, slot: Slot, request: Request) -> None:
         """Give a request that enters a slot its chain; one that comes back has it already."""
-        if request.chain is None:
-            self._make(request)
+        if request.sampler is None:
+            request.sampler = self._make(request)
         if self._backend is not None:
             self._backend.attach(slot.index, request)
 
-    def _make(self, request: Request) -> None:
-        params = request.params
-        request.chain = chain = self._chains.take(params, request.seed)
-        request.reach = reach(chain.names, params, self._vocab)
-        if request.constraint is not None or request.steps or params.logprobs is not None:
-            request.row_sampler = RowSampler(
+    def _make(self, request: Request) -> TokenSampler:
+        params, constraint = request.params, request.output.constraint
+        chain = self._chains.take(params, request.seed)
+        sampler = TokenSampler(chain, reach(chain.names, params, self._vocab))
+        if constraint is not None or request.steps or params.logprobs is not None:
+            sampler.row = RowSampler(
                 self._context,
                 chain,
-                request.constraint,
+                constraint,
                 request.steps,
-                request.generated,
+                request.output.token_ids,
                 params.logprobs,
                 self.rows.shortlist,
-                request.reach,
+                sampler.reach,
             )
         elif self._backend is None:
-            request.argmax = lowered_by(chain.names, params, self._vocab)
+            sampler.argmax = lowered_by(chain.names, params, self._vocab)
         if "penalties" in chain.names or "dry" in chain.names:
             accept, pointer = chain._lib.llama_sampler_accept, chain._ptr
             look_back = max(params.penalty_last_n, params.dry_penalty_last_n)
@@ -66,6 +66,9 @@ class Selection:
                 look_back = len(request.prompt)
             for token in request.prompt[max(0, len(request.prompt) - look_back) :].tolist():
                 accept(pointer, token)
+            for token in request.output.token_ids:
+                accept(pointer, token)
+        return sampler
 
     def finite(self, batch: Batch, row: int | None = None) -> bool:
         """Whether the logits of the last decode are numbers, of one batch row or of all.
@@ -91,7 +94,8 @@ class Selection:
 
     def ahead(self, rows: Sequence[Row], batch: Batch) -> None:
         """After a decode: do for all rows together what is faster so; `token` finds it."""
-        constraints = [s.request.constraint for row, s in rows if row >= 0 and s.request and s.request.constraint]
+        outputs = [slot.request.output for row, slot in rows if row >= 0 and slot.request]
+        constraints = [output.constraint for output in outputs if output.constraint is not None]
         if len(constraints) > 1:
             masks_ahead(constraints)  # a GPU still computes meanwhile
         threaded = self.rows.pays(len(rows))
@@ -99,13 +103,12 @@ class Selection:
             return
         plain, jobs = [], []
         for row, slot in rows:
-            request = slot.request
-            if row < 0 or request is None or request.row_sampler is not None or slot.draft:
+            sampler = None if slot.request is None else slot.request.sampler
+            if row < 0 or sampler is None or sampler.row is not None or slot.draft:
                 continue
-            if request.argmax is None and (threaded or request.reach):
-                assert request.chain is not None
+            if sampler.argmax is None and (threaded or sampler.reach):
                 plain.append(slot)
-                jobs.append((request.chain._resource.pointer, row, request.reach))
+                jobs.append((sampler.chain._resource.pointer, row, sampler.reach))
         if jobs:
             for slot, token in zip(plain, self.rows.sample(jobs, batch.output[: batch.n_tokens]), strict=True):
                 slot.sampled = token
@@ -117,14 +120,15 @@ class Selection:
             InvalidRequest: a grammar leaves no token to choose.
         """
         token, slot.sampled = slot.sampled, -1
-        if request.row_sampler is not None:
-            return request.row_sampler.sample(row)
-        lowered = request.argmax
+        sampler = request.sampler
+        assert sampler is not None
+        if sampler.row is not None:
+            return sampler.row.sample(row)
+        lowered = sampler.argmax
         if token < 0 and lowered is not None:
             token = int(self._context._logits(row).argmax())
         if token < 0 or (lowered and token in lowered):
-            assert request.chain is not None
-            token = self._sample(request.chain._resource.pointer, self._context._resource.pointer, row)
+            token = self._sample(sampler.chain._resource.pointer, self._context._resource.pointer, row)
         return token, None
 
     def detach(self, slot: Slot) -> None:
@@ -133,11 +137,15 @@ class Selection:
             self._backend.detach(slot.index)
 
     def release(self, slot: Slot, request: Request) -> None:
-        """A request is over: keep its chain for another one."""
+        """A request is over."""
         self.detach(slot)
-        chain, request.chain, request.row_sampler = request.chain, None, None
-        if chain is not None:
-            self._chains.give(request.params, chain)
+        self.drop(request)
+
+    def drop(self, request: Request) -> None:
+        """The request's sampler is not needed, or not true, any more: its chain is kept for another one."""
+        sampler, request.sampler = request.sampler, None
+        if sampler is not None:
+            self._chains.give(request.params, sampler.chain)
 
     def close(self) -> None:
         """Free the chains and end the threads."""
