@@ -49,10 +49,6 @@ class Place:
     cancelled: bool = False
     alone: bool = False
 
-    def over(self, now: float) -> bool:
-        """Whether it was cancelled or is too late."""
-        return self.cancelled or (self.deadline is not None and now >= self.deadline)
-
 
 @dataclass(slots=True)
 class Progress:
