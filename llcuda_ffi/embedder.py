@@ -5,22 +5,31 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from .bundles import InstalledBundle
 from .core.model import Model
+from .embedding.options import EncodeOptions, encode_options
+from .embedding.precision import quantize_embeddings
 from .embedding.text_model import TextModel, check_texts
+from .embedding.vectors import normalized, to_tensor
 from .enums import PoolingType
 from .errors import InvalidRequest, UnsupportedModel
+from .hub.registry import prompts_of
 from .keywords import names_unknown
 from .params import ModelParams, flag, integer
 
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Unpack
+
 Array = npt.NDArray[Any]
+Texts = str | Iterable[str]
 _PROMPT = "llcuda_ffi.prompt."
 _MANY = 5000  # with so many texts on a terminal, a progress bar is shown unless told otherwise
 
@@ -33,7 +42,8 @@ class Embedder(TextModel):
         model: the loaded model.
         dim: numbers of a vector.
         max_tokens: most tokens of a text, special ones included.
-        prompts: the prompts that the model's metadata name, e.g. "query" and "document".
+        prompts: what the model wants before a text, by purpose, e.g. "query" and "document": as its metadata say,
+            or the registry for models that it knows.
     """
 
     def __init__(
@@ -48,6 +58,7 @@ class Embedder(TextModel):
         n_threads: int | None = None,
         n_contexts: int | None = None,
         flash_attn: bool | None = None,
+        prompts: Mapping[str, str] | None = None,
         bundle: str | InstalledBundle | None = None,
         trial: bool = True,
         model_params: ModelParams | None = None,
@@ -62,6 +73,7 @@ class Embedder(TextModel):
             n_threads, n_contexts: contexts that compute at once and threads of each; None means one context of one
                 thread for each core; on a GPU four contexts, or one for texts of more than 2,048 tokens.
             flash_attn: None means where the backend can.
+            prompts: texts by name, over those that the model states.
             trial: have a file that was not seen before opened by a child process first, as Llama does.
 
         Raises:
@@ -83,8 +95,9 @@ class Embedder(TextModel):
             model_params=model_params,
         )
         self.dim = self.model.n_embd_out
+        stated = {key[len(_PROMPT) :]: text for key, text in self.model.metadata.items() if key.startswith(_PROMPT)}
         self.prompts: Mapping[str, str] = MappingProxyType(
-            {key[len(_PROMPT) :]: text for key, text in self.model.metadata.items() if key.startswith(_PROMPT)}
+            {**prompts_of(self.model.path.name), **stated, **(prompts or {})}
         )
 
     def _suits(self) -> None:
@@ -96,50 +109,65 @@ class Embedder(TextModel):
     def __repr__(self) -> str:
         return f"<Embedder {self.model.path.name} dim={self.dim} {self._pooling.name.lower()} pooling>"
 
+    @overload
     def encode(
-        self,
-        texts: str | Sequence[str],
-        *,
-        normalize: bool = True,
-        batch_tokens: int | None = None,
-        truncate: bool = False,
-        prompt: str | None = None,
-        dim: int | None = None,
-        show_progress: bool | None = None,
-        dtype: npt.DTypeLike = np.float32,
-    ) -> Array:
-        """Vectors of texts.
+        self, texts: Texts, *, convert_to_tensor: Literal[True], **options: Unpack[EncodeOptions]
+    ) -> torch.Tensor: ...
+    @overload
+    def encode(
+        self, texts: Texts, *, convert_to_tensor: Literal[False] = False, **options: Unpack[EncodeOptions]
+    ) -> Array: ...
+    def encode(self, texts: Texts, *, convert_to_tensor: bool = False, **options: Unpack[EncodeOptions]) -> Any:
+        """Vectors of texts. Equal texts are computed once.
 
         Args:
-            texts: one text, or a list.
-            normalize: to length 1.
-            batch_tokens: most tokens computed together in this call.
-            truncate: cut texts that are too long instead of raising.
-            prompt: the name of one of `prompts`, or a text; put before each text.
-            dim: keep the first so many numbers (models trained for it: Matryoshka), normalized again.
-            show_progress: a bar on stderr; None: for many texts on a terminal.
-            dtype: of the result.
+            texts: one text, or any iterable of texts: a list, a Series, an array, a generator.
+            convert_to_tensor: give a torch.Tensor.
+            **options: see EncodeOptions.
 
         Returns:
-            (dim,) for one text, (n, dim) for a list, in its order.
+            (dim,) for one text, (n, dim) for many, in their order.
 
         Raises:
             ContextOverflow: a text is too long; the message names its index.
-            InvalidRequest: an argument is of the wrong type or out of range.
+            InvalidRequest: an argument is of the wrong type or out of range, or the model has no prompt of that name.
+            MissingExtra: a tensor is asked for and torch is not installed.
             DecodeError: libllama failed.
             ClosedError: the embedder is closed.
         """
         if self._pooling == PoolingType.NONE:
             raise InvalidRequest("this embedder does not pool: use encode_tokens(), or make it with another pooling")
-        kind = np.dtype(dtype)
-        if kind.kind != "f":
-            raise InvalidRequest(f"dtype must be a floating-point type, not {kind}")
+        o = encode_options(options)
+        before = self._prompt(o.prompt, o.prompt_name)
         single = isinstance(texts, str)
-        found = self._compute(
-            [texts] if isinstance(texts, str) else texts, self._pooling, batch_tokens, truncate, prompt, show_progress
-        )
-        result = np.ascontiguousarray(self._vectors(found, normalize, dim), kind)
-        return result[0] if single else result
+        given = [texts] if isinstance(texts, str) else texts
+        found = self._compute(given, self._pooling, o.batch_tokens, o.truncate, before, o.show_progress)
+        vectors = self._vectors(found, o.normalize, o.dim)
+        if o.precision == "float32":
+            result = np.ascontiguousarray(vectors, o.dtype)
+        else:
+            result = quantize_embeddings(vectors, o.precision)
+        if single:
+            result = result[0]
+        return to_tensor(result) if convert_to_tensor else result
+
+    def encode_query(self, texts: Texts, **options: Any) -> Any:
+        """`encode` with the model's prompt for queries, where it has one ("query")."""
+        return self.encode(texts, **{**self._for("query"), **options})
+
+    def encode_document(self, texts: Texts, **options: Any) -> Any:
+        """`encode` with the model's prompt for documents, where it has one ("document", "passage" or "corpus")."""
+        return self.encode(texts, **{**self._for("document", "passage", "corpus"), **options})
+
+    def _for(self, *names: str) -> dict[str, str]:
+        return next(({"prompt_name": name} for name in names if name in self.prompts), {})
+
+    @staticmethod
+    def similarity(a: Array, b: Array) -> Array:
+        """The cosine of every vector of `a` with every one of `b`: (n, m) float32; rows need not be normalized."""
+        left, right = (normalized(np.atleast_2d(np.asarray(one, np.float32))) for one in (a, b))
+        product: Array = left @ right.T
+        return product
 
     def encode_tokenized(
         self,
@@ -169,55 +197,75 @@ class Embedder(TextModel):
         width = self.dim if dim is None else integer("dim", dim, 1, self.dim)
         flag("normalize", normalize)
         vectors: Array = np.stack(found)[:, :width] if found else np.empty((0, width), np.float32)
-        if normalize:
-            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.where(lengths == 0, 1, lengths)
-        return vectors
+        return normalized(vectors) if normalize else vectors
 
     def encode_tokens(
-        self, texts: str | Sequence[str], *, truncate: bool = False, prompt: str | None = None
+        self,
+        texts: Texts,
+        *,
+        truncate: bool = False,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
     ) -> Array | list[Array]:
         """The embedding of every token, float32 of shape (n_tokens, dim), special tokens included; not normalized.
 
         Raises:
             as `encode`.
         """
-        if isinstance(texts, str):
-            return self._compute([texts], PoolingType.NONE, None, truncate, prompt, False)[0]
-        return list(self._compute(texts, PoolingType.NONE, None, truncate, prompt, False))
+        before = self._prompt(prompt, prompt_name)
+        given = [texts] if isinstance(texts, str) else texts
+        found = self._compute(given, PoolingType.NONE, None, truncate, before, False)
+        return found[0] if isinstance(texts, str) else list(found)
 
-    async def aencode(self, texts: str | Sequence[str], **options: Any) -> Array:
+    async def aencode(self, texts: Texts, **options: Any) -> Any:
         """`encode` in another thread; the options are the same."""
         return await asyncio.to_thread(lambda: self.encode(texts, **options))
 
-    def tokenize(self, text: str, prompt: str | None = None) -> npt.NDArray[np.int32]:
+    def tokenize(self, text: str, prompt: str | None = None, prompt_name: str | None = None) -> npt.NDArray[np.int32]:
         """The tokens that `encode` computes for a text, of any length."""
-        return self._tokens(self._prompt(prompt) + text)
+        return self._tokens(self._prompt(prompt, prompt_name) + text)
 
     def _compute(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         pooling: PoolingType,
         batch_tokens: int | None,
         truncate: bool,
-        prompt: str | None,
+        before: str,
         show_progress: bool | None,
     ) -> list[npt.NDArray[np.float32]]:
-        queue, before = self._queue(pooling), self._prompt(prompt)
+        queue = self._queue(pooling)
         per_pack = self._tokens_per_pack(batch_tokens)
         flag("truncate", truncate)
-        tokens = [self._fit(self._tokens(before + text), i, truncate) for i, text in enumerate(check_texts(texts))]
+        given = check_texts(texts)
+        places: dict[str, int] = {}
+        tokens: list[npt.NDArray[np.int32]] = []
+        for i, text in enumerate(given):
+            if text not in places:
+                places[text] = len(tokens)
+                tokens.append(self._fit(self._tokens(before + text), i, truncate))
         if not tokens:
             return []
         with _Bar(len(tokens), show_progress) as report:
-            return queue.compute(tokens, per_pack, report)
+            found = queue.compute(tokens, per_pack, report)
+        return found if len(found) == len(given) else [found[places[text]] for text in given]
 
-    def _prompt(self, prompt: str | None) -> str:
-        if prompt is None:
-            return ""
-        if not isinstance(prompt, str):
-            raise InvalidRequest(f"prompt must be a str, not {type(prompt).__name__}")
-        return self.prompts.get(prompt, prompt)
+    def _prompt(self, prompt: str | None, name: str | None) -> str:
+        """What stands before a text."""
+        if name is None:
+            if prompt is not None and not isinstance(prompt, str):
+                raise InvalidRequest(f"prompt must be a str, not {type(prompt).__name__}")
+            return prompt or ""
+        if prompt is not None:
+            raise InvalidRequest("prompt is a text and prompt_name the name of one: give one of them")
+        found = self.prompts.get(name)
+        if found is None:
+            known = ", ".join(map(repr, self.prompts)) or "none"
+            raise InvalidRequest(
+                f"{self.model.path.name} has no prompt {name!r}; it has {known}: give the text itself as prompt=, or "
+                "Embedder(prompts={...})"
+            )
+        return found
 
 
 def _pooling(pooling: str | PoolingType | None) -> PoolingType | None:

@@ -14,7 +14,8 @@ import numpy as np
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("-m", "--model", default="all-minilm-l6-v2", show_default=True, help="A path or a name.")
 @click.option("--column", default="text", show_default=True, help="The column with the text; not for .txt.")
-@click.option("--prompt", help="The name of one of the model's prompts, or a text, put before each text.")
+@click.option("--prompt", help="A text put before each text.")
+@click.option("--prompt-name", help="The name of one of the model's prompts instead, such as query or document.")
 @click.option("--dim", type=int, help="Keep so many numbers of each vector (Matryoshka models).")
 @click.option("--truncate", is_flag=True, help="Cut texts that are too long; otherwise they are errors.")
 @click.option("--no-normalize", is_flag=True, help="Leave the vectors' length as it is.")
@@ -30,6 +31,7 @@ def command(
     model: str,
     column: str,
     prompt: str | None,
+    prompt_name: str | None,
     dim: int | None,
     truncate: bool,
     no_normalize: bool,
@@ -59,6 +61,7 @@ def command(
             show_progress=not quiet,
             truncate=truncate,
             prompt=prompt,
+            prompt_name=prompt_name,
             dim=dim,
             normalize=not no_normalize,
             dtype=np.dtype(np.float16 if float16 else np.float32),

