@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import doctest
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,10 +32,41 @@ def test_low_level(smollm2: Path) -> None:
     run_child(DOCTESTS, ROOT / "docs" / "low-level.md", timeout=120)
 
 
-README = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+def _blocks(page: str) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(len(README)))
+@pytest.mark.parametrize("number", range(len(_blocks("README.md"))))
 def test_readme(smollm2: Path, number: int) -> None:
     """Each Python block of the README runs and prints something."""
-    assert run_child(README[number], timeout=120).strip()
+    assert run_child(_blocks("README.md")[number], timeout=120).strip()
+
+
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/troubleshooting.md"])
+def test_page_is_a_program(smollm2: Path, minilm: Path, page: str) -> None:
+    """The blocks of a page, in order and in one process."""
+    assert run_child("\n".join(_blocks(page)), timeout=200).strip()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("number", range(len(_blocks("docs/howto.md"))))
+def test_howto(smollm2: Path, minilm: Path, number: int) -> None:
+    """Each block of docs/howto.md with the package that it is about."""
+    assert run_child(_blocks("docs/howto.md")[number], timeout=200).strip()
+
+
+@pytest.mark.heavy
+def test_site_builds(tmp_path: Path) -> None:
+    """mkdocs builds the site without a warning: every link and every name of the reference is there."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    assert (tmp_path / "site" / "index.html").is_file()
