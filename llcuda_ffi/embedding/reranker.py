@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..enums import PoolingType
 from ..errors import InvalidRequest, UnsupportedModel
 from ..params import integer
+from .rerank_prompt import RerankPrompt
 from .text_model import TextModel, check_texts
 
 
@@ -46,6 +47,8 @@ class Reranker(TextModel):
             raise UnsupportedModel(
                 f"{self.model.path.name} has no classification head (rank pooling): use a reranker model"
             )
+        template = self.model.chat_template("rerank")
+        self._prompt = RerankPrompt(self.model.vocab, template) if template else None
 
     def scores(self, query: str, documents: Sequence[str], *, truncate: bool = False) -> npt.NDArray[np.float32]:
         """The model's raw score of each document, float32 of shape (n,), in their order.
@@ -62,7 +65,7 @@ class Reranker(TextModel):
         if not isinstance(query, str):
             raise InvalidRequest(f"query must be a str, not {type(query).__name__}")
         pairs = [
-            self._fit(self._pair(query, document), i, truncate, "document")
+            self._fit(self._pair(query, document, truncate), i, truncate, "document")
             for i, document in enumerate(check_texts(documents))
         ]
         if not pairs:
@@ -85,8 +88,10 @@ class Reranker(TextModel):
             order = order[: integer("top_k", top_k, 1, 1 << 31)]
         return [Ranked(int(i), float(scores[i]), texts[i]) for i in order]
 
-    def _pair(self, query: str, document: str) -> npt.NDArray[np.int32]:
-        """[BOS] query [EOS] [SEP] document [EOS], each mark where the model has it and asks for it."""
+    def _pair(self, query: str, document: str, truncate: bool) -> npt.NDArray[np.int32]:
+        """The model's own prompt; else [BOS] query [EOS] [SEP] document [EOS], each mark that the model asks for."""
+        if self._prompt is not None:
+            return self._prompt.tokens(query, document, self.max_tokens if truncate else None)
         vocab, metadata = self.model.vocab, self.model.metadata
         key = "tokenizer.ggml.add_{}_token"
         bert = metadata.get("tokenizer.ggml.model") == "bert"
