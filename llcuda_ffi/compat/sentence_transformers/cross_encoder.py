@@ -1,0 +1,84 @@
+"""sentence-transformers' CrossEncoder over Reranker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...embedding.reranker import Reranker
+from ...errors import InvalidRequest
+from ...keywords import check_keywords
+
+_WITHOUT_EFFECT = (
+    "num_labels", "trust_remote_code", "revision", "local_files_only", "token", "model_kwargs", "tokenizer_kwargs",
+    "config_kwargs", "cache_folder", "backend",
+)  # fmt: skip
+
+
+class CrossEncoder:
+    """Scores pairs of texts.
+
+    Attributes:
+        reranker: the llcuda_ffi.Reranker behind it.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str],
+        *,
+        max_length: int | None = None,
+        device: str | None = None,
+        **settings: Any,
+    ) -> None:
+        """Load a reranker: a GGUF file with a classification head, or a name.
+
+        Raises:
+            UnsupportedModel: the model has no classification head.
+            UnknownSetting: a keyword that sentence-transformers does not take either.
+        """
+        check_keywords(settings, "CrossEncoder", ["max_length", "device", *_WITHOUT_EFFECT])
+        self.reranker = Reranker(model_name_or_path, device=device or "auto", max_tokens=max_length)
+
+    def predict(
+        self,
+        sentences: Sequence[Any],
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: Callable[[Any], Any] | None = None,
+        **_: Any,
+    ) -> Any:
+        """The score of each (query, document): raw, or after `activation_fn`. One pair gives one score."""
+        single = len(sentences) == 2 and all(isinstance(text, str) for text in sentences)
+        pairs = [sentences] if single else list(sentences)
+        if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+            raise InvalidRequest("predict() takes pairs of texts: (query, document), or a list of them")
+        by_query: dict[str, list[int]] = {}
+        for i, (query, _document) in enumerate(pairs):
+            by_query.setdefault(query, []).append(i)
+        scores = np.empty(len(pairs), np.float32)
+        for query, places in by_query.items():
+            scores[places] = self.reranker.scores(query, [pairs[i][1] for i in places], truncate=True)
+        result = scores if activation_fn is None else activation_fn(scores)
+        return result[0] if single else result
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        **_: Any,
+    ) -> list[dict[str, Any]]:
+        """Documents as {"corpus_id", "score"}, and "text" where wanted; best first."""
+        found = self.reranker.rank(query, documents, top_k=top_k, truncate=True)
+        return [
+            {"corpus_id": one.index, "score": one.score, **({"text": one.document} if return_documents else {})}
+            for one in found
+        ]
+
+    def close(self) -> None:
+        """Free the model."""
+        self.reranker.close()

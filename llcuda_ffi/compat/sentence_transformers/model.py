@@ -1,0 +1,169 @@
+"""sentence-transformers' SentenceTransformer over Embedder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...embedder import Embedder, Texts
+from ...embedding.vectors import to_tensor
+from ...errors import InvalidRequest
+from ...keywords import check_keywords
+from . import util
+
+_WITHOUT_EFFECT = (
+    "modules", "trust_remote_code", "revision", "local_files_only", "token", "model_kwargs", "tokenizer_kwargs",
+    "config_kwargs", "cache_folder", "backend", "similarity_fn_name",
+)  # fmt: skip
+
+
+class SentenceTransformer:
+    """Texts to vectors, as sentence-transformers has it: texts that are too long are cut.
+
+        model = SentenceTransformer("all-MiniLM-L6-v2")
+        embeddings = model.encode(["The weather is lovely today."])
+
+    Vectors have length 1, which is what the models that are used here are trained for; normalize_embeddings=False
+    leaves them as the model gives them.
+
+    Attributes:
+        embedder: the llcuda_ffi.Embedder behind it.
+        default_prompt_name: the prompt that encode uses where none is named.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        truncate_dim: int | None = None,
+        **settings: Any,
+    ) -> None:
+        """Load a model: a GGUF file, a name of the registry (with or without its owner), or owner/repo.
+
+        Raises:
+            UnknownSetting: a keyword that sentence-transformers does not take either.
+            ModelNotFound: there is no such model, or its repository has no GGUF files.
+        """
+        check_keywords(
+            settings,
+            "SentenceTransformer",
+            ["device", "prompts", "default_prompt_name", "truncate_dim", *_WITHOUT_EFFECT],
+        )
+        self.embedder = Embedder(model_name_or_path, device=device or "auto", prompts=prompts)
+        self.truncate_dim = truncate_dim
+        self.default_prompt_name = default_prompt_name
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The model's prompts by name."""
+        return dict(self.embedder.prompts)
+
+    @property
+    def max_seq_length(self) -> int:
+        """Most tokens of a text; longer ones are cut."""
+        return self.embedder.max_tokens
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        self.embedder.max_tokens = min(value, self.embedder.max_tokens)
+
+    def get_max_seq_length(self) -> int:
+        """As max_seq_length."""
+        return self.max_seq_length
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Numbers of a vector."""
+        return self.truncate_dim or self.embedder.dim
+
+    get_embedding_dimension = get_sentence_embedding_dimension
+
+    def encode(
+        self,
+        sentences: Texts,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: str | None = "sentence_embedding",
+        precision: Any = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: Any = None,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+        **_: Any,
+    ) -> Any:
+        """Vectors of texts: an array, a list of arrays (convert_to_numpy=False), or a tensor.
+
+        Raises:
+            InvalidRequest: the model has no prompt of that name, or another output_value is asked for.
+        """
+        if prompt is None and prompt_name is None and self.default_prompt_name in self.embedder.prompts:
+            prompt_name = self.default_prompt_name
+        if prompt is not None:
+            prompt_name = None
+        if output_value == "token_embeddings":
+            rows = self.embedder.encode_tokens(sentences, truncate=True, prompt=prompt, prompt_name=prompt_name)
+            if not convert_to_tensor:
+                return rows
+            return to_tensor(rows) if isinstance(rows, np.ndarray) else [to_tensor(row) for row in rows]
+        if output_value != "sentence_embedding":
+            raise InvalidRequest(f"output_value is sentence_embedding or token_embeddings, not {output_value!r:.60}")
+        found = self.embedder.encode(
+            sentences,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            show_progress=show_progress_bar,
+            precision=precision,
+            normalize=normalize_embeddings,
+            dim=truncate_dim or self.truncate_dim,
+            truncate=True,
+        )
+        if convert_to_tensor:
+            return to_tensor(found)
+        return found if convert_to_numpy or isinstance(sentences, str) else list(found)
+
+    def encode_query(self, sentences: Texts, **options: Any) -> Any:
+        """`encode` with the prompt for queries, where the model has one."""
+        return self.encode(sentences, **{**self._for("query"), **options})
+
+    def encode_document(self, sentences: Texts, **options: Any) -> Any:
+        """`encode` with the prompt for documents, where the model has one."""
+        return self.encode(sentences, **{**self._for("document", "passage", "corpus"), **options})
+
+    def _for(self, *names: str) -> dict[str, str]:
+        return next(({"prompt_name": name} for name in names if name in self.embedder.prompts), {})
+
+    def similarity(self, a: Any, b: Any) -> Any:
+        """The cosine of every vector of `a` with every one of `b`."""
+        return util.cos_sim(a, b)
+
+    def similarity_pairwise(self, a: Any, b: Any) -> Any:
+        """The cosine of each vector of `a` with the same of `b`."""
+        return util.pairwise_cos_sim(a, b)
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, list[list[int]]]:
+        """{"input_ids": …}, special tokens included."""
+        return {"input_ids": [self.embedder.tokenize(text).tolist() for text in texts]}
+
+    def start_multi_process_pool(self, target_devices: Sequence[str] | None = None) -> dict[str, Any]:
+        """Nothing to start: encode uses every core, or the GPU, from this process."""
+        return {"devices": target_devices}
+
+    def encode_multi_process(self, sentences: Texts, pool: Any = None, **options: Any) -> Any:
+        """As encode."""
+        return self.encode(sentences, **{k: v for k, v in options.items() if k != "chunk_size"})
+
+    @staticmethod
+    def stop_multi_process_pool(pool: Any) -> None:
+        """Nothing to stop."""
+
+    def close(self) -> None:
+        """Free the model."""
+        self.embedder.close()
