@@ -2,6 +2,7 @@
 
     python build_ffi.py           write
     python build_ffi.py --check   compare only; exit code 1 when a generated file is not current
+    python build_ffi.py adopt …   make a profile for another llama.cpp (abi/adopt.py)
 
 One out-of-line ABI module for each profile: the headers by topic, then the profile's files with what drifts.
 The enums are those of the newest profile: values are added, and do not change between profiles.
@@ -13,6 +14,7 @@ import contextlib
 import io
 import pprint
 import re
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 
 from cffi import FFI
 
+from abi import adopt
 from abi.declarations import merged
 
 if sys.version_info >= (3, 11):
@@ -131,8 +134,28 @@ def enums() -> str:
     return "\n".join(out) + "\n"
 
 
+def adopt_profile(arguments: list[str]) -> int:
+    """Make a profile for another llama.cpp (abi/adopt.py)."""
+    options = adopt.parser().parse_args(arguments)
+    if options.name in PROFILES or options.base not in PROFILES:
+        print(f"--base must be one of {', '.join(PROFILES)}, and {options.name} must be new")
+        return 1
+    base, text = PROFILES[options.base], declarations(options.base)
+    try:
+        told = adopt.adopt(
+            options.name, options.libraries, base, text, options.source, set(options.accept), options.add
+        )
+    except (adopt.Undecided, OSError) as error:
+        print(f"nothing was written: {error}")
+        return 1
+    print("\n".join(told))
+    return subprocess.run([sys.executable, __file__], check=False).returncode
+
+
 def main() -> int:
     """Write or compare."""
+    if sys.argv[1:2] == ["adopt"]:
+        return adopt_profile(sys.argv[2:])
     wanted = {PACKAGE / "native" / f"{module(profile)}.py": abi_module(profile) for profile in PROFILES}
     wanted[PACKAGE / "native" / "_abi_profiles.py"] = profile_data()
     wanted[PACKAGE / "enums.py"] = enums()

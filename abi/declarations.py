@@ -9,6 +9,8 @@ _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 # A profile's file says so of what an earlier file declares and its llama.cpp no longer has.
 _GONE = re.compile(r"/\*\s*gone:\s*(.*?)\*/", re.DOTALL | re.IGNORECASE)
 
+_TYPEDEF = re.compile(r"typedef\s+((?:struct|enum|union)\s+\w+\s*\{.*\})\s*(\w+)\s*;", re.DOTALL)
+
 
 def without_comments(text: str) -> str:
     """The text with each comment as one space."""
@@ -42,6 +44,12 @@ def key(declaration: str) -> str:
         return f"typedef {found[1]}" if found else declaration
     found = re.search(r"(\w+)\s*\(", declaration)
     return found[1] if found else declaration
+
+
+def without_typedef(declaration: str) -> tuple[str, str]:
+    """`typedef struct NAME {...} NAME;` as `struct NAME {...};` and " NAME"; any other as it is and ""."""
+    found = _TYPEDEF.match(declaration)
+    return (f"{found[1]};", f" {found[2]}") if found else (declaration, "")
 
 
 def merged(texts: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ..errors import IncompatibleGpu, InvalidRequest
 from ..hardware import cuda_libraries
+from ..hardware.cpu import cpu_features
 from ..hardware.fatbin import read_fatbin
 from ..hardware.glibc import glibc_version
 from ..hardware.gpu import Gpu, GpuReport, survey
@@ -146,8 +147,10 @@ def code_of_pin(pin: pins.Pin) -> CudaCode:
         ptx=pin.ptx,
         ptx_isa=_pair(pin.ptx_isa),
         min_glibc=tuple(int(part) for part in pin.min_glibc.split(".")) if pin.min_glibc else None,
-        # a pin without the hash of each library was never run by us: by name only
-        automatic=bool(pin.libraries) and all(archive.libraries for archive in pin.archives),
+        # by name only: a pin without the hash of each library, which was never run by us; one that this CPU cannot run
+        automatic=bool(pin.libraries)
+        and all(archive.libraries for archive in pin.archives)
+        and set(pin.cpu) <= set(cpu_features()),
     )
 
 

@@ -312,7 +312,7 @@ print(*attempt(read(Path(sys.argv[2]))))
     assert bundle_b7698.name in second
 
 
-@pytest.mark.parametrize("pin", ["v0.5.0-cpu", "b7698-cpu", "v0.6.0-cpu"])
+@pytest.mark.parametrize("pin", ["v0.5.0-cpu", "b7698-cpu", "v0.6.0-cpu", "b11669-cpu"])
 def test_measure_names_the_profile(pin: str) -> None:
     """A folder of unknown libraries is measured in a child process: each known build gives its own profile."""
     known = bundles.ensure(pin, progress=False)
