@@ -49,6 +49,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--draft", help='Speculative decoding: "ngram", or a small model.')
 @click.option("--max-queue", type=click.IntRange(0), default=128, show_default=True, help="Requests that may wait.")
 @click.option("--max-body-mb", type=click.IntRange(1, 1024), default=8, show_default=True)
+@click.option("--read-timeout", type=click.FloatRange(0.1), help="Seconds for a request's head (15), and body (60).")
 @click.option("--cors-origin", multiple=True, help="A web origin whose pages may use it; may be repeated.")
 @click.option("--grace", type=click.IntRange(0), default=30, show_default=True, help="Seconds to finish at the end.")
 @click.option("--access-log", is_flag=True, help="A line of JSON for each request.")
@@ -76,6 +77,7 @@ def command(
     threads: int | None,
     max_queue: int,
     max_body_mb: int,
+    read_timeout: float | None,
     cors_origin: tuple[str, ...],
     grace: int,
     access_log: bool,
@@ -119,6 +121,7 @@ def command(
             unix_socket=unix_socket,
             api_keys=keys,
             max_body=max_body_mb << 20,
+            read_timeout=read_timeout,
             max_queue=max_queue,
             cors_origins=cors_origin,
             tls_cert=tls_cert,

@@ -36,6 +36,7 @@ from .state import ServerState
 
 MAX_BODY = 8 << 20
 MAX_QUEUE = 128
+BODY_SECONDS = 60.0
 _USUAL_PARALLEL = 8
 
 
@@ -45,7 +46,7 @@ def create_app(
     api_keys: Sequence[str] | Mapping[str, str] = (),
     max_body: int = MAX_BODY,
     max_queue: int = MAX_QUEUE,
-    body_timeout: float = 60.0,
+    body_timeout: float = BODY_SECONDS,
     cors_origins: Sequence[str] = (),
     access_log: bool = False,
 ) -> Starlette:

@@ -8,29 +8,37 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEADER_SECONDS = 15.0
+HEAD_SECONDS = 15.0
 WRITE_SECONDS = 60.0
+# read at a time: h11 takes about 15 us for a chunk of a body, however small, and the event loop waits for it
+_READ_BYTES = 8 << 10
+_MOST_CHUNK_LINES = 50_000
 
 
 class BoundedProtocol(H11Protocol):
-    """Closes a connection whose request head is not whole in time, or whose client reads nothing for a minute.
+    """Closes a connection whose request head is not whole in time, whose client reads nothing for a minute, or whose
+    body comes in tens of thousands of chunks.
 
     (uvicorn itself limits the head's size, and the time between two requests; bodies are limited where they are read.)
     """
 
     most_connections = 2048
+    head_seconds = HEAD_SECONDS
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._head: asyncio.TimerHandle | None = None
         self._write: asyncio.TimerHandle | None = None
+        self._chunk_lines = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.most_connections:
             transport.abort()
             return
-        self._head = self.loop.call_later(HEADER_SECONDS, self._late)
+        if hasattr(transport, "max_size"):  # asyncio's own, not uvloop's
+            transport.max_size = _READ_BYTES
+        self._head = self.loop.call_later(self.head_seconds, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel()
@@ -42,8 +50,17 @@ class BoundedProtocol(H11Protocol):
             if self._head is not None:
                 self._head.cancel()
                 self._head = None
+            self._count_chunks(data)
         elif self._head is None and not self.transport.is_closing():
-            self._head = self.loop.call_later(HEADER_SECONDS, self._late)
+            self._head = self.loop.call_later(self.head_seconds, self._late)
+
+    def _count_chunks(self, data: bytes) -> None:
+        if self.conn.their_state is not h11.SEND_BODY:
+            self._chunk_lines = 0
+        elif (b"transfer-encoding", b"chunked") in self.headers:
+            self._chunk_lines += data.count(b"\r\n")
+            if self._chunk_lines > _MOST_CHUNK_LINES:
+                self.transport.abort()
 
     def pause_writing(self) -> None:
         super().pause_writing()

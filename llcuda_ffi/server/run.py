@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from ..errors import InvalidRequest
-from .app import MAX_BODY, MAX_QUEUE, create_app
+from .app import BODY_SECONDS, MAX_BODY, MAX_QUEUE, create_app
 from .models import Models
 
 _SPARE_FILES = 128  # for models, logs, libraries
@@ -33,6 +33,7 @@ def serve(
     api_keys: Sequence[str] | Mapping[str, str] = (),
     max_body: int = MAX_BODY,
     max_queue: int = MAX_QUEUE,
+    read_timeout: float | None = None,
     cors_origins: Sequence[str] = (),
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
@@ -47,6 +48,7 @@ def serve(
     Args:
         load: makes the models, when the address is ours.
         port: 0 takes a free one; the line on stderr says which.
+        read_timeout: seconds in which a request's head, and its body, must arrive; None: 15 and 60.
         unix_socket: a path to listen at, in place of host and port.
         tls_cert, tls_key: PEM files of the certificate (with its chain) and its key; both or none.
 
@@ -57,7 +59,7 @@ def serve(
     """
     import uvicorn
 
-    from .connections import BoundedProtocol
+    from .connections import HEAD_SECONDS, BoundedProtocol
 
     if (tls_cert is None) != (tls_key is None):
         raise InvalidRequest("a certificate needs its key: give both --tls-cert and --tls-key")
@@ -76,6 +78,7 @@ def serve(
                 api_keys=api_keys,
                 max_body=max_body,
                 max_queue=max_queue,
+                body_timeout=read_timeout or BODY_SECONDS,
                 cors_origins=cors_origins,
                 access_log=access_log,
             )
@@ -92,6 +95,7 @@ def serve(
                     super().handle_exit(sig, frame)
 
             BoundedProtocol.most_connections = _most_connections()
+            BoundedProtocol.head_seconds = read_timeout or HEAD_SECONDS
             config = uvicorn.Config(
                 app,
                 http=BoundedProtocol,
