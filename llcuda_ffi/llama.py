@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .bundles import InstalledBundle
 from .chat.methods import ChatMethods
+from .core.context import Context
 from .core.model import Model
 from .core.vocab import Vocab
 from .devices.placement import Room
@@ -22,9 +23,10 @@ from .engine.prompts import Prompt, prompt_tokens, split_prompts
 from .engine.request import Request, Tokens
 from .engine.results import Chunk
 from .engine.sampling.chain import pick_seed
-from .engine.state import LlamaState
+from .engine.state import Engine, LlamaState
 from .enums import FlashAttnType, GGMLType
 from .errors import ContextOverflow, InvalidRequest, UnsupportedModel
+from .isolated.opening import open_isolated
 from .keywords import names_unknown
 from .params import INT32_MAX, UINT32_MAX, ContextParams, ModelParams, flag, integer, override
 from .sampling_params import SamplingParams, params_of_each, sampling_params
@@ -75,6 +77,7 @@ class Llama(LlamaState, ChatMethods):
         backend_sampling: bool = False,
         bundle: str | InstalledBundle | None = None,
         trial: bool = True,
+        isolate: bool = False,
         model_params: ModelParams | None = None,
         context_params: ContextParams | None = None,
         progress: Callable[[float], object] | None = None,
@@ -109,6 +112,9 @@ class Llama(LlamaState, ChatMethods):
             bundle: the libraries to use, by pin name.
             trial: have a model file that was not seen before opened by a child process first, which it ends if it ends
                 one; files that the registry pins are known.
+            isolate: compute in a child process. When that dies (an assertion, a driver, too little memory), the
+                requests that run get BackendFailure and the next one starts a new child. Settings must be plain data
+                then, and requests take no adapters.
             model_params, context_params: further settings; the arguments above win.
             progress: called with the share of the model loaded.
 
@@ -116,6 +122,16 @@ class Llama(LlamaState, ChatMethods):
             ModelError, BundleError, LoadError: the model or the libraries could not be had or loaded.
             InvalidRequest: a setting is out of range.
         """
+        asked = dict(locals())
+        self._owned: list[Any] = []
+        self.contexts: list[Context] = []
+        if flag("isolate", isolate):
+            self.n_parallel = integer("n_parallel", n_parallel, 1, 256)
+            self.model, remote = open_isolated({name: asked[name] for name in asked if name not in ("self", "isolate")})
+            self._owned.append(self.model)
+            self.engine: Engine = remote
+            self.n_ctx, self._can_shift = int(remote.ready["n_ctx"]), bool(remote.ready["can_shift"])
+            return
         n_parallel = integer("n_parallel", n_parallel, 1, 256)
         if n_contexts == "auto":
             plain = kv_cells is None and draft is None and not backend_sampling
@@ -132,7 +148,6 @@ class Llama(LlamaState, ChatMethods):
         integer("host_cache_bytes", host_cache_bytes, 0, 1 << 62)
         if flag("backend_sampling", backend_sampling) and draft is not None:
             raise InvalidRequest("backend_sampling gives one token per sequence and step: it does not go with draft")
-        self._owned: list[Any] = []
         try:
             types = kv_types(kv_type)
             base = context_params or ContextParams()
@@ -238,7 +253,8 @@ class Llama(LlamaState, ChatMethods):
             stream=stream,
             prompt_text=text,
         )
-        request.adapters = adapters_of(self.context, params.lora)
+        if self.contexts:
+            request.adapters = adapters_of(self.context, params.lora)
         return request
 
     def requests(self, prompt: Prompt, params: SamplingParams, *, stream: bool = False) -> list[Request]:

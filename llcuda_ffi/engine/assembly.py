@@ -19,9 +19,9 @@ from ..hardware.cpu import usable_cores
 from ..hardware.memory import free_system_memory
 from ..hub.references import is_pinned, resolve
 from ..params import INT32_MAX, ContextParams, ModelParams, integer, member, override
-from .loop import EngineLoop
 from .scheduler import Scheduler
 from .speculative import Drafter, DraftModel, PromptLookup
+from .state import LocalEngine
 from .thread_control import ThreadControl
 
 DEFAULT_N_CTX = 4096
@@ -112,7 +112,7 @@ def open_engine(
     n_draft: int | None,
     checkpoint_bytes: int | Literal["auto"],
     **settings: Any,
-) -> EngineLoop:
+) -> LocalEngine:
     """Contexts of a model and what steps them; what must be closed with the Llama is added to `owned`.
 
     Args:
@@ -146,7 +146,7 @@ def open_engine(
         # several contexts would take each other's cores for another program's
         control = thread_control(context, cores) if n_threads == "auto" and n_contexts == 1 else None
         schedulers.append(Scheduler(context, n_ctx=n_ctx, drafter=drafter, threads=control, **settings))
-    return EngineLoop(schedulers)
+    return LocalEngine(schedulers)
 
 
 def checkpoint_budget(checkpoint_bytes: int | Literal["auto"], n_contexts: int) -> int:

@@ -106,6 +106,11 @@ class Output:
             before=self._echo,
         )
 
+    @property
+    def streams(self) -> bool:
+        """Whether chunks are made."""
+        return self._chunks is not None
+
     def accept(self, token: int, logprob: TokenLogprob | None) -> FinishReason | None:
         """Take the next token. Returns why the output ends with it, None where it goes on.
 
@@ -194,8 +199,9 @@ class Output:
     def parsed(self, reason: FinishReason, text: str) -> object:
         """The value of a structured output, None where it was cut: by a stop string, a limit, or its caller."""
         constraint = self.constraint
-        if constraint is None:
-            return None
-        # what max_tokens ended is complete where the constraint lets nothing follow
-        complete = reason == "eog" or (reason == "length" and constraint.finished())
-        return constraint.result(text[len(self._echo) :]) if complete else None
+        return constraint.result(text[len(self._echo) :]) if constraint is not None and self.complete(reason) else None
+
+    def complete(self, reason: FinishReason) -> bool:
+        """Whether a structured output was not cut: what max_tokens ended is complete where nothing may follow."""
+        constraint = self.constraint
+        return constraint is not None and (reason == "eog" or (reason == "length" and constraint.finished()))

@@ -189,6 +189,11 @@ class Request:
         self.prompt_logprobs = None  # the first has them
 
     @property
+    def streams(self) -> bool:
+        """Whether chunks are made."""
+        return self.output.streams
+
+    @property
     def scoring(self) -> bool:
         """Whether log probabilities of its prompt are still to be read."""
         return self.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt)

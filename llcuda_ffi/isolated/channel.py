@@ -1,0 +1,102 @@
+"""Messages between two processes over a socket: a length of four bytes (big endian), then a list of them in JSON.
+
+JSON, because the other side is trusted for data only: nothing that it sends is ever run. What any thread sends is
+gathered, encoded and written by one, so that a token of each of many streams costs the engine next to nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+MOST_BYTES = 1 << 30
+
+
+class ChannelClosed(Exception):
+    """The other side is gone, or sent what is no message."""
+
+
+class Channel:
+    """One end of a connection."""
+
+    def __init__(self, connection: socket.socket, plain: Callable[[Any], Any]) -> None:
+        """
+        Args:
+            plain: makes what JSON can hold of an object that it cannot.
+        """
+        self._socket = connection
+        self._encode = json.JSONEncoder(separators=(",", ":"), default=plain).encode
+        self._waiting: deque[Any] = deque()
+        self._work = threading.Event()
+        self._ended = False
+        self._writer = threading.Thread(target=self._write, name="llcuda_ffi-channel", daemon=True)
+        self._writer.start()
+
+    def send(self, message: Any) -> None:
+        """Queue a message; never blocks. What is sent after the other side has gone is lost."""
+        self._waiting.append(message)
+        self._work.set()
+
+    def _write(self) -> None:
+        waiting = self._waiting
+        while not self._ended:
+            self._work.wait()
+            self._work.clear()
+            parts = []
+            while waiting:
+                parts.append(waiting.popleft())
+            if parts:
+                raw = self._encode(parts).encode()
+                try:
+                    self._socket.sendall(len(raw).to_bytes(4, "big") + raw)
+                except OSError:
+                    return  # the reader notices too, and says so
+
+    def messages(self) -> Iterator[Any]:
+        """The other side's messages, until it closes.
+
+        Raises:
+            ChannelClosed: it sent what is no message.
+        """
+        buffer, start = bytearray(), 0
+        while True:
+            while len(buffer) - start >= 4:
+                size = int.from_bytes(buffer[start : start + 4], "big")
+                if size > MOST_BYTES:
+                    raise ChannelClosed(f"a message of {size} bytes")
+                if len(buffer) - start - 4 < size:
+                    break
+                raw = bytes(buffer[start + 4 : start + 4 + size])
+                start += 4 + size
+                try:
+                    messages = json.loads(raw)
+                except (ValueError, RecursionError) as error:
+                    raise ChannelClosed(f"no JSON: {error}") from None
+                if not isinstance(messages, list):
+                    raise ChannelClosed("no list of messages")
+                yield from messages
+            del buffer[:start]
+            start = 0
+            try:
+                block = self._socket.recv(1 << 18)
+            except OSError:
+                return
+            if not block:
+                return
+            buffer += block
+
+    def close(self) -> None:
+        """End the connection and its thread."""
+        self._ended = True
+        self._work.set()
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        if threading.current_thread() is not self._writer:
+            self._writer.join()
+        self._socket.close()

@@ -1,0 +1,42 @@
+"""What `Llama(…, isolate=True)` is made of: the vocabulary here, the engine in a child."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..core.model import Model
+from ..devices.placement import library_for
+from ..errors import InvalidRequest
+from ..hub.references import is_pinned, resolve
+from ..params import ModelParams
+from .engine import RemoteEngine
+from .wire import plain
+
+
+def open_isolated(settings: Mapping[str, Any]) -> tuple[Model, RemoteEngine]:
+    """Load a model's vocabulary into this process, on no device, and all of it into a child.
+
+    Args:
+        settings: of Llama.
+
+    Raises:
+        InvalidRequest: a setting that cannot leave this process, or out of range.
+        as Llama.
+    """
+    reference = settings["model"]
+    if isinstance(reference, Model):
+        raise InvalidRequest("isolate=True loads the model in another process: give its path or name")
+    sent = {name: plain(value) for name, value in settings.items() if name != "model"}
+    path = resolve(reference)
+    given = settings["model_params"] or ModelParams()
+    library = library_for(settings["device"], settings["bundle"])
+    # the child is what may die; here only the vocabulary is read, which is tried first
+    trial = given.trial and settings["trial"] and not is_pinned(reference)
+    params = ModelParams(vocab_only=True, devices=(), n_gpu_layers=0, kv_overrides=given.kv_overrides, trial=trial)
+    vocabulary = Model.load(path, params, bundle=library.bundle)
+    try:
+        return vocabulary, RemoteEngine({**sent, "model": str(path.absolute()), "trial": False})
+    except BaseException:
+        vocabulary.close()
+        raise

@@ -1,0 +1,150 @@
+"""The process of `Llama(…, isolate=True)`: a Llama that does what it is sent (isolated/engine.py is the other side)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from .engine.request import Request
+from .engine.results import Completion
+from .errors import LlcudaError
+from .isolated.channel import Channel
+from .isolated.wire import back, plain, plain_error
+from .llama import Llama
+
+
+class _Outlet:
+    """What a request sets when it has something: sends its chunks, and its end."""
+
+    def __init__(self, service: Service, number: int, request: Request) -> None:
+        self._service, self._number, self._request = service, number, request
+
+    def set(self) -> None:
+        request, service, number = self._request, self._service, self._number
+        while (chunk := request.chunks.pop()) is not None:
+            if chunk.completion is not None:
+                chunk.completion = _lean(request, chunk.completion)
+            service.send(number, "chunk", chunk)
+        if request.done and service.running.pop(number, None) is not None:
+            if request.error is not None:
+                service.send(number, "error", plain_error(request.error))
+            else:
+                # a stream's last chunk has the completion
+                service.send(number, "done", None if request.streams else _lean(request, request.result()))
+
+    def clear(self) -> None:
+        """Nobody sleeps here."""
+
+
+class Service:
+    """Answers messages.
+
+    Attributes:
+        running: requests by number.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.running: dict[int, Request] = {}
+        self._llama: Llama | None = None
+        self._failed: BaseException | None = None
+
+    def send(self, number: int, kind: str, value: Any) -> None:
+        """Send an answer."""
+        self._channel.send([number, kind, value])
+
+    def serve(self) -> None:
+        """Answer until the other side is gone."""
+        for message in self._channel.messages():
+            operation: Callable[[dict[str, Any]], None] = getattr(self, f"on_{message['op']}")
+            numbers = message.get("ids", [message.get("id")])
+            try:
+                operation(message)
+            except Exception as error:  # whatever it is, the caller gets it
+                for number in numbers:
+                    self.running.pop(number, None)
+                    self.send(number, "error", plain_error(error))
+
+    @property
+    def llama(self) -> Llama:
+        """The model.
+
+        Raises:
+            what its load raised.
+        """
+        if self._llama is None:
+            raise self._failed or LlcudaError("nothing was loaded")
+        return self._llama
+
+    def on_load(self, message: dict[str, Any]) -> None:
+        """Load the model; a failure is told to whoever asks next."""
+        try:
+            settings = {name: back(value) for name, value in message["settings"].items()}
+            if isinstance(settings["kv_type"], list):  # JSON has no tuples
+                settings["kv_type"] = tuple(settings["kv_type"])
+            self._llama = Llama(settings.pop("model"), **settings)
+            self._llama.engine.start()
+        except Exception as error:  # told to whoever asks
+            self._failed = error
+
+    def on_ready(self, message: dict[str, Any]) -> None:
+        """What the parent must know of the Llama."""
+        llama = self.llama
+        memory = llama.context.memory
+        known = {"n_ctx": llama.n_ctx, "can_shift": memory is not None and memory.can_shift}
+        self.send(message["id"], "done", plain(known))
+
+    def on_generate(self, message: dict[str, Any]) -> None:
+        """Submit the n requests of a prompt."""
+        llama, ids = self.llama, message["ids"]
+        params = back(message["params"])
+        requests = llama.requests(message["prompt"], params, stream=message["stream"])
+        for number, request in zip(ids, requests, strict=True):
+            self.running[number] = request
+            request.wake = _Outlet(self, number, request)  # type: ignore[assignment]
+        llama.engine.submit(*requests)
+
+    def on_cancel(self, message: dict[str, Any]) -> None:
+        """End requests."""
+        found = [self.running.get(number) for number in message["ids"]]
+        self.llama.engine.cancel(*[request for request in found if request is not None])
+
+    def on_metrics(self, message: dict[str, Any]) -> None:
+        """The counters."""
+        self.send(message["id"], "done", self.llama.metrics())
+
+    def on_clear_cache(self, message: dict[str, Any]) -> None:
+        """Forget kept prefixes."""
+        self.llama.clear_cache()
+        self.send(message["id"], "done", None)
+
+    def on_save_state(self, message: dict[str, Any]) -> None:
+        """Write them."""
+        self.send(message["id"], "done", self.llama.save_state(message["path"]))
+
+    def on_load_state(self, message: dict[str, Any]) -> None:
+        """Read them."""
+        self.send(message["id"], "done", self.llama.load_state(message["path"]))
+
+
+def _lean(request: Request, completion: Completion) -> Completion:
+    """Without what the other side knows; `parsed` says whether a structured output is complete."""
+    complete = request.output.complete(completion.finish_reason)
+    return dataclasses.replace(completion, prompt=None, prompt_token_ids=[], parsed=complete or None)
+
+
+def main() -> None:
+    """Serve the socket whose descriptor is the argument; then leave at once, the parent is gone."""
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])), plain)
+    try:
+        Service(channel).serve()
+    finally:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
