@@ -50,7 +50,7 @@ class Llama(LlamaState, ChatMethods):
         context: the context that all requests share. Leave its memory to the scheduler.
         contexts: all of them, where n_contexts is more than 1; `context` is the first.
         n_ctx: most tokens of one request, prompt and answer together.
-        n_parallel: how many requests run at once.
+        n_parallel: how many requests run at once (of an encoder-decoder model one in each context).
         engine: the loop that computes the requests, for front ends that wait for them in their own way.
     """
 
@@ -185,8 +185,10 @@ class Llama(LlamaState, ChatMethods):
             )
             self.contexts = [scheduler.context for scheduler in self.engine.schedulers]
             self.context = self.contexts[0]
+            self.n_parallel = sum(context.n_seq_max for context in self.contexts)
             # asked once: while a context computes, another thread may ask it nothing
-            self._can_shift = self.context.memory is not None and self.context.memory.can_shift
+            memory = self.context.memory
+            self._can_shift = memory is not None and memory.can_shift and not self.model.has_encoder
         except BaseException:
             for owned in reversed(self._owned):
                 owned.close()
@@ -241,6 +243,8 @@ class Llama(LlamaState, ChatMethods):
             limit = room if wanted is None else min(wanted, room)
         for token in params.logit_bias:
             integer("a logit_bias token", token, 0, self.vocab.n_tokens - 1)
+        if params.prompt_logprobs is not None and self.model.has_encoder:
+            raise UnsupportedModel("an encoder-decoder model does not predict its prompt: no prompt_logprobs")
         constraint = constraint_for(self.model, params)
         request = Request(
             tokens,

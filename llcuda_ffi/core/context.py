@@ -86,6 +86,11 @@ class Context(Handle):
         # Cancelling costs no Python call: libllama asks strlen(flag) between graph nodes, and a flag of one
         # character instead of none answers "stop".
         self._abort_flag = ffi.new("char[2]")
+        if model.has_encoder and model.has_decoder and params.n_seq_max > 1 and not params.kv_unified:
+            raise UnsupportedModel(
+                "libllama has no separate caches for the sequences of an encoder-decoder model: make the context with "
+                "n_seq_max=1, or kv_unified=True"
+            )
         _check_cache_types(model, params)
         _check_pooling(model, params)
         with tried([model.path], model.params, context=params):

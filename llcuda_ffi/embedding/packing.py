@@ -107,7 +107,7 @@ class PackingQueue:
             batch.extend(batch.token[:1], seq_id=len(pack), output="all")
         if context.memory is not None:
             context.memory.clear()
-        context.decode(batch)
+        (context.encode if context.model.has_encoder else context.decode)(batch)
         if context.pooling_type == PoolingType.NONE:
             found = [np.stack([context.embeddings(row) for row in range(*span)]) for span in rows]
         else:

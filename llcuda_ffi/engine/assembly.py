@@ -123,6 +123,12 @@ def open_engine(
         UnsupportedModel: it generates no text.
         InvalidRequest: shared cells are too few for so many contexts.
     """
+    if model.has_encoder:
+        if draft is not None:
+            raise UnsupportedModel(f"{model.path.name} is an encoder-decoder model: it takes no draft")
+        # one request at a time in each context (see encoder.py); a prompt is encoded whole
+        one = {"n_seq_max": n_contexts, "n_ctx": n_contexts * -(-n_ctx // 256) * 256}
+        params = override(params, one | {name: max(getattr(params, name), n_ctx) for name in ("n_batch", "n_ubatch")})
     cells = params.n_ctx // n_contexts
     if params.kv_unified and cells < n_ctx:
         raise InvalidRequest(

@@ -17,6 +17,7 @@ from ..core.adapter import LoraAdapter, active_adapters, set_adapters
 from ..core.context import Context
 from ..errors import Cancelled, ContextOverflow, DecodeError, LlcudaError, NoKvSlot
 from .adapter_turns import AdapterTurns
+from .encoder import Encoder
 from .failures import failure_of
 from .metrics import Metrics
 from .plan import Planner, Row
@@ -63,7 +64,8 @@ class Scheduler:
         self.context, self.memory = context, context.memory
         self.model, self.vocab = context.model, context.model.vocab
         self.n_ctx = min(n_ctx or context.n_ctx_seq, context.n_ctx_seq)
-        self.prefix_cache = prefix_cache
+        self._encoder = Encoder(context) if context.model.has_encoder else None
+        self.prefix_cache = prefix_cache and self._encoder is None
         self.metrics = Metrics()
         self.slots = [Slot(i) for i in range(context.n_seq_max)]
         self._planner = Planner(context, drafter)
@@ -125,7 +127,10 @@ class Scheduler:
         self._begin()
         if self._requests.ready and not self._full:
             self._admit()
-        rows = self._planner.plan(self._in_turn())
+        slots = self._in_turn()
+        if self._encoder is not None and (failed := self._encoder.encode(slots)):
+            self._fail(*failed)
+        rows = self._planner.plan(slots)
         if rows:
             self._run(rows)
         self._unfinished = False
@@ -204,7 +209,7 @@ class Scheduler:
         """Give a request a slot; returns whether it has one. Else it failed, or must wait: it is `later` then."""
         slot = None
         try:
-            tokens = request.tokens()
+            tokens = request.tokens() if self._encoder is None else self._encoder.decoder_tokens(request)
             reuse = self.prefix_cache and request.params.prefix_cache and not request.scoring
             placed = self.prefixes.place(request, tokens, reuse=reuse)
             if placed is None:
