@@ -174,6 +174,8 @@ class Context(Handle):
             if not self._memory:
                 self._check(batch, self.n_ubatch, "n_ubatch")
             else:
+                if not self.model.has_decoder:
+                    raise UnsupportedModel(f"{self.model.path.name} is an encoder: call encode()")
                 if self._two_part and not self._encoded:
                     raise InvalidRequest("this model has an encoder: call encode() before decode()")
                 if self._causal:

@@ -123,6 +123,10 @@ def open_engine(
         UnsupportedModel: it generates no text.
         InvalidRequest: shared cells are too few for so many contexts.
     """
+    if model.is_diffusion:
+        raise UnsupportedModel(
+            f"{model.path.name} ({model.architecture}) generates by diffusion, which Llama does not do"
+        )
     if model.has_encoder:
         if draft is not None:
             raise UnsupportedModel(f"{model.path.name} is an encoder-decoder model: it takes no draft")

@@ -133,3 +133,12 @@ def sample_without_logits(w: World) -> None:
     refuses(IndexError, lambda: chain.sample(w.context()))
     refuses(IndexError, lambda: chain.sample(w.decoded(), 0))
     refuses(InvalidRequest, lambda: chain.sample(w.decoded("qwen2")))
+
+
+@row
+def sequences_of_an_encoder_decoder(w: World) -> None:
+    refuses(UnsupportedModel, lambda: w.context("t5", n_seq_max=2))
+    with w.context("t5", n_seq_max=2, kv_unified=True) as context:
+        refuses(InvalidRequest, lambda: context.decode(w.batch()))
+        context.encode(w.batch(output="all"))
+        context.decode(w.batch(1))

@@ -65,9 +65,9 @@ GATED = {"ffn_gate.weight": (EMBD, FF), "ffn_up.weight": (EMBD, FF), "ffn_down.w
 HEAD_NORMS = {"attn_q_norm.weight": (HEAD,), "attn_k_norm.weight": (HEAD,)}
 
 
-def tiny_qwen2() -> TinyFile:
-    """Biases on q, k and v; an output matrix of its own."""
-    file = _start("qwen2", rope__freq_base=10000.0)
+def tiny_qwen2(architecture: str = "qwen2") -> TinyFile:
+    """Biases on q, k and v; an output matrix of its own. As "dream" it generates by diffusion."""
+    file = _start(architecture, rope__freq_base=10000.0)
     rng = np.random.default_rng(2)
     file.add("output.weight", file.tensors["token_embd.weight"][0], rng)
     _add(file, {**ATTENTION, **GATED, "attn_q.bias": (EMBD,), "attn_k.bias": (KV,), "attn_v.bias": (KV,)})
@@ -311,6 +311,14 @@ def lively(file: TinyFile) -> TinyFile:
     return file
 
 
+def tiny_t5_encoder() -> TinyFile:
+    """The encoder of `tiny_t5`, with the same weights."""
+    file = tiny_t5()
+    metadata = {key.replace("t5.", "t5encoder.") if key[:3] == "t5." else key: v for key, v in file.metadata.items()}
+    metadata["general.architecture"] = "t5encoder"
+    return TinyFile(metadata, {k: v for k, v in file.tensors.items() if not k.startswith("dec.")})
+
+
 TINY: dict[str, Callable[[], TinyFile]] = {
     "llama": tiny_llama,
     "llama-q8": lambda: tiny_llama(kind=Q8_0, layers=1),
@@ -328,4 +336,6 @@ TINY: dict[str, Callable[[], TinyFile]] = {
     "qwen35": tiny_qwen35,
     "deepseek2": tiny_deepseek2,
     "t5": tiny_t5,
+    "t5encoder": tiny_t5_encoder,
+    "dream": lambda: tiny_qwen2("dream"),
 }
