@@ -14,6 +14,7 @@ from llcuda_ffi.core import trial
 from llcuda_ffi.core.adapter import LoraAdapter
 from llcuda_ffi.core.context import Context
 from llcuda_ffi.core.model import Model
+from llcuda_ffi.core.trial_process import SMALL
 from llcuda_ffi.core.trial_verdicts import Verdicts
 from llcuda_ffi.errors import InvalidModelFile
 from llcuda_ffi.gguf.writer import write_gguf
@@ -77,10 +78,16 @@ def test_what_ends_the_child_is_an_exception(own_cache: Path, tmp_path: Path) ->
     """libllama's assertion reaches the caller as the message of InvalidModelFile, also from the kept verdict."""
     path = tmp_path / "killer.gguf"
     TINY[KILLER]().write(path)
+    os.truncate(path, SMALL + 1)
     with Model.load(path) as model:
         for _ in range(2):
-            with pytest.raises(InvalidModelFile, match=r"SIGABRT.*GGML_ASSERT"):
-                Context(model, n_ctx=128, n_batch=64, n_seq_max=2)
+            # Context itself refuses such a setting by name: the trial is asked alone, about a file too large to compute
+            settings = ContextParams(n_ctx=128, n_batch=64, n_seq_max=2)
+            with (
+                pytest.raises(InvalidModelFile, match=r"SIGABRT.*GGML_ASSERT"),
+                trial.tried([path], model.params, context=settings),
+            ):
+                pass
         Context(model, n_ctx=128, n_batch=64).close()
     assert sorted(int(str(v["status"])) for v in _verdicts(own_cache)) == [-signal.SIGABRT, 0]
 

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 _GENERATES = {"Llama.generate": "ok", "Llama.generate many": "ok", "Llama.stream": "ok", "AsyncLlama.generate": "ok"}
 _EMBEDS = {"Embedder None.encode": "ok", "Embedder mean.encode": "ok", "Embedder none.encode_tokens": "ok"}
 _BOTH = {**_GENERATES, **_EMBEDS, "Llama.shift": "ok", "Llama.save_state": "ok", "Llama.load_state": "ok"}
+_BOTH["Llama with draft.generate"] = "ok"
 _NO_SHIFT = {**_BOTH, "Llama.shift": "UnsupportedModel", "Context.memory.shift": "UnsupportedModel"}
-_NO_DRAFT = {"Llama with draft": "UnsupportedModel"}
 _ONLY_EMBEDS = {"Llama": "UnsupportedModel", **_EMBEDS}
 
 KINDS = {
@@ -26,14 +26,14 @@ KINDS = {
     "gpt2": _BOTH,
     "gemma3": _BOTH,
     "deepseek2": _BOTH,
-    "mamba": {**_BOTH, **_NO_DRAFT},
-    "granite-hybrid": {**_BOTH, **_NO_DRAFT},
-    "lfm2-window": {**_NO_SHIFT, **_NO_DRAFT},
-    "qwen35": {**_NO_SHIFT, **_NO_DRAFT},
+    "mamba": _BOTH,
+    "granite-hybrid": _BOTH,
+    "lfm2-window": _NO_SHIFT,
+    "qwen35": _NO_SHIFT,
     "bert": _ONLY_EMBEDS,
     "t5encoder": {**_ONLY_EMBEDS, "Context.decode": "UnsupportedModel"},
     "dream": _ONLY_EMBEDS,
-    "t5": {**_GENERATES, **_EMBEDS, **_NO_DRAFT, "Llama.shift": "UnsupportedModel"},
+    "t5": {**_GENERATES, **_EMBEDS, "Llama.shift": "UnsupportedModel", "Llama with draft": "UnsupportedModel"},
 }
 
 
