@@ -39,7 +39,7 @@ class Encoder:
 
     def decoder_tokens(self, request: Request) -> npt.NDArray[np.int32]:
         """What the decoder has to compute before the next token: the start token and what was generated."""
-        return np.array([self._start, *request.generated], np.int32)
+        return np.array([self._start, *request.output.token_ids], np.int32)
 
     def encode(self, slots: Sequence[Slot]) -> tuple[Slot, LlcudaError] | None:
         """Encode the prompt of the slot that begins, if one does (llama_encode).
