@@ -104,11 +104,6 @@ class Embedder(TextModel):
         self._pooling = self._asked if self._asked is not None else _model_pooling(self.model)
         if self._pooling == PoolingType.RANK:
             raise UnsupportedModel(f"{self.model.path.name} scores pairs of texts: use Reranker")
-        if self.model.has_encoder and self.model.has_decoder:
-            raise UnsupportedModel(
-                f"{self.model.path.name} has an encoder and a decoder, it generates text: use Llama, or a file of its "
-                "encoder alone (architecture t5encoder)"
-            )
         self._queue(self._pooling)
 
     def __repr__(self) -> str:

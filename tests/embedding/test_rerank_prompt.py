@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llcuda_ffi import Embedder, Reranker
-from llcuda_ffi.errors import ContextOverflow, InvalidRequest, UnsupportedModel
+from llcuda_ffi import Reranker
+from llcuda_ffi.errors import ContextOverflow, InvalidRequest
 
-from ..support.tiny_architectures import tiny_t5
 from ..support.tiny_model import Typed, tiny_llama
 
 TEMPLATE = "<|im_start|>judge\n<Query>: {query}\n<Document>: {document}<|im_end|>"
@@ -72,10 +70,3 @@ def test_a_text_is_no_list(reranker: Reranker) -> None:
     """One document that is not in a list is refused: nobody means its letters."""
     with pytest.raises(InvalidRequest, match="put it in a list"):
         reranker.scores("q", "abc")
-
-
-def test_encoder_and_decoder(tmp_path: Path) -> None:
-    """A T5 is no embedding model, and the error says what to use."""
-    tiny_t5().write(tmp_path / "t5.gguf")
-    with pytest.raises(UnsupportedModel, match="use Llama"):
-        Embedder(tmp_path / "t5.gguf")

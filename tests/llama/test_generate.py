@@ -60,7 +60,7 @@ def test_batch_in_order(llm: Llama) -> None:
     many = PROMPTS * 3
     results = llm.generate(many, max_tokens=8, temperature=0)
     assert [r.text for r in results] == [alone[p] for p in many]
-    each = llm.generate(PROMPTS[:2], [SamplingParams(max_tokens=3), SamplingParams(max_tokens=5)])
+    each = llm.generate(PROMPTS[:2], [SamplingParams(max_tokens=n, ignore_eos=True) for n in (3, 5)])
     assert [len(r.token_ids) for r in each] == [3, 5]
 
 
