@@ -14,6 +14,7 @@ from ..async_llama import AsyncLlama
 from ..core.adapter import LoraAdapter
 from ..embedder import Embedder
 from ..embedding.reranker import Reranker
+from ..engine.assembly import DEFAULT_N_CTX
 from ..enums import PoolingType
 from ..errors import InvalidRequest
 from ..gguf import GGUFReader
@@ -87,8 +88,11 @@ class ServedModel:
             ModelError: there is no such model, or its file is broken.
         """
         path = resolve(reference)
-        kind, size = _describe(path)
-        given = (settings or {}).get(kind, {})
+        with GGUFReader(path) as reader:
+            kind = _kind(reader)
+            given = (settings or {}).get(kind, {})
+            # a tenth for buffers
+            size = path.stat().st_size * 11 // 10 + (_kv_bytes(reader, given) if kind == "text" else 0)
         return cls(name or _label(reference), kind, path, settings=given, size=size, **options)
 
     @classmethod
@@ -181,13 +185,27 @@ def _label(reference: Reference) -> str:
     return Path(text).stem if text.endswith(".gguf") else text
 
 
-def _describe(path: Path) -> tuple[Kind, int]:
-    """What a file is made for, and about how many bytes it takes when loaded: itself, a tenth for buffers."""
-    with GGUFReader(path) as reader:
-        read, arch = reader.metadata.get, reader.architecture
-        pooling = read(f"{arch}.pooling_type", 0)
-        size = path.stat().st_size * 11 // 10
-        if pooling == PoolingType.RANK:
-            return "rerank", size
-        embeds = pooling in (1, 2, 3) or read(f"{arch}.attention.causal", True) is False
-        return ("embedding" if embeds else "text"), size
+def _kind(reader: GGUFReader) -> Kind:
+    """What a file is made for."""
+    read, arch = reader.metadata.get, reader.architecture
+    pooling = read(f"{arch}.pooling_type", 0)
+    if pooling == PoolingType.RANK:
+        return "rerank"
+    embeds = pooling in (1, 2, 3) or read(f"{arch}.attention.causal", True) is False
+    return "embedding" if embeds else "text"
+
+
+def _kv_bytes(reader: GGUFReader, settings: Mapping[str, Any]) -> int:
+    """About how many bytes the KV cache takes, in F16, where the header tells."""
+    arch = reader.architecture
+
+    def read(key: str, default: int) -> int:
+        value = reader.metadata.get(f"{arch}.{key}", default)
+        return value if isinstance(value, int) else default  # lists that differ by layer: as if all were the default
+
+    heads = read("attention.head_count", 1) or 1
+    width = read("embedding_length", 0)
+    per_head = read("attention.key_length", width // heads) + read("attention.value_length", width // heads)
+    per_token = 2 * read("block_count", 0) * read("attention.head_count_kv", heads) * per_head
+    longest = settings.get("n_ctx") or min(DEFAULT_N_CTX, read("context_length", DEFAULT_N_CTX))
+    return int(per_token * (settings.get("kv_cells") or longest * settings.get("n_parallel", 8)))

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from llcuda_ffi.server.served_model import ServedModel
+
 from ..support.model_folder import write_model_folder
 from ..support.server_process import MESSAGES, C, Server
 
@@ -21,10 +23,11 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A folder of tiny models, `one` named with an adapter and an alias, in a memory for about two of them."""
     folder = write_model_folder(tmp_path_factory.mktemp("fleet") / "models")
     log = folder.parent / "log"
-    size = (folder / "one.gguf").stat().st_size
+    settings = {"text": {"n_ctx": 256, "n_parallel": 4}}
+    size = ServedModel.find(folder / "one.gguf", settings=settings).size  # type: ignore[arg-type]
     server = Server(
         log, folder / "one.gguf", "--models-dir", folder, "--lora", f"terse={folder.with_suffix('.lora')}",
-        "--alias", "gpt-4o=one", "--memory", 3.0 * size / 1e9, "--parallel", 4, "-c", 256,
+        "--alias", "gpt-4o=one", "--memory", 2.6 * size / 1e9, "--parallel", 4, "-c", 256,
     )  # fmt: skip
     yield server
     assert server.stop() == 0
