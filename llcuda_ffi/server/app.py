@@ -167,9 +167,8 @@ class _Status:
         if self._state.gate.closing:
             raise Refused(503, "the server is stopping", "closing")
         for model in self._state.models:
-            failure = getattr(model.engine, "failure", None)
-            if failure is not None:
-                raise Refused(503, f"the engine of {model.name} has failed: {failure}", "engine_failed")
+            if model.failure is not None:
+                raise Refused(503, f"the engine of {model.name} has failed: {model.failure}", "engine_failed")
         return JSONResponse({"status": "ok"})
 
     async def models(self, request: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,7 @@ from ..chat.request import ChatRequest
 from ..chat.results import ChatChunk, ChatCompletion
 from ..errors import InvalidRequest
 from ..sampling_params import SamplingParams
-from .events import merged, while_connected
-from .sampling import each, first_seed
+from .events import while_connected
 from .served_model import ServedModel
 from .state import ServerState
 from .usage import FINISH
@@ -76,26 +76,15 @@ class ChatTurn:
         self, state: ServerState, request: Request, model: ServedModel, prepared: ChatRequest
     ) -> AsyncGenerator[tuple[int, ChatChunk], None]:
         """The answer's pieces, each with the number of its choice."""
-        llm, params = model.text(), prepared.params
-        streams = [self._answer(llm, prepared, p) for p in each(params, params.n, first_seed(params))]
-        done: list[ChatCompletion] = []
-        async for i, chunk in merged(streams):
-            if chunk.completion is not None:
-                done.append(chunk.completion)
-            yield i, chunk
+        params, done = prepared.params, []
+        parsers = [prepared.stream() for _ in range(params.n)]
+        chunks: Any = model.text().stream(prepared.tokens, params)
+        async with contextlib.aclosing(chunks):
+            async for part in chunks:
+                if part.completion is not None and not part.index:
+                    self.stopped_by = part.completion.stop_reason
+                for chunk in parsers[part.index].feed(part):
+                    if chunk.completion is not None:
+                        done.append(chunk.completion)
+                    yield part.index, chunk
         state.finished(request, model, [(d.usage, d.timings, FINISH[d.finish_reason]) for d in done])
-
-    async def _answer(
-        self, llm: AsyncLlama, prepared: ChatRequest, params: SamplingParams
-    ) -> AsyncGenerator[ChatChunk, None]:
-        """One of n streamed answers."""
-        parser = prepared.stream()
-        chunks: Any = llm.stream(prepared.tokens, params)
-        try:
-            async for chunk in chunks:
-                if chunk.completion is not None:
-                    self.stopped_by = chunk.completion.stop_reason
-                for piece in parser.feed(chunk):
-                    yield piece
-        finally:
-            await chunks.aclose()

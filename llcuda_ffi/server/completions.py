@@ -19,7 +19,7 @@ from ..llama import Llama
 from ..sampling_params import SamplingParams
 from .events import DONE, EventStream, event, merged, while_connected
 from .prompts import Prompt, prompt_ids, prompts_of
-from .sampling import each, first_seed, sampling
+from .sampling import sampling
 from .served_model import ServedModel
 from .state import ServerState
 from .token_logprobs import CompletionLogprobs, prompt_logprobs
@@ -97,15 +97,15 @@ class Completions:
         with_usage: bool,
     ) -> AsyncGenerator[bytes, None]:
         n, llm = params.n, model.text()
-        settings = each(params, n, first_seed(params))
-        streams: list[Any] = [llm.stream(t, p) for t in tokens for p in settings]
+        streams: list[Any] = [llm.stream(t, params) for t in tokens]
         vocab = llm.llama.vocab
         starts = [len(vocab.detokenize(t, special=True)) if params.echo else 0 for t in tokens]
-        logprobs = [CompletionLogprobs(vocab, starts[i // n]) for i in range(len(streams))]
+        logprobs = [CompletionLogprobs(vocab, start) for start in starts for _ in range(n)]
         done: dict[int, Completion] = {}
         usual = {"usage": None} if with_usage else {}
         chunk: Chunk
-        async for i, chunk in merged(streams):
+        async for prompt, chunk in merged(streams):
+            i = prompt * n + chunk.index
             finish, whole = chunk.finish_reason, chunk.completion
             if whole is not None:
                 done[i] = whole

@@ -9,7 +9,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..errors import ClosedError, ContextOverflow, InvalidRequest, UnsupportedByBundle, UnsupportedModel
+from ..errors import (
+    Cancelled,
+    ClosedError,
+    ContextOverflow,
+    EngineFailure,
+    InvalidRequest,
+    UnsupportedByBundle,
+    UnsupportedModel,
+)
 
 log = logging.getLogger("llcuda_ffi.server")
 
@@ -34,8 +42,10 @@ def status_of(error: BaseException) -> tuple[int, str | None]:
         return 400, "invalid_value"
     if isinstance(error, (UnsupportedByBundle, UnsupportedModel)):
         return 400, "unsupported"
-    if isinstance(error, ClosedError):
+    if isinstance(error, (ClosedError, Cancelled)):
         return 503, "closing"
+    if isinstance(error, EngineFailure):
+        return 503, "engine_failed"
     return 500, "internal_error"
 
 

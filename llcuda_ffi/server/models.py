@@ -95,9 +95,11 @@ class Models:
         Raises:
             LlcudaError: it cannot be loaded.
         """
-        while model.leaving or model.engine is None:
+        while model.leaving or model.engine is None or (model.failure is not None and model.reloads):
             if model.leaving:
                 await self._changed.wait()
+            elif model.engine is not None:  # its engine is dead: a new one is made
+                await self.unload(model)
             else:
                 await self._loaded(model)
         model.users += 1
@@ -163,7 +165,7 @@ class Models:
     async def unload(self, model: ServedModel) -> None:
         """Free a model when its requests are over; a later request loads it again."""
         async with self._loading:
-            if model.engine is not None:
+            if model.engine is not None and not model.leaving:
                 await self._free(model)
 
     async def free_idle(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import secrets
 from typing import Any
 
 from ..core.adapter import LoraAdapter
@@ -170,15 +169,3 @@ def _adapters(value: Any, model: ServedModel, asked: object) -> dict[LoraAdapter
             index = integer("lora's id", item.get("id"), 0, len(loaded) - 1)
             scales[loaded[index][0]] = number("lora's scale", item.get("scale", 1.0))
     return {adapter: scales[name] for name, adapter in loaded if scales.get(name)} or None
-
-
-def each(params: SamplingParams, n: int, seed: int) -> list[SamplingParams]:
-    """Settings of n completions that are streamed side by side; they draw as one request with n does."""
-    if n == 1:
-        return [params]
-    return [params.replace(n=1, seed=(seed + i) % (2**32 - 1)) for i in range(n)]
-
-
-def first_seed(params: SamplingParams) -> int:
-    """The seed of the first of n streams."""
-    return params.seed if params.seed is not None else secrets.randbelow(2**32 - 1)

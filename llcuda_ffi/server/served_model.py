@@ -50,6 +50,7 @@ class ServedModel:
         engine: what answers; None while it is not loaded.
         users: requests that use the engine now.
         last_used: when the last of them ended, on the monotonic clock.
+        reloads: it can be loaded again after it was freed.
         leaving: it is being freed to make room: new requests wait until it is back.
     """
 
@@ -65,6 +66,7 @@ class ServedModel:
     engine: Engine | None = None
     users: int = 0
     last_used: float = 0.0
+    reloads: bool = True
     leaving: bool = False
     loras: dict[str, LoraAdapter] = field(default_factory=dict)
     lora_scales: dict[str, float] = field(default_factory=dict)
@@ -100,7 +102,7 @@ class ServedModel:
         """A model that is loaded already; the server closes it at its end."""
         kind = next(k for k, made in KINDS.items() if isinstance(engine, made))
         path = engine.llama.model.path if isinstance(engine, AsyncLlama) else engine.model.path
-        return cls(name or path.stem, kind, path, pinned=True, engine=engine)
+        return cls(name or path.stem, kind, path, pinned=True, reloads=False, engine=engine)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -112,6 +114,11 @@ class ServedModel:
         """OpenAI's system_fingerprint: changes with the file and its settings."""
         text = f"{os.fspath(self.reference)} {sorted(self.settings.items(), key=str)}"
         return "fp_" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12]
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why its engine is dead; None while it works, or is not loaded."""
+        return self.engine.failure if isinstance(self.engine, AsyncLlama) else None
 
     def open(self) -> None:
         """Load it. Takes seconds: call it in a thread.

@@ -19,7 +19,7 @@ from ..body import Fields
 from ..errors import error_dict
 from ..events import EventStream, event, merged, while_connected
 from ..prompts import prompt_ids, prompts_of
-from ..sampling import each, first_seed, sampling
+from ..sampling import sampling
 from ..served_model import ServedModel
 from ..state import ServerState
 from ..usage import FINISH, timings_dict
@@ -80,17 +80,17 @@ class NativeCompletion:
         shown: _Shown,
     ) -> AsyncGenerator[bytes, None]:
         llm, n = model.text(), params.n
-        settings = each(params, n, first_seed(params))
-        streams: list[Any] = [llm.stream(t, p) for t in tokens for p in settings]
+        streams: list[Any] = [llm.stream(t, params) for t in tokens]
         done: list[Completion] = []
         chunk: Chunk
-        async for i, chunk in merged(streams):
+        async for prompt, chunk in merged(streams):
+            i = prompt * n + chunk.index
             whole = chunk.completion
             if whole is None:
                 yield event(shown.part(i, chunk, model))
             else:
                 done.append(whole)
-                if chunk.text:
+                if chunk.text or chunk.token_ids:
                     yield event(shown.part(i, chunk, model))
                 # the tokens were sent already
                 yield event(shown.final(i, whole, model, params, tokens[i // n], "", [], None))
