@@ -13,14 +13,14 @@ from ..errors import InvalidRequest
 from ..params import flag
 from ..sampling_params import SamplingParams
 from ..structured.grammars import constrained
-from .messages import Message, normalize, require_text
+from .messages import Message, check_known, normalize, openai_forms, plain, require_text
 from .opening import Opening, check_gbnf, opening
 from .parsing.parser import FORMATS, WHOLE, detect_format, detect_reasoning, markers
 from .prompts import PromptTokens
 from .request import AnswerFormat, ChatRequest
 from .template.template import ChatTemplate
 from .tools import plain as plain_tools
-from .tools.choice import calls_grammar, chosen, shape_of
+from .tools.choice import calls_grammar, check_tools, chosen, shape_of
 from .tools.functions import Tool, tool_schemas
 
 ToolChoice = Literal["auto", "none", "required"] | str | Mapping[str, Any]
@@ -76,7 +76,7 @@ class Chat:
         template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
-        continue_final_message: bool = False,
+        continue_final_message: bool | None = None,
         tool_format: str | None = None,
     ) -> ChatRequest:
         """A conversation ready to be generated; see Llama.chat for the arguments.
@@ -85,7 +85,8 @@ class Chat:
             InvalidRequest: a message, tool, template or setting is not acceptable.
         """
         flag("parallel_tool_calls", parallel_tool_calls)
-        flag("continue_final_message", continue_final_message)
+        if continue_final_message is not None:
+            flag("continue_final_message", continue_final_message)
         if tool_format is not None and not (isinstance(tool_format, str) and tool_format in FORMATS):
             raise InvalidRequest(
                 f"no tool format is called {tool_format!r:.60}: there are {', '.join(sorted(FORMATS))}"
@@ -100,17 +101,23 @@ class Chat:
         jinja = self.template(template, tools=bool(schemas))
         chat = normalize(messages)
         require_text(chat)
+        check_known(chat, jinja.capabilities.mentions)
+        chat = openai_forms(chat)
+        if continue_final_message is None:  # an answer that has begun goes on
+            continue_final_message = bool(chat[-1]["role"] == "assistant" and chat[-1]["content"]) and not (
+                chat[-1].get("tool_calls")
+            )
         shown_tools: list[dict[str, Any]] | None = schemas or None
         format = tool_format or detect_format(jinja.source)
-        if not jinja.takes_tools and (schemas or plain_tools.has_tools(chat)):
+        if not jinja.capabilities.tools and (schemas or plain_tools.has_tools(chat)):
             chat, shown_tools, format = plain_tools.rewrite(chat, schemas), None, tool_format or "json"
         rendered = jinja.prompt(
             self._tokens.guard(chat),
-            tools=shown_tools,
-            documents=documents,
+            tools=self._tokens.guard(shown_tools),
+            documents=self._tokens.guard(None if documents is None else plain(list(documents), "documents")),
             add_generation_prompt=not continue_final_message,
             continue_final_message=continue_final_message,
-            **_variables(chat_template_kwargs),
+            **self._tokens.guard(_variables(chat_template_kwargs)),
         )
         text, tokens = self._tokens.tokens(rendered)
         reasoning = detect_reasoning(jinja.source)
@@ -124,6 +131,7 @@ class Chat:
             format, shape = shape_of(format, jinja.source)
             wanted = [s for s in schemas if named in (None, s["function"]["name"])]
             before = Opening() if continue_final_message else opening(format, reasoning, text, self._lark)
+            check_tools(self._model, wanted)
             parallel = parallel_tool_calls and named is None
             lark = calls_grammar(shape, wanted, self._lark, parallel=parallel, first=before)
             params, output_of = dataclasses.replace(params, lark=lark), _no_output
@@ -134,7 +142,7 @@ class Chat:
                 check_gbnf(params, first)
         elif not schemas and format not in WHOLE:
             format = "none"
-        answer = AnswerFormat(format, schemas, reasoning, text)
+        answer = AnswerFormat(format, schemas, reasoning, text, calls_only=mode == "required")
         params = AnswerParams.of(
             params, self._shown(format, reasoning), output_of or answer.content, " ".join(first.parts), first.rules
         )
@@ -165,7 +173,8 @@ def _variables(given: Any) -> dict[str, Any]:
     taken = sorted(_TAKEN & given.keys())
     if taken:
         raise InvalidRequest(f"chat_template_kwargs cannot set {taken[0]!r}: it is an argument of its own")
-    return dict(given)
+    variables: dict[str, Any] = plain(given, "chat_template_kwargs")
+    return variables
 
 
 def _no_output(text: str) -> None:
@@ -176,17 +185,25 @@ def _with_format(params: SamplingParams, response_format: Mapping[str, Any] | No
     """OpenAI's response_format as json_schema."""
     if response_format is None:
         return params
-    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
-    if kind == "text":
-        return params
-    if kind == "json_object":
-        return dataclasses.replace(params, json_schema={"type": "object"})
-    if kind == "json_schema":
-        inner = response_format.get("json_schema")
+    if isinstance(response_format, Mapping):
+        kind, inner = response_format.get("type"), response_format.get("json_schema")
+        _check_keys(response_format, {"type", "schema", "json_schema"}, "response_format")
+        if isinstance(inner, Mapping):
+            _check_keys(inner, {"name", "description", "schema", "strict"}, "response_format['json_schema']")
         schema = inner.get("schema") if isinstance(inner, Mapping) else response_format.get("schema")
-        if schema is not None:
+        if kind == "text" and schema is None:
+            return params
+        if kind == "json_object":
+            return dataclasses.replace(params, json_schema={"type": "object"} if schema is None else schema)
+        if kind == "json_schema" and schema is not None:
             return dataclasses.replace(params, json_schema=schema)
     raise InvalidRequest(
         "response_format must be {'type': 'text' | 'json_object'} or {'type': 'json_schema', 'json_schema': "
         f"{{'schema': …}}}}, not {response_format!r:.100}"
     )
+
+
+def _check_keys(given: Mapping[str, Any], known: set[str], what: str) -> None:
+    unknown = sorted(str(key) for key in given.keys() - known)
+    if unknown:
+        raise InvalidRequest(f"{what} has the unknown key {unknown[0]!r:.60}: it takes {', '.join(sorted(known))}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import InvalidRequest
@@ -129,12 +129,91 @@ def require_text(messages: Sequence[Message]) -> None:
                 )
 
 
-def join_parts(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation with text parts joined to one text, for templates that read only texts."""
-    return [
-        {**m, "content": "".join(p["text"] for p in m["content"])} if isinstance(m.get("content"), list) else m
-        for m in messages
-    ]
+# keys that OpenAI's messages and ours may have; what else a template reads is known by its text
+_KEYS = frozenset(
+    ("role", "content", "name", "tool_calls", "tool_call_id", "refusal", "annotations", "audio", "function_call")
+) | frozenset(_REASONING)
+_ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
+# of OpenAI's answers: nothing in them is for a prompt
+_DROPPED = ("annotations", "audio")
+
+
+def check_known(messages: Sequence[Mapping[str, Any]], mentions: Callable[[str], bool]) -> None:
+    """Refuse roles and keys that nobody reads.
+
+    Args:
+        messages: as `normalize` gives them.
+        mentions: whether the chat template names a role or a key.
+
+    Raises:
+        InvalidRequest: a role or a key is neither OpenAI's nor the template's.
+    """
+    for i, message in enumerate(messages):
+        role = message["role"]
+        if role not in _ROLES and not (role.isidentifier() and mentions(role)):
+            raise InvalidRequest(
+                f"messages[{i}] has the unknown role {role!r:.60}: it takes {', '.join(sorted(_ROLES))}"
+            )
+        for key in message.keys() - _KEYS:
+            if not mentions(key):
+                raise InvalidRequest(
+                    f"messages[{i}] has the unknown key {key!r:.60}: the chat template does not read it"
+                )
+        if message.get("function_call"):
+            raise InvalidRequest(f"messages[{i}]['function_call'] is OpenAI's older form: give 'tool_calls'")
+
+
+def openai_forms(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation with what OpenAI writes in several ways written in one.
+
+    Text parts are joined by newlines, as llama-server does; no content is an empty text; an empty list of calls is
+    left out; arguments that are "" or null are {}.
+    """
+    out = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, list):
+            content = "\n".join(part["text"] for part in content)
+        made = {k: v for k, v in message.items() if k not in _DROPPED}
+        made["content"] = content or made.pop("refusal", None) or ""
+        calls = made.pop("tool_calls", None)
+        if calls:
+            made["tool_calls"] = [_with_arguments(call) for call in calls]
+        out.append(made)
+    return out
+
+
+def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    if "function" in call:
+        return {"type": "function", **call, "function": _with_arguments(call["function"])}
+    arguments = call.get("arguments")
+    empty = arguments is None or (isinstance(arguments, str) and arguments.strip() in ("", "null"))
+    return {**call, "arguments": {}} if empty else call
+
+
+def merge_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation with system messages at the start of the user's next turn, for templates that refuse them."""
+    out: list[dict[str, Any]] = []
+    pending: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            pending.append(message["content"])
+            continue
+        if pending and message["role"] == "user":
+            out.append({**message, "content": "\n\n".join([*pending, message["content"]])})
+            pending = []
+            continue
+        out.append(message)
+    if pending:
+        out.append({"role": "user", "content": "\n\n".join(pending)})
+    return out
+
+
+def one_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation with one system message, at its start, for templates that take no other."""
+    n = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    head = {"role": "system", "content": "\n\n".join(message["content"] for message in messages[:n])}
+    return [*([head] if n else []), *merge_system(messages[n:])]
 
 
 def with_arguments(messages: Sequence[dict[str, Any]], style: str) -> list[dict[str, Any]]:
@@ -147,6 +226,43 @@ def with_arguments(messages: Sequence[dict[str, Any]], style: str) -> list[dict[
     for message in messages:
         calls = message.get("tool_calls")
         out.append({**message, "tool_calls": [_call_with(c, style) for c in calls]} if calls else message)
+    return out
+
+
+def one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation with parallel calls one after the other, each with its result, for templates that take one."""
+    out: list[dict[str, Any]] = []
+    results = [message for message in messages if message["role"] == "tool"]
+    placed: set[int] = set()
+    for message in messages:
+        calls = message.get("tool_calls", ())
+        if len(calls) <= 1:
+            if id(message) not in placed:
+                out.append(message)
+            continue
+        for i, call in enumerate(calls):
+            out.append({**message, "content": "" if i else message["content"], "tool_calls": [call]})
+            found = [r for r in results if r.get("tool_call_id") == call.get("id") and id(r) not in placed][:1]
+            placed.update(map(id, found))
+            out += found
+    return out
+
+
+def short_call_ids(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation with nine digits for the id of each call."""
+    ids: dict[Any, str] = {}
+
+    def short(given: Any) -> str:
+        return ids.setdefault(given, f"{len(ids):09}")
+
+    out = []
+    for message in messages:
+        made = dict(message)
+        if made.get("tool_calls"):
+            made["tool_calls"] = [{**call, "id": short(call.get("id"))} for call in made["tool_calls"]]
+        if made["role"] == "tool":
+            made["tool_call_id"] = short(made.get("tool_call_id"))
+        out.append(made)
     return out
 
 

@@ -102,7 +102,7 @@ class ChatMethods:
         template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
-        continue_final_message: bool = False,
+        continue_final_message: bool | None = None,
         tool_format: str | None = None,
         **settings: Any,
     ) -> Any:
@@ -121,7 +121,8 @@ class ChatMethods:
             template: a Jinja text or a built-in name, in place of the model's own template.
             chat_template_kwargs: more for the template, such as {"enable_thinking": False}.
             documents: for templates that take them.
-            continue_final_message: go on with the last message, an assistant's, instead of starting an answer.
+            continue_final_message: go on with the last message instead of starting an answer. None: where it is an
+                assistant's text.
             tool_format: how the model writes calls, where the template does not tell (chat.parser.FORMATS).
             **settings: fields of SamplingParams, over `params`.
 

@@ -39,13 +39,13 @@ class PromptTokens:
         self._lock = threading.Lock()
 
     def guard(self, value: Any) -> Any:
-        """`value` (plain JSON) with the control tokens in its texts marked as text."""
+        """`value` (plain JSON) with the control tokens in its texts, names of keys too, marked as text."""
         if isinstance(value, str):
             if _OPEN in value or _CLOSE in value:
                 value = value.replace(_OPEN, "").replace(_CLOSE, "")
             return self._controls.sub(f"{_OPEN}\\g<0>{_CLOSE}", value)
         if isinstance(value, dict):
-            return {k: v if k in ("role", "type") else self.guard(v) for k, v in value.items()}
+            return {self.guard(k): self.guard(v) for k, v in value.items()}
         if isinstance(value, list):
             return [self.guard(v) for v in value]
         return value

@@ -27,16 +27,20 @@ class AnswerFormat:
         tools: the tools' schemas.
         reasoning: what opens and closes reasoning.
         prompt: the text that the answer continues.
+        calls_only: the answer follows a grammar of calls.
     """
 
     name: str
     tools: Sequence[Mapping[str, Any]]
     reasoning: tuple[str, str] | None
     prompt: str
+    calls_only: bool = False
 
     def parser(self) -> AnswerParser:
         """A parser for one answer."""
-        return AnswerParser(self.name, tools=self.tools, reasoning=self.reasoning, prompt=self.prompt)
+        return AnswerParser(
+            self.name, tools=self.tools, reasoning=self.reasoning, prompt=self.prompt, calls_only=self.calls_only
+        )
 
     def content(self, answer: str) -> str | None:
         """The content of a whole answer, None where there is none."""

@@ -43,7 +43,7 @@ def split_prompts(prompt: Prompt | Iterable[Prompt]) -> tuple[list[Prompt], bool
 def prompt_tokens(vocab: Vocab, prompt: Prompt) -> tuple[Tokens, str | None]:
     """A prompt's token ids, and its text where it was one.
 
-    A text's BOS is added, and control tokens in it are read as such.
+    A text's BOS is added where it does not begin with it, and control tokens in it are read as such.
 
     Raises:
         InvalidRequest: an empty prompt, ids outside the vocabulary, or something that is no prompt.
@@ -53,6 +53,8 @@ def prompt_tokens(vocab: Vocab, prompt: Prompt) -> tuple[Tokens, str | None]:
     if isinstance(given, (str, bytes)):
         text = given if isinstance(given, str) else given.decode("utf-8", "replace")
         ids = vocab.tokenize(given, add_special=True, parse_special=True) if given else None
+        if ids is not None and vocab.add_bos and len(ids) > 1 and ids[0] == ids[1] == vocab.bos:
+            ids = ids[1:]  # the text, a chat template's perhaps, begins with it already
     elif isinstance(given, Iterable):
         ids = vocab.ids(given)
     else:

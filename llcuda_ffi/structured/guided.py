@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -41,6 +42,7 @@ class _Guide:
 
         self._lock = threading.Lock()
         self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+        self._unenforced: OrderedDict[str, list[str]] = OrderedDict()
         vocab = model.vocab
         eog = list(vocab.eog_tokens)
         self.tokenizer = llguidance.LLTokenizer(
@@ -74,6 +76,22 @@ class _Guide:
                 matcher.reset()
                 return matcher
         raise InvalidRequest(f"this structured output cannot be had: {' '.join(message.split())[:400]}")
+
+    def unenforced(self, grammar: str) -> list[str]:
+        """The keywords of a lenient schema that cannot be enforced.
+
+        Raises:
+            InvalidRequest: the rest does not compile either.
+        """
+        with self._lock:
+            found = self._unenforced.get(grammar)
+            if found is None:
+                matcher = self._compile([grammar])
+                found = [word for note in matcher.get_grammar_warnings() for word in re.findall(r'"([^"]+)"', note)]
+                self._unenforced[grammar] = found
+                if len(self._unenforced) > _KEPT_GRAMMARS:
+                    self._unenforced.popitem(last=False)
+            return found
 
     def fails(self, grammar: str) -> bool:
         """Whether a grammar does not compile."""

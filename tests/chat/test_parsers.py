@@ -149,7 +149,7 @@ def test_upstream_templates_round_trip() -> None:
     for name, source in upstream_templates(upstream_sdist()).items():
         format = detect_format(source)
         template = ChatTemplate(source, VARIABLES)
-        if format == "json" or not template.takes_tools:
+        if format == "json" or not template.capabilities.tools:
             continue
         try:
             text = template.prompt([ask, answer], tools=[ADD])

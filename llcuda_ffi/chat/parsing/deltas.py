@@ -120,12 +120,17 @@ class Output:
     Attributes:
         names: the functions there are; None takes any name.
         schemas: their parameters, for formats that do not write types.
+        calls_only: a grammar lets nothing but calls be written, so what is not one is a mark.
     """
 
     def __init__(
-        self, names: frozenset[str] | None = None, schemas: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        names: frozenset[str] | None = None,
+        schemas: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        calls_only: bool = False,
     ) -> None:
-        self.names, self.schemas = names, schemas or {}
+        self.names, self.schemas, self.calls_only = names, schemas or {}, calls_only
         self._deltas: list[Delta] = []
         self._calls = 0
         self._empty_call = False  # the last call has no arguments yet
@@ -138,7 +143,7 @@ class Output:
 
     def content(self, text: str) -> None:
         """Text for the user."""
-        if shown := self._content.add(text):
+        if not self.calls_only and (shown := self._content.add(text)):
             self._deltas.append(Delta(content=shown))
 
     def reasoning(self, text: str) -> None:

@@ -193,6 +193,7 @@ class AnswerParser:
         tools: Sequence[Mapping[str, Any]] = (),
         reasoning: tuple[str, str] | None = None,
         prompt: str = "",
+        calls_only: bool = False,
     ) -> None:
         """
         Args:
@@ -200,13 +201,15 @@ class AnswerParser:
             tools: the tools' schemas. Where an answer in plain JSON may be a call, only their names make it one.
             reasoning: what opens and closes reasoning at the start of the answer.
             prompt: what the answer continues: where it ends with the opening of reasoning, the answer is in it.
+            calls_only: the answer follows a grammar of calls: it has no content.
         """
         if format not in FORMATS:
             raise InvalidRequest(f"no tool format is called {format!r:.60}: there are {', '.join(sorted(FORMATS))}")
         schemas = {t["function"]["name"]: t["function"].get("parameters") or {} for t in tools}
         form = FORMATS[format]
         self._reader = Reader()
-        self._output = Output(frozenset(schemas) if tools and isinstance(form, Bare) else None, schemas)
+        names = frozenset(schemas) if tools and isinstance(form, Bare) else None
+        self._output = Output(names, schemas, calls_only=calls_only)
         opened = reasoning is not None and format != "harmony" and _opened(prompt, reasoning)
         self._run: Generator[None, None, None] | None = self._read(form, reasoning, opened, format)
         self._deltas: list[Delta] = []

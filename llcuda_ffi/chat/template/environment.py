@@ -34,14 +34,33 @@ def _compile(source: str) -> jinja2.Template:
 
 @lru_cache(maxsize=1)
 def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals.update(
         raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
     )
     return environment
+
+
+_CHANGES = frozenset(("append", "pop", "extend", "insert", "remove", "reverse", "sort", "clear"))
+
+
+class GivenList(list[Any]):
+    """A list of the caller's: templates may change lists of their own, but not these."""
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Some templates collect in lists (`{% set _ = ids.append(x) %}`), as Python's own Jinja lets them."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return (type(obj) is list and attr in _CHANGES) or super().is_safe_attribute(obj, attr, value)
+
+
+def given(value: Any) -> Any:
+    """A caller's plain JSON, whose lists do not change."""
+    if isinstance(value, dict):
+        return {key: given(item) for key, item in value.items()}
+    return GivenList(map(given, value)) if isinstance(value, list) else value
 
 
 class _Generation(jinja2.ext.Extension):

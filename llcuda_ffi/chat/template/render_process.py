@@ -31,12 +31,12 @@ def serve(inbox: BinaryIO, outbox: BinaryIO, max_text: int) -> None:
 
 def _answer(raw: bytes, max_text: int) -> dict[str, Any]:
     import jinja2
-    from environment import Refusal, compile_template  # type: ignore[import-not-found]  # a script, see _main
+    from environment import Refusal, compile_template, given  # type: ignore[import-not-found]  # a script, see _main
 
     try:
         request = json.loads(raw)
         pieces, size = [], 0
-        for piece in compile_template(request["template"]).generate(**request["variables"]):
+        for piece in compile_template(request["template"]).generate(**given(request["variables"])):
             size += len(piece)
             if size > max_text:
                 return {"error": "size", "message": f"it writes more than {max_text} characters"}

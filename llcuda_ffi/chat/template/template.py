@@ -5,15 +5,29 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from ...errors import InvalidRequest
-from ..messages import Message, join_parts, normalize, plain, with_arguments
+from ..messages import (
+    Message,
+    check_known,
+    merge_system,
+    normalize,
+    one_call_each,
+    one_system,
+    openai_forms,
+    plain,
+    require_text,
+    short_call_ids,
+    with_arguments,
+)
+from ..tools.plain import with_call_texts
 from .builtin import TEMPLATES
+from .capabilities import TemplateCapabilities
 from .renderer import shared
 
 _CONTINUE = "⁂continue the final message here⁂ "
-_PROBE = "llcuda-probe"
 
 
 class ChatTemplate:
@@ -64,7 +78,25 @@ class ChatTemplate:
             InvalidRequest: the template is broken, refuses the conversation, or was stopped; the text says
                 which.
         """
-        chat = normalize(messages)
+        return self._render(
+            normalize(messages),
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **variables,
+        )
+
+    def _render(
+        self,
+        chat: list[dict[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> str:
         if continue_final_message:
             if add_generation_prompt:
                 raise InvalidRequest("continue_final_message and add_generation_prompt exclude each other")
@@ -80,68 +112,73 @@ class ChatTemplate:
         text = shared.render(self.source, seen, self.timeout)
         return _cut(text, final) if continue_final_message else text
 
-    def prompt(self, messages: Sequence[Message], **settings: Any) -> str:
-        """`render` for OpenAI's shapes: arguments of tool calls and text parts are brought to the form this
-        template reads.
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **settings: Any,
+    ) -> str:
+        """`render` for a conversation in OpenAI's shapes, brought to the form that this template reads.
+
+        Args:
+            messages: of roles and keys that OpenAI's messages have, or that the template names.
+            tools: JSON schemas.
+            **settings: as for `render`.
 
         Raises:
-            InvalidRequest: as for `render`.
+            InvalidRequest: as for `render`, or a role or key that nobody reads.
         """
+        can = self.capabilities
         chat = normalize(messages)
-        if any(isinstance(m.get("content"), list) for m in chat) and not self.reads_parts:
-            chat = join_parts(chat)
-        if any(m.get("tool_calls") for m in chat):
-            chat = with_arguments(chat, self.argument_style)
-        return self.render(chat, **settings)
-
-    @functools.cached_property
-    def reads_parts(self) -> bool:
-        """Whether content given as a list of text parts is written as its text, and not as a list."""
-        text = self._try([_user([{"type": "text", "text": _PROBE}])])
-        return _PROBE in text and not any(sign in text for sign in ("'type'", '"type"'))
-
-    @functools.cached_property
-    def argument_style(self) -> str:
-        """How arguments of tool calls must reach this template: "object" or "text" (see `with_arguments`)."""
-        good = json.dumps({_PROBE: 1})
-
-        def written(arguments: object) -> str:
-            call = {
-                "id": "abcdefghi",
-                "type": "function",
-                "function": {"name": "probe", "arguments": arguments},
+        require_text(chat)
+        check_known(chat, can.mentions)
+        chat = openai_forms(chat)
+        for message in chat:
+            if message["role"] == "developer" and not can.developer:
+                message["role"] = "system"
+        systems = [i for i, message in enumerate(chat) if message["role"] == "system"]
+        if systems and not can.system:
+            chat = merge_system(chat)
+        elif systems not in ([], [0]) and not can.system_anywhere:
+            chat = one_system(chat)
+        if not can.calls and any(message.get("tool_calls") for message in chat):
+            chat = [with_call_texts(message) for message in chat]
+        elif any(message.get("tool_calls") for message in chat):
+            chat = with_arguments(chat, can.argument_style)
+            if any(len(message.get("tool_calls", ())) > 1 for message in chat) and not can.parallel_calls:
+                chat = one_call_each(chat)
+            if not can.long_call_ids:
+                chat = short_call_ids(chat)
+        for message in chat:
+            if not message["content"] and message.get("tool_calls"):
+                message["content"] = can.call_content
+            elif not can.texts:
+                message["content"] = [{"type": "text", "text": message["content"]}]
+        tools = [with_parameters(tool) for tool in tools] if tools else can.no_tools
+        if can.mentions("functions") and can.mentions("datetime"):  # FireFunction's names
+            settings = {
+                "functions": json.dumps(tools or [], indent=4, ensure_ascii=False),
+                "datetime": datetime.now().strftime("%Y-%m-%d"),
+                **settings,
             }
-            answer = {"role": "assistant", "content": "", "tool_calls": [call]}
-            result = {"role": "tool", "tool_call_id": "abcdefghi", "name": "probe", "content": "1"}
-            return self._try([_user("q"), answer, result]) or self._try([_user("q"), answer])
-
-        as_object, as_text = written({_PROBE: 1}), written(good)
-        if good in as_text and (not as_object or str({_PROBE: 1}) in as_object):
-            return "text"
-        return "object"
+        return self._render(chat, tools=tools, **settings)
 
     @functools.cached_property
-    def takes_tools(self) -> bool:
-        """Whether tools given to the template show in what it writes."""
-        tool = {
-            "type": "function",
-            "function": {
-                "name": _PROBE,
-                "description": "d",
-                "parameters": {"type": "object", "properties": {}},
-            },
-        }
-        return _PROBE in self._try([_user("q")], tools=[tool])
+    def capabilities(self) -> TemplateCapabilities:
+        """What the template takes."""
 
-    def _try(self, messages: Sequence[Message], **settings: Any) -> str:
-        try:
-            return self.render(messages, add_generation_prompt=True, **settings)
-        except InvalidRequest:
-            return ""
+        def render(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> str:
+            return self._render([dict(m) for m in messages], tools=tools, add_generation_prompt=True)
+
+        return TemplateCapabilities(self.source, render)
 
 
-def _user(content: Any) -> dict[str, Any]:
-    return {"role": "user", "content": content}
+def with_parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool whose function has parameters and a description, perhaps of nothing: many templates read them."""
+    function = {k: v for k, v in tool["function"].items() if v is not None}
+    parameters = {"type": "object", "properties": {}, **function.pop("parameters", {})}
+    return {**tool, "function": {"description": "", **function, "parameters": parameters}}
 
 
 def _mark_final(chat: list[dict[str, Any]]) -> str:

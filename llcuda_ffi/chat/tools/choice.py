@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...core.model import Model
 from ...errors import InvalidRequest
-from ...structured.grammars import check_ends, close_objects, guidance
+from ...structured.grammars import check_ends, close_objects, guidance, json_grammar
+from ...structured.guided import guide_of
 from ...structured.types import without_nullable
 from ..opening import Opening
 
 MOST_CALLS = 8
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,14 +140,37 @@ def calls_grammar(
         before, _, after = shape.call.replace("NAME", function["name"]).rpartition("ARGS")
         names.append(f"call_{i}")
         rules.append(f"call_{i}: {literal(before)} args_{i}{_then(literal, after)}")
-        schema = close_objects(without_nullable(function.get("parameters") or {}))
-        check_ends(schema, f"the parameters of {function['name']}()")
-        schema = {"type": "object", "properties": {}, "additionalProperties": False} | schema
-        rules.append(f"args_{i}: %json {json.dumps(guidance(schema), ensure_ascii=False)}")
+        rules.append(f"args_{i}: %json {json.dumps(_arguments_schema(function), ensure_ascii=False)}")
     more = f"({_then(literal, shape.between)} call){{0,{MOST_CALLS - 1}}}" if parallel and not shape.single else ""
     parts = [literal(shape.begin) if shape.begin else "", "call", more, literal(shape.end) if shape.end else ""]
     start = " ".join([*first.parts, *(part for part in parts if part)])
     return "\n".join([f"start: {start}", f"call: {' | '.join(names)}", *rules, *first.rules])
+
+
+def check_tools(model: Model, tools: Sequence[Mapping[str, Any]]) -> None:
+    """Log which keywords of the tools' parameters cannot be enforced: the rest of them is.
+
+    Raises:
+        InvalidRequest: the parameters of a tool cannot be had at all; the message names it.
+    """
+    guide = guide_of(model)
+    for tool in tools:
+        function = tool["function"]
+        try:
+            keywords = guide.unenforced(json_grammar(_arguments_schema(function)))
+        except InvalidRequest as error:
+            raise InvalidRequest(f"the parameters of {function['name']}(): {error}") from None
+        if keywords:
+            _log.warning("the arguments of %s() are not held to %s", function["name"], ", ".join(keywords))
+
+
+def _arguments_schema(function: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema that a forced call follows. What llguidance does not know in it is left out (see `check_tools`)."""
+    schema = close_objects(without_nullable(function.get("parameters") or {}))
+    check_ends(schema, f"the parameters of {function['name']}()")
+    schema = {"type": "object", "properties": {}, "additionalProperties": False} | schema
+    lenient: dict[str, Any] = guidance(schema | {"x-guidance": {"lenient": True}})
+    return lenient
 
 
 def _then(literal: Callable[[str], str], text: str) -> str:

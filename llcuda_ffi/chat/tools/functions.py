@@ -43,6 +43,8 @@ def _schema(tool: Tool, i: int) -> dict[str, Any]:
             raise InvalidRequest(f"tools[{i}] has no 'function' with a 'name'")
         if not _NAME.fullmatch(function["name"]):
             raise InvalidRequest(f"tools[{i}]: names have letters, digits and _.:- only, not {function['name']!r:.60}")
+        if function.get("parameters") is None:
+            function.pop("parameters", None)
         if not isinstance(function.get("parameters", {}), dict):
             raise InvalidRequest(f"tools[{i}]['function']['parameters'] must be a JSON schema")
         if function.get("parameters", {}).get("type", "object") != "object":

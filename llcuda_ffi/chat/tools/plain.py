@@ -22,11 +22,9 @@ def rewrite(chat: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]]) 
     out: list[dict[str, Any]] = []
     for message in chat:
         if message.get("tool_calls"):
-            calls = [json.dumps(_call(c), ensure_ascii=False) for c in message["tool_calls"]]
-            text = "\n".join([*([message["content"]] if message.get("content") else []), *calls])
-            out.append({"role": "assistant", "content": text})
+            out.append(with_call_texts(message))
         elif message["role"] == "tool":
-            text = f"Result{_of(message)}: {_text(message.get('content'))}"
+            text = f"Result{_of(message)}: {message['content']}"
             if out and out[-1].get("results"):  # results of parallel calls are one message
                 out[-1]["content"] += "\n" + text
             else:
@@ -38,10 +36,19 @@ def rewrite(chat: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]]) 
         lines = "\n".join(json.dumps(t["function"], ensure_ascii=False) for t in tools)
         text = _INTRODUCTION.format(tools=lines)
         if out[0]["role"] == "system":
-            out[0] = {**out[0], "content": f"{_text(out[0].get('content'))}\n\n{text}"}
+            out[0] = {**out[0], "content": f"{out[0]['content']}\n\n{text}"}
         else:
             out.insert(0, {"role": "system", "content": text})
     return out
+
+
+def with_call_texts(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with its calls written in its content, as JSON."""
+    if not message.get("tool_calls"):
+        return message
+    calls = [json.dumps(_call(c), ensure_ascii=False) for c in message["tool_calls"]]
+    text = "\n".join([*([message["content"]] if message.get("content") else []), *calls])
+    return {"role": "assistant", "content": text}
 
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,9 +64,3 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of(message: Mapping[str, Any]) -> str:
     return f" of {message['name']}" if message.get("name") else ""
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, list):
-        return "".join(part.get("text", "") for part in content)
-    return content or ""
