@@ -208,7 +208,11 @@ class EngineLoop:
             if self.threaded:
                 replica.work.set()
             elif not (replica.lead.locked() or self._closing or self.failure is not None):
-                self._alone(replica, replica.scheduler.sweep)
+                try:
+                    with replica.lead:
+                        self._advance(replica, replica.scheduler.sweep)
+                finally:
+                    replica.pass_on()
 
     def wait(self, request: Request, ready: Callable[[], bool] | None = None) -> None:
         """Return once `ready()`, which is that the request is done by default; meanwhile lead, or wait.
@@ -230,7 +234,7 @@ class EngineLoop:
                 with lead:
                     while not ready():
                         self.check()
-                        self._advance(replica)
+                        self._advance(replica, replica.advance)
                         if replica.idle and not ready():
                             self._fail(replica, RuntimeError("a request was lost"))
             finally:
@@ -287,9 +291,10 @@ class EngineLoop:
 
     # --- stepping ---
 
-    def _advance(self, replica: Replica) -> None:
+    def _advance(self, replica: Replica, act: Callable[[], object]) -> None:
+        """Step, or do something else with a scheduler, in the thread that leads it."""
         try:
-            replica.advance()
+            act()
         except ConcurrentUseError as error:
             # another thread asks something of the context: what was begun is computed again
             log.debug("a step is computed again: %s", error)
@@ -300,19 +305,6 @@ class EngineLoop:
             self._fail(replica, error)
             raise self._dead() from error
 
-    def _alone(self, replica: Replica, function: Callable[[], object]) -> None:
-        """Do something while nobody leads."""
-        try:
-            with replica.lead:
-                try:
-                    function()
-                except BaseException as error:
-                    if interrupts(error):
-                        raise
-                    self._fail(replica, error)
-        finally:
-            replica.pass_on()
-
     def _run(self, replica: Replica) -> None:
         """What the thread of a replica does."""
         scheduler = replica.scheduler
@@ -322,7 +314,7 @@ class EngineLoop:
             try:
                 with replica.lead:
                     while not (self._stopped or self.failure is not None or replica.idle):
-                        self._advance(replica)
+                        self._advance(replica, replica.advance)
                     if self.failure is not None:
                         scheduler.abandon(self._dead)
             except EngineFailure:
