@@ -137,8 +137,8 @@ class EngineLoop:
                 replica.thread = threading.Thread(
                     target=self._run, args=(replica,), name="llcuda_ffi-engine", daemon=True
                 )
+                replica.work.set()
                 replica.thread.start()
-                replica.pass_on()
 
     def check(self) -> None:
         """Refuse use after close, after a failure and after a fork.
@@ -306,30 +306,35 @@ class EngineLoop:
             raise self._dead() from error
 
     def _run(self, replica: Replica) -> None:
-        """What the thread of a replica does."""
-        scheduler = replica.scheduler
-        while True:
+        """What the thread of a replica does: nothing that goes wrong in it leaves anybody waiting."""
+        try:
+            self._serve(replica)
+        except BaseException as error:
+            self._note(error)
+        if self.failure is not None:
+            with replica.lead:
+                replica.scheduler.abandon(self._dead)
+
+    def _serve(self, replica: Replica) -> None:
+        while not (self._stopped or self.failure is not None):
             replica.work.wait()
             replica.work.clear()
-            try:
-                with replica.lead:
-                    while not (self._stopped or self.failure is not None or replica.idle):
-                        self._advance(replica, replica.advance)
-                    if self.failure is not None:
-                        scheduler.abandon(self._dead)
-            except EngineFailure:
-                pass  # logged, and kept in `failure`
-            if self._stopped or self.failure is not None:
-                return
+            with replica.lead:
+                while not (self._stopped or self.failure is not None or replica.idle):
+                    self._advance(replica, replica.advance)
 
     def _fail(self, replica: Replica, error: BaseException) -> None:
         """The loop is dead. To be called by the thread that leads."""
+        self._note(error)
+        replica.scheduler.abandon(self._dead)
+
+    def _note(self, error: BaseException) -> None:
+        """Keep the first exception that ended the loop, and have every thread see it."""
         if self.failure is None:
             self.failure = error
             log.error("the engine of a Llama stopped because of an unexpected exception", exc_info=error)
-        replica.scheduler.abandon(self._dead)
-        for other in self._replicas:
-            other.work.set()
+        for replica in self._replicas:
+            replica.work.set()
 
     def _dead(self) -> EngineFailure:
         failure = self.failure

@@ -230,7 +230,7 @@ class Request:
     def fail(self, error: BaseException) -> None:
         """End with an exception, unless it is over."""
         if not self.done:
-            self.error = error
+            self.completion, self.error = None, error  # its end may have been broken off
             self.done = True
         self.notify()
 

@@ -144,7 +144,7 @@ def test_priority_then_arrival() -> None:
     for request in requests:
         scheduler.submit(request)
     finish(scheduler, context)
-    order = sorted(range(6), key=lambda i: requests[i].t_slot)
+    order = sorted(range(6), key=lambda i: requests[i].progress.t_slot)
     assert order == [2, 4, 0, 1, 3, 5]
 
 
@@ -159,9 +159,9 @@ def test_streams_go_on_beside_a_long_prompt() -> None:
     scheduler.step()
     scheduler.submit(make_request(list(range(1, 101)), 2))
     for _ in range(10):
-        before = len(running.generated)
+        before = len(running.output.token_ids)
         scheduler.step()
-        assert len(running.generated) == before + 1
+        assert len(running.output.token_ids) == before + 1
         assert len(context.decodes[-1]) <= 9
 
 

@@ -178,6 +178,9 @@ class FakeSelection:
     def release(self, slot: Slot, request: Request) -> None:
         self.held.discard(request)
 
+    def drop(self, request: Request) -> None:
+        self.held.discard(request)
+
     def close(self) -> None:
         self.held.clear()
 
