@@ -28,7 +28,7 @@ from .enums import FlashAttnType, GGMLType
 from .errors import ContextOverflow, InvalidRequest, UnsupportedModel
 from .isolated.opening import open_isolated
 from .keywords import names_unknown
-from .params import INT32_MAX, UINT32_MAX, ContextParams, ModelParams, flag, integer, override
+from .params import INT32_MAX, UINT32_MAX, ContextParams, ModelParams, byte_size, flag, integer, override
 from .sampling_params import SamplingParams, params_of_each, sampling_params
 from .structured import constraint_for
 
@@ -70,8 +70,9 @@ class Llama(LlamaState, ChatMethods):
         kv_cells: int | None = None,
         flash_attn: str | FlashAttnType | bool = FlashAttnType.AUTO,
         prefix_cache: bool = True,
-        host_cache_bytes: int = 0,
-        checkpoint_bytes: int | Literal["auto"] = "auto",
+        host_cache_bytes: int | str = 0,
+        checkpoint_bytes: int | str = "auto",
+        disk_cache: int | str = 0,
         draft: str | os.PathLike[str] | Model | None = None,
         n_draft: int | None = None,
         backend_sampling: bool = False,
@@ -104,6 +105,8 @@ class Llama(LlamaState, ChatMethods):
             host_cache_bytes: ordinary memory for prefixes that no longer fit the KV cache; 0 forgets them.
             checkpoint_bytes: ordinary memory for the small states from which recurrent, hybrid and windowed models go
                 on where prompts part; "auto" is an eighth of what is free, at most 4 GiB. Other models need none.
+            disk_cache: most bytes ("16GiB") of the user's folder of prefixes, which outlive the process and are shared
+                by processes (docs/cache.md); 0 writes and reads none.
             draft: speculative decoding: "ngram" looks up the prompt; otherwise a smaller model of the same
                 vocabulary (path, name or Model).
             n_draft: tokens drafted at a time (default 8 for "ngram", 5 for a model).
@@ -145,7 +148,6 @@ class Llama(LlamaState, ChatMethods):
         flag("prefix_cache", prefix_cache)
         if not flag("trial", trial):
             model_params = override(model_params or ModelParams(), {"trial": False})
-        integer("host_cache_bytes", host_cache_bytes, 0, 1 << 62)
         if flag("backend_sampling", backend_sampling) and draft is not None:
             raise InvalidRequest("backend_sampling gives one token per sequence and step: it does not go with draft")
         try:
@@ -180,7 +182,8 @@ class Llama(LlamaState, ChatMethods):
                 n_draft=n_draft,
                 prefix_cache=prefix_cache,
                 backend_sampling=backend_sampling,
-                host_cache_bytes=host_cache_bytes,
+                host_cache_bytes=byte_size("host_cache_bytes", host_cache_bytes),
+                disk_cache_bytes=byte_size("disk_cache", disk_cache),
                 checkpoint_bytes=checkpoint_bytes,
             )
             self.contexts = [scheduler.context for scheduler in self.engine.schedulers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -51,6 +52,23 @@ def number(name: str, value: object, low: float = -math.inf, high: float = math.
     if not math.isfinite(real) or not low <= real <= high:
         raise InvalidRequest(f"{name} must be a finite number from {low} to {high}, not {value}")
     return real
+
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    **{f"{letter}{i}b": (1024 if i else 1000) ** n for n, letter in enumerate("kmgt", 1) for i in ("", "i")},
+}
+
+
+def byte_size(name: str, value: object) -> int:
+    """`value` as a number of bytes: an integer, or a text such as "16GiB" or "500 MB"; or InvalidRequest."""
+    if not isinstance(value, str):
+        return integer(name, value, 0, 1 << 62)
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([a-z]*)", value.strip().lower())
+    if found is None or found[2] not in _UNITS:
+        raise InvalidRequest(f"{name} must be a number of bytes, such as 1000000 or '16GiB', not {value!r:.60}")
+    return integer(name, int(float(found[1]) * _UNITS[found[2]]), 0, 1 << 62)
 
 
 def flag(name: str, value: object) -> bool:
@@ -160,8 +178,6 @@ def _text(name: str, value: object, limit: int) -> None:
 
 def check_regex(pattern: str) -> None:
     """Refuse what std::regex would refuse: libllama lets its exception end the process."""
-    import re
-
     # ECMAScript, which std::regex speaks, has no lookbehind, no inline flags, no named groups, no possessive repeats
     if re.search(r"\(\?(?![:=!])|\[\[|[*+?}]\+|\\[AZzGpPNuUQE]", pattern):
         raise InvalidRequest(f"{pattern!r} uses a construct that ECMAScript regular expressions do not have")

@@ -14,6 +14,7 @@ from ..errors import LlcudaError
 COMMANDS = {
     "bench": "bench",
     "bundle": "bundle",
+    "cache": "cache",
     "chat": "chat",
     "demo": "demo",
     "doctor": "doctor",

@@ -24,6 +24,7 @@ from ..errors import BackendFailure, InvalidRequest, UnsupportedByBundle, Unsupp
 from ..native.log import Listener, listen
 from ..params import integer
 from .context import Context
+from .sequence_state import SequenceState, StateLayout
 from .state_key import state_key
 
 MAGIC = b"LLCUDAFFISTATE01"
@@ -47,6 +48,11 @@ class SavedState:
     def whole(self) -> bool:
         """Whether it holds all sequences of a context."""
         return bool(self.header["kind"] == "context")
+
+    @property
+    def partial(self) -> bool:
+        """Whether it holds only what of a sequence cannot be rolled back."""
+        return bool(self.header.get("partial_only"))
 
     def to_bytes(self) -> bytes:
         """Header, tokens and data in one piece."""
@@ -76,13 +82,14 @@ class SavedState:
         return cls(header, tokens, bytes(view[at + 8 + size :]))
 
 
-def state_size(context: Context, seq_id: int | None = None) -> int:
-    """Bytes of the state of a context, or of one of its sequences, without the header."""
+def state_size(context: Context, seq_id: int | None = None, *, partial_only: bool = False) -> int:
+    """Bytes of the state of a context, or of one of its sequences (or of its partial state), without the header."""
     with context.exclusive():
         pointer, lib = context.pointer, context.model.library.lib
         if seq_id is None:
             return int(lib.llama_state_get_size(pointer))
-        return int(lib.llama_state_seq_get_size(pointer, _sequence(context, seq_id)))
+        flags = StateSeqFlags.PARTIAL_ONLY if partial_only else StateSeqFlags.NONE
+        return int(lib.llama_state_seq_get_size_ext(pointer, _sequence(context, seq_id), int(flags)))
 
 
 def save_state(
@@ -107,7 +114,10 @@ def save_state(
     ids = context.model.vocab.ids(list(tokens))
     if seq_id is not None:
         data = read_sequence(context, seq_id, partial_only=partial_only)
-        return SavedState(_header(context, "sequence", partial_only), ids, data)
+        header = _header(context, "sequence", partial_only)
+        if not partial_only:
+            header["partial_size"] = state_size(context, seq_id, partial_only=True)
+        return SavedState(header, ids, data)
     if partial_only:
         raise InvalidRequest("partial_only goes with a sequence: name seq_id")
     with context.exclusive(), listen() as heard:
@@ -187,7 +197,6 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
     if state.whole != (seq_id is None):
         wants = "no seq_id: it holds a whole context" if state.whole else "a seq_id: it holds one sequence"
         raise InvalidRequest(f"this state wants {wants}")
-    partial = bool(state.header.get("partial_only"))
     with context.exclusive(), listen() as heard:
         pointer, library = context.pointer, context.model.library
         ffi, lib = library.ffi, library.lib
@@ -206,7 +215,7 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
             if not got or got != len(state.data):
                 raise BackendFailure(f"libllama could not restore the state (is there room for it?){heard.why()}")
     if seq_id is not None:
-        write_sequence(context, seq_id, state.data, partial_only=partial)
+        write_sequence(context, seq_id, _moved(context, state), partial_only=state.partial)
         context._n_outputs = 0
     tokens: npt.NDArray[np.int32] = state.tokens.copy()
     return tokens
@@ -254,17 +263,46 @@ def _needs_memory(context: Context) -> None:
         raise UnsupportedModel(f"{context.model.path.name} keeps no memory between batches: it has no state")
 
 
+def saved_checkpoint(context: Context, tokens: npt.NDArray[np.int32], data: bytes | bytearray) -> SavedState:
+    """A partial state read here before (`read_sequence`), with what it belongs to."""
+    return SavedState(_header(context, "sequence", True), tokens, data)
+
+
+def checkpoint_data(context: Context, state: SavedState) -> bytes | bytearray:
+    """The bytes of a saved checkpoint, for this context.
+
+    Raises:
+        InvalidRequest: it belongs to another model, ABI or kind of context.
+    """
+    if not state.partial:
+        raise InvalidRequest("this state is no checkpoint: it holds a whole sequence")
+    _check_header(context, state.header)
+    return _moved(context, state)
+
+
+def _moved(context: Context, state: SavedState) -> bytes | bytearray:
+    """A sequence's state for the streams that this context has."""
+    layout, streams = StateLayout.of(context), state.header.get("n_stream")
+    if streams is None or streams == layout.n_stream:
+        return state.data
+    if state.partial:
+        return SequenceState.parse_partial(state.data, layout).partial_bytes(layout.n_stream)
+    return SequenceState.parse(state.data, layout, state.header["partial_size"]).to_bytes(layout.n_stream)
+
+
 def _header(context: Context, kind: str, partial_only: bool) -> dict[str, Any]:
     """What must agree between a state and a context."""
     header: dict[str, Any] = {"kind": kind, "partial_only": bool(partial_only), **state_key(context)}
-    if kind == "context":
+    if kind == "sequence":  # may differ: states are moved between contexts of other sequences
+        header["n_stream"] = StateLayout.of(context).n_stream
+    else:
         header |= {"n_ctx": context.n_ctx, "n_seq_max": context.n_seq_max, "kv_unified": context.kv_unified}
     return header
 
 
 def _check_header(context: Context, header: Mapping[str, Any]) -> None:
     for key, value in _header(context, header["kind"], header.get("partial_only", False)).items():
-        if header.get(key) != value:
+        if header.get(key) != value and key != "n_stream":
             raise InvalidRequest(
                 f"the state was saved with {key} {header.get(key)!r}, this context has {value!r}: "
                 "restore it into a context of the same model, bundle, adapters and settings"

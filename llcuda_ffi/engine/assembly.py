@@ -18,7 +18,7 @@ from ..errors import InvalidRequest, UnsupportedModel
 from ..hardware.cpu import usable_cores
 from ..hardware.memory import free_system_memory
 from ..hub.references import is_pinned, resolve
-from ..params import INT32_MAX, ContextParams, ModelParams, integer, member, override
+from ..params import INT32_MAX, ContextParams, ModelParams, byte_size, integer, member, override
 from .scheduler import Scheduler
 from .speculative import Drafter, DraftModel, PromptLookup
 from .state import LocalEngine
@@ -110,7 +110,7 @@ def open_engine(
     n_threads: int | Literal["auto"],
     draft: str | os.PathLike[str] | Model | None,
     n_draft: int | None,
-    checkpoint_bytes: int | Literal["auto"],
+    checkpoint_bytes: int | str,
     **settings: Any,
 ) -> LocalEngine:
     """Contexts of a model and what steps them; what must be closed with the Llama is added to `owned`.
@@ -159,11 +159,11 @@ def open_engine(
     return LocalEngine(schedulers)
 
 
-def checkpoint_budget(checkpoint_bytes: int | Literal["auto"], n_contexts: int) -> int:
+def checkpoint_budget(checkpoint_bytes: int | str, n_contexts: int) -> int:
     """How much memory the checkpoints of one of `n_contexts` contexts may take."""
     if checkpoint_bytes == "auto":
         checkpoint_bytes = min(4 << 30, free_system_memory() // 8)
-    return integer("checkpoint_bytes", checkpoint_bytes, 0, 1 << 62) // n_contexts
+    return byte_size("checkpoint_bytes", checkpoint_bytes) // n_contexts
 
 
 def thread_control(context: Context, cores: int) -> ThreadControl | None:

@@ -71,7 +71,7 @@ class HostCache:
             self._forget(self._saved[0])
 
     def touch(self, saved: SavedSequence) -> None:
-        """It was used."""
+        """It is used now."""
         self._saved.remove(saved)
         self._saved.append(saved)
 

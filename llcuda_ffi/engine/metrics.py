@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 
 from .request import Request
@@ -37,6 +37,9 @@ class MetricsSnapshot:
         n_threads: CPU threads in use.
         uptime_s: since the scheduler was made.
         failure: what stopped the engine, None while it is sound.
+        reused: tokens that were not computed when a request got its slot, by where they came from: "kv" (another
+            sequence of the KV cache), "checkpoint", "host", "disk".
+        checkpoint_bytes, host_cache_bytes: ordinary memory that checkpoints and the host tier take.
     """
 
     queued: int
@@ -60,6 +63,14 @@ class MetricsSnapshot:
     n_threads: int
     uptime_s: float
     failure: str | None = None
+    reused: Mapping[str, int] = field(default_factory=dict)
+    checkpoint_bytes: int = 0
+    host_cache_bytes: int = 0
+
+    @property
+    def hit_ratio(self) -> float:
+        """The share of the finished requests' prompt tokens that was not computed."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
 
 class Metrics:

@@ -12,44 +12,23 @@ proved is computed.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from ..core.adapter import control_vector
 from ..core.context import Context
 from ..core.memory import MemoryKind
-from ..core.state import SavedState, restore_state, state_size
+from ..core.state import SavedState, checkpoint_data, restore_state, saved_checkpoint, state_size
 from ..errors import BackendFailure, InvalidRequest
 from .adapter_turns import AdapterTurns
 from .checkpoints import Checkpoints, Tokens, wanted_positions
+from .disk_cache import DiskCache, SequenceCopy
 from .host_cache import HostCache, SavedSequence, common_prefix
 from .request import Adapters, Request
+from .reuse import MIN_COPY, Reuse, ReuseSearch
 from .sequences import Sequences
 from .slot import Slot
 
-# a copy between sequences without unified KV moves the whole stream: below this it costs more than computing
-_MIN_COPY = 64
-
-
-@dataclass(frozen=True, slots=True)
-class _Reuse:
-    """A way to have the first n tokens without computing them.
-
-    Attributes:
-        source: the slot that holds them, or None.
-        saved: the saved sequence that holds them, or None.
-        checkpoint: whether the state after them comes from a checkpoint.
-    """
-
-    n: int
-    source: Slot | None = None
-    saved: SavedSequence | None = None
-    checkpoint: bool = False
-
-    def rank(self) -> tuple[int, bool]:
-        """More tokens first; of equal ones an idle slot: that needs no copy."""
-        return self.n, self.source is not None and self.source.request is None
+_PLAIN: Hashable = ((), "")  # the key without adapters and control vector: only such sequences go to the disk
 
 
 class PrefixCache:
@@ -57,6 +36,7 @@ class PrefixCache:
 
     Attributes:
         checkpoints, host: the states kept in ordinary memory.
+        reused: tokens that were not computed, by the tier that they came from.
     """
 
     def __init__(
@@ -67,22 +47,29 @@ class PrefixCache:
         *,
         host_bytes: int = 0,
         checkpoint_bytes: int = 0,
+        disk: DiskCache | None = None,
     ) -> None:
         """Bind to a context.
 
         Args:
             host_bytes: how much memory evicted sequences may take; 0 forgets them.
             checkpoint_bytes: how much memory checkpoints may take; 0 makes none.
+            disk: keeps sequences beyond this process, or None.
         """
         self._context, self._slots, self._turns = context, slots, turns
         self._sequences = Sequences(context)
         kind = self._sequences.kind
         # a full window cache can go back by itself, except to what a restore or other sequences' cells left out
         needed = not self._sequences.rolls_back or (
-            kind is MemoryKind.WINDOW and (self._sequences.windowed or context.kv_unified or host_bytes > 0)
+            kind is MemoryKind.WINDOW
+            and (self._sequences.windowed or context.kv_unified or host_bytes > 0 or disk is not None)
         )
         self.checkpoints = Checkpoints(checkpoint_bytes if needed else 0)
         self.host = HostCache(0 if kind is MemoryKind.RECURRENT else host_bytes)
+        self._disk = disk
+        self._search = ReuseSearch(self._sequences, slots, self.host)
+        self._unsaved: set[Slot] = set()  # idle slots whose tokens are not on the disk yet
+        self.reused = dict.fromkeys(("kv", "checkpoint", "host", "disk"), 0)
         # cross attention belongs to the last text that was encoded
         self._reuses = not context.model.has_encoder
 
@@ -115,7 +102,11 @@ class PrefixCache:
         idle = [slot for slot in self._slots if slot.request is None]
         oldest = min(idle, key=lambda slot: (len(slot.kept) > 0, slot.used))
         known = self.checkpoints.known(key, tokens[:-1]) if reuse else []
-        ways, junction = self._ways(request, key, tokens, known, reuse)
+        ways: list[Reuse] = []
+        junction = 0
+        if self._reuses:
+            disk = self._disk if key == _PLAIN else None
+            ways, junction = self._search.ways(request, key, tokens, known, disk, reuse=reuse)
         slot, n = oldest, 0
         while ways:
             way = ways.pop(0)
@@ -128,6 +119,7 @@ class PrefixCache:
                 continue
             if self._bring(way, target, key, tokens):
                 slot, n = target, way.n
+                self.reused[way.tier] += n
                 break
             ways = [other for other in ways if other.source is not target]  # what it held is gone
         if not n:
@@ -138,80 +130,31 @@ class PrefixCache:
             slot.wanted = wanted_positions(len(tokens), n, junction, known)
         return slot, n
 
-    def _ways(
-        self, request: Request, key: Hashable, tokens: Tokens, known: Sequence[int], reuse: bool
-    ) -> tuple[list[_Reuse], int]:
-        """The ways to reuse something, the best first; and the longest beginning seen before, reusable or not."""
-        most = len(tokens) - 1
-        ways, junction = [], 0
-        for slot in self._slots:
-            # n completions of one prompt share it even where the cache is off
-            if slot.key != key if reuse else slot.request is None or slot.request is not request.place.group:
-                continue
-            shared = min(common_prefix(slot.kept, tokens), most)
-            if shared and self._reuses:
-                held = len(slot.kept) if slot.request is None else -1
-                low = self._sequences.lowest(slot.index) if self._sequences.window else 0
-                n, checkpoint = self._reach(shared, held, low, known)
-                ways.append(_Reuse(n, source=slot, checkpoint=checkpoint))
-                junction = max(junction, shared)
-        best = max((way.n for way in ways), default=0)
-        if reuse:
-            for saved in self.host:
-                shared = min(common_prefix(saved.tokens, tokens), most) if saved.key == key else 0
-                held = len(saved.tokens)
-                n, checkpoint = self._reach(shared, held, max(0, held - self._sequences.window), known)
-                junction = max(junction, shared)
-                if n >= best + _MIN_COPY:
-                    ways.append(_Reuse(n, saved=saved, checkpoint=checkpoint))
-            if self._sequences.kind is MemoryKind.RECURRENT and known and known[-1] > best:
-                ways.append(_Reuse(known[-1], checkpoint=True))
-        return sorted((way for way in ways if way.n), key=_Reuse.rank, reverse=True), junction
-
-    def _reach(self, shared: int, held: int, low: int, known: Sequence[int]) -> tuple[int, bool]:
-        """How many of `shared` tokens can be had of a sequence, and whether that takes a checkpoint.
-
-        Args:
-            held: tokens that it holds, -1 where it runs on.
-            low: the lowest position that its window holds.
-            known: lengths for which there are checkpoints.
-        """
-        sequences = self._sequences
-        if sequences.rolls_back:
-            if not sequences.window or low <= max(0, shared - sequences.window + 1):
-                return shared, False
-        elif shared == held:
-            return shared, False
-        elif sequences.kind is MemoryKind.RECURRENT:
-            return 0, False  # its checkpoints need no sequence
-        before = bisect_right(known, shared)
-        return (known[before - 1], True) if before else (0, False)
-
-    def _target(self, way: _Reuse, idle: Sequence[Slot], oldest: Slot) -> Slot:
+    def _target(self, way: Reuse, idle: Sequence[Slot], oldest: Slot) -> Slot:
         """The source itself, or another slot: a long sequence that shares only its beginning is worth keeping."""
         source = way.source
         if source is None or source is oldest or source.request is not None:
             return oldest
         return source if len(idle) == 1 or 2 * way.n >= len(source.kept) else oldest
 
-    def _worth(self, way: _Reuse, target: Slot) -> bool:
+    def _worth(self, way: Reuse, target: Slot) -> bool:
         """Whether a copy is cheaper than computing."""
-        return way.source in (None, target) or self._sequences.shared or way.n >= _MIN_COPY
+        return way.source in (None, target) or self._sequences.shared or way.n >= MIN_COPY
 
-    def _by_state(self, way: _Reuse) -> bool:
+    def _by_state(self, way: Reuse) -> bool:
         """Whether a copy must go through the host: a copied small window pins its cells; a copy yet to be made would
         overwrite the window of a checkpoint."""
         sequences = self._sequences
         return sequences.window > 0 and (sequences.windowed if sequences.shared else way.checkpoint)
 
-    def _waits(self, way: _Reuse, target: Slot) -> bool:
+    def _waits(self, way: Reuse, target: Slot) -> bool:
         """Whether data would be read or replaced that the next decode still has to copy."""
         copies = way.source not in (None, target) and not way.checkpoint and not self._by_state(way)
         if copies and not self._saves:
             return False
         return self._sequences.copying(target.index, *(() if way.source is None else (way.source.index,)))
 
-    def _bring(self, way: _Reuse, target: Slot, key: Hashable, tokens: Tokens) -> bool:
+    def _bring(self, way: Reuse, target: Slot, key: Hashable, tokens: Tokens) -> bool:
         """Make the target hold the first `way.n` tokens. False: it could not be proved, and the target is empty."""
         sequences, seq, n = self._sequences, target.index, way.n
         state = self.checkpoints.get(key, tokens[:n]) if way.checkpoint else None
@@ -220,10 +163,13 @@ class PrefixCache:
                 self._save(target)
             done = True
         else:
-            self._evict(target)
             if way.saved is not None:
                 self.host.touch(way.saved)
+            self._evict(target)
+            if way.saved is not None:
                 done = sequences.write(seq, way.saved.data)
+            elif way.disk:
+                done = self._read_disk(seq, tokens[:n])
             elif way.source is None:
                 done = True
             elif self._by_state(way):
@@ -236,6 +182,10 @@ class PrefixCache:
         if not done:
             self.forget(target)
         return done
+
+    def _read_disk(self, seq: int, tokens: Tokens) -> bool:
+        data = None if self._disk is None else self._disk.load(tokens)
+        return data is not None and self._sequences.write(seq, data)
 
     # --- while it runs ---
 
@@ -285,12 +235,15 @@ class PrefixCache:
         slot.before = None
         if self._reuses and slot.key == self.key(request.adapters) and self._sequences.cut(slot.index, len(tokens)):
             slot.kept = tokens
+            if self._disk is not None and slot.key == _PLAIN and len(tokens) >= MIN_COPY:
+                self._unsaved.add(slot)
         else:
             self.forget(slot)
 
     def forget(self, slot: Slot) -> None:
         """A slot holds nothing any more."""
         self._sequences.clear(slot.index)
+        self._unsaved.discard(slot)
         slot.forget()
 
     def make_room(self) -> bool:
@@ -303,21 +256,60 @@ class PrefixCache:
     @property
     def _saves(self) -> bool:
         """Whether evicted sequences are saved."""
-        return self.host.budget > 0 or (self._sequences.kind is MemoryKind.RECURRENT and self.checkpoints.enabled)
+        recurrent = self._sequences.kind is MemoryKind.RECURRENT
+        return self.host.budget > 0 or self._disk is not None or (recurrent and self.checkpoints.enabled)
 
     def _evict(self, slot: Slot) -> None:
         self._save(slot)
         self.forget(slot)
 
     def _save(self, slot: Slot) -> None:
-        """Keep a copy of an idle slot's sequence in memory, where the budget allows."""
+        """Keep a copy of an idle slot's sequence, in memory and on disk, where the budgets allow."""
         sequences, seq, kept = self._sequences, slot.index, slot.kept
-        if not self._saves or len(kept) < _MIN_COPY or sequences.copying(seq):
+        if not self._saves or len(kept) < MIN_COPY or sequences.copying(seq):
             return
+        if slot in self._unsaved:
+            self._write_disk(slot)
         if sequences.kind is MemoryKind.RECURRENT:
             self.checkpoints.add(slot.key, kept, sequences.read(seq, partial=True))
-        elif not self.host.holds(slot.key, kept) and state_size(self._context, seq) <= self.host.budget:
+        elif (
+            self.host.budget
+            and not self.host.holds(slot.key, kept)
+            and state_size(self._context, seq) <= self.host.budget
+        ):
             self.host.add(SavedSequence(slot.key, kept, sequences.read(seq)))
+
+    def write_disk(self) -> None:
+        """Hand what idle slots keep to the disk tier, while there is nothing to compute."""
+        for slot in list(self._unsaved):
+            if not self._sequences.copying(slot.index):
+                self._write_disk(slot)
+
+    def _write_disk(self, slot: Slot) -> None:
+        self._unsaved.discard(slot)
+        disk, tokens = self._disk, slot.kept
+        if disk is None or disk.holds(tokens):
+            return
+        known = [(n, self.checkpoints.get(slot.key, tokens[:n])) for n in self.checkpoints.known(slot.key, tokens)]
+        disk.save(
+            SequenceCopy(
+                tokens,
+                self._sequences.read(slot.index),
+                state_size(self._context, slot.index, partial_only=True),
+                [(n, data) for n, data in known if data is not None and n < len(tokens)],
+            )
+        )
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether `write_disk` has something to do."""
+        return bool(self._unsaved)
+
+    def close(self) -> None:
+        """Write what is not on the disk yet, and wait for it."""
+        if self._disk is not None:
+            self.write_disk()
+            self._disk.close()
 
     def clear(self) -> None:
         """Forget what idle slots, checkpoints and the host tier keep."""
@@ -332,6 +324,7 @@ class PrefixCache:
         self.host.clear()
         self.checkpoints.clear()
         self._sequences.purge()
+        self._unsaved.clear()
         for slot in self._slots:
             slot.forget()
 
@@ -340,7 +333,28 @@ class PrefixCache:
     def kept(self) -> Iterator[Slot]:
         """The idle slots whose tokens were computed as they would be now, without a request's own adapters."""
         key = self.key()
-        return (slot for slot in self._slots if slot.request is None and len(slot.kept) and slot.key == key)
+        return (
+            slot
+            for slot in self._slots
+            if slot.request is None and len(slot.kept) and slot.key == key and not self._sequences.copying(slot.index)
+        )
+
+    def saved_checkpoints(self, tokens: Tokens) -> list[SavedState]:
+        """The checkpoints of these tokens, computed as they would be now."""
+        key, found = self.key(), []
+        for n in self.checkpoints.known(key, tokens):
+            data = self.checkpoints.get(key, tokens[:n])
+            if data is not None:
+                found.append(saved_checkpoint(self._context, tokens[:n], data))
+        return found
+
+    def adopt_checkpoint(self, state: SavedState) -> None:
+        """Keep a saved checkpoint.
+
+        Raises:
+            InvalidRequest: it was computed otherwise.
+        """
+        self.checkpoints.add(self.key(), state.tokens, bytearray(checkpoint_data(self._context, state)))
 
     def adopt(self, slot: Slot, state: SavedState) -> int:
         """Put a saved sequence into an idle slot; returns how many tokens it now keeps of it.

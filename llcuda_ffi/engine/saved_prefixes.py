@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.state import SavedState, save_state
@@ -14,21 +14,52 @@ from .scheduler import Scheduler
 _MAGIC = b"LLCUDAFFIPREFIX1"
 
 
-def kept_prefixes(scheduler: Scheduler) -> list[tuple[int, SavedState]]:
-    """What idle slots keep, with when it was last used, in steps."""
-    context = scheduler.context
+@dataclass(frozen=True, repr=False)
+class SavedPrefixes:
+    """What a Llama kept of finished requests: `Llama.save_state()` gives one, `Llama.load_state` takes it.
+
+    Attributes:
+        states: sequences, the last used one last, each after the checkpoints from which it can be gone back to.
+    """
+
+    states: tuple[SavedState, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all sequences."""
+        return sum(len(state.tokens) for state in self.states if not state.partial)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all states."""
+        return sum(len(state.data) for state in self.states)
+
+    def __repr__(self) -> str:
+        return f"<SavedPrefixes {self.n_tokens} tokens, {self.nbytes} bytes>"
+
+
+def kept_prefixes(scheduler: Scheduler) -> list[tuple[int, list[SavedState]]]:
+    """What idle slots keep, each with its checkpoints, and when it was last used, in steps."""
+    context, prefixes = scheduler.context, scheduler.prefixes
     return [
-        (slot.used, save_state(context, slot.index, tokens=slot.kept.tolist())) for slot in scheduler.prefixes.kept()
+        (
+            slot.used,
+            [
+                *prefixes.saved_checkpoints(slot.kept),
+                save_state(context, slot.index, tokens=slot.kept.tolist()),
+            ],
+        )
+        for slot in prefixes.kept()
     ]
 
 
-def write_prefixes(states: Sequence[SavedState], path: str | os.PathLike[str]) -> int:
+def write_prefixes(saved: SavedPrefixes, path: str | os.PathLike[str]) -> int:
     """Write states to a file, which appears whole or not at all; returns the tokens written."""
     target = Path(path)
     with tempfile.NamedTemporaryFile(dir=target.resolve().parent, prefix=f".{target.name}.", delete=False) as out:
         try:
             out.write(_MAGIC)
-            for state in states:
+            for state in saved.states:
                 raw = state.to_bytes()
                 out.write(len(raw).to_bytes(8, "little"))
                 out.write(raw)
@@ -38,11 +69,11 @@ def write_prefixes(states: Sequence[SavedState], path: str | os.PathLike[str]) -
         except BaseException:
             os.unlink(out.name)
             raise
-    return sum(len(state.tokens) for state in states)
+    return saved.n_tokens
 
 
-def read_prefixes(path: str | os.PathLike[str]) -> list[SavedState]:
-    """The states in a file, the last used one last."""
+def read_prefixes(path: str | os.PathLike[str]) -> SavedPrefixes:
+    """The states in a file."""
     try:
         raw = memoryview(Path(path).read_bytes())
     except OSError as error:
@@ -57,11 +88,11 @@ def read_prefixes(path: str | os.PathLike[str]) -> list[SavedState]:
             raise InvalidRequest(f"{path} is cut short")
         states.append(SavedState.from_bytes(raw[at + 8 : at + 8 + size]))
         at += 8 + size
-    return states
+    return SavedPrefixes(tuple(states))
 
 
 def restore_prefixes(scheduler: Scheduler, states: list[SavedState], share: int) -> int:
-    """Take up to `share` states from the end of the list into idle slots; returns the tokens now kept from them."""
+    """Take up to `share` sequences from the end of the list into idle slots; returns the tokens now kept from them."""
     idle = [slot for slot in scheduler.slots if slot.request is None]
     idle.sort(key=lambda slot: (len(slot.kept) > 0, slot.used))
     total = 0
@@ -69,4 +100,6 @@ def restore_prefixes(scheduler: Scheduler, states: list[SavedState], share: int)
         if not states:
             break
         total += scheduler.prefixes.adopt(slot, states.pop())
+        while states and states[-1].partial:
+            scheduler.prefixes.adopt_checkpoint(states.pop())
     return total

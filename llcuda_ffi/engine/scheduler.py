@@ -17,6 +17,7 @@ from ..core.adapter import LoraAdapter, active_adapters, set_adapters
 from ..core.context import Context
 from ..errors import Cancelled, ContextOverflow, DecodeError, LlcudaError, NoKvSlot
 from .adapter_turns import AdapterTurns
+from .disk_cache import DiskCache
 from .encoder import Encoder
 from .failures import failure_of
 from .metrics import Metrics
@@ -57,6 +58,7 @@ class Scheduler:
         backend_sampling: bool = False,
         host_cache_bytes: int = 0,
         checkpoint_bytes: int = 0,
+        disk_cache_bytes: int = 0,
         selection: Selection | None = None,
     ) -> None:
         """`selection`: what chooses the tokens, in place of the usual."""
@@ -74,7 +76,12 @@ class Scheduler:
         self._requests = RequestQueue()
         self._turns = AdapterTurns(context)
         self.prefixes = PrefixCache(
-            context, self.slots, self._turns, host_bytes=host_cache_bytes, checkpoint_bytes=checkpoint_bytes
+            context,
+            self.slots,
+            self._turns,
+            host_bytes=host_cache_bytes,
+            checkpoint_bytes=checkpoint_bytes,
+            disk=DiskCache(context, disk_cache_bytes) if disk_cache_bytes else None,
         )
         self._unfinished = False  # a step was left in the middle
         self._full = False  # a request had to make room: nobody is admitted before another one ends
@@ -133,6 +140,8 @@ class Scheduler:
         rows = self._planner.plan(slots)
         if rows:
             self._run(rows)
+        if self.prefixes.unsaved and self.idle:
+            self.prefixes.write_disk()
         self._unfinished = False
         return bool(rows)
 
@@ -509,4 +518,5 @@ class Scheduler:
     def close(self, error_of: Callable[[], LlcudaError]) -> None:
         """End every request with an exception and free the chains."""
         self.abandon(error_of)
+        self.prefixes.close()
         self.selection.close()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar, overload
 
 from .loop import EngineLoop
 from .metrics import Metrics, MetricsSnapshot
 from .request import Request
-from .saved_prefixes import kept_prefixes, read_prefixes, restore_prefixes, write_prefixes
+from .saved_prefixes import SavedPrefixes, kept_prefixes, read_prefixes, restore_prefixes, write_prefixes
 from .scheduler import Scheduler
 
 T = TypeVar("T")
@@ -34,8 +35,8 @@ class Engine(Protocol):
     def call(self, function: Callable[[Scheduler], T]) -> list[T]: ...
     def metrics(self) -> MetricsSnapshot: ...
     def clear_cache(self) -> None: ...
-    def save_state(self, path: str | os.PathLike[str]) -> int: ...
-    def load_state(self, path: str | os.PathLike[str]) -> int: ...
+    def save_state(self, path: str | os.PathLike[str] | None = None) -> SavedPrefixes | int: ...
+    def load_state(self, state: SavedPrefixes | str | os.PathLike[str]) -> int: ...
     def stop(self) -> None: ...
     def close(self, *, wait: bool = False) -> None: ...
 
@@ -47,7 +48,7 @@ class LocalEngine(EngineLoop):
         """As Llama.metrics."""
         schedulers, failure = self.schedulers, self.failure
         slots = [slot for scheduler in schedulers for slot in scheduler.slots]
-        return Metrics.merged([scheduler.metrics for scheduler in schedulers]).snapshot(
+        counted = Metrics.merged([scheduler.metrics for scheduler in schedulers]).snapshot(
             queued=sum(scheduler.queued for scheduler in schedulers),
             running=sum(scheduler.running for scheduler in schedulers),
             kv_used=sum(max(slot.n_past, len(slot.kept)) for slot in slots),
@@ -55,21 +56,31 @@ class LocalEngine(EngineLoop):
             n_threads=sum(scheduler.n_threads for scheduler in schedulers),
             failure=None if failure is None else f"{type(failure).__name__}: {failure}",
         )
+        prefixes = [scheduler.prefixes for scheduler in schedulers]
+        return replace(
+            counted,
+            reused={tier: sum(one.reused[tier] for one in prefixes) for tier in prefixes[0].reused},
+            checkpoint_bytes=sum(one.checkpoints.nbytes for one in prefixes),
+            host_cache_bytes=sum(one.host.nbytes for one in prefixes),
+        )
 
     def clear_cache(self) -> None:
         """As Llama.clear_cache."""
         self.call(lambda scheduler: scheduler.prefixes.clear())
 
-    def save_state(self, path: str | os.PathLike[str]) -> int:
+    def save_state(self, path: str | os.PathLike[str] | None = None) -> SavedPrefixes | int:
         """As Llama.save_state."""
         kept = [found for part in self.call(kept_prefixes) for found in part]
-        return write_prefixes([state for _, state in sorted(kept, key=lambda found: found[0])], path)
+        kept.sort(key=lambda found: found[0])
+        saved = SavedPrefixes(tuple(state for _, states in kept for state in states))
+        return saved if path is None else write_prefixes(saved, path)
 
-    def load_state(self, path: str | os.PathLike[str]) -> int:
+    def load_state(self, state: SavedPrefixes | str | os.PathLike[str]) -> int:
         """As Llama.load_state."""
         self.check()
-        states = read_prefixes(path)
-        share = -(-len(states) // len(self.schedulers))
+        saved = state if isinstance(state, SavedPrefixes) else read_prefixes(state)
+        states = list(saved.states)
+        share = -(-sum(not one.partial for one in states) // len(self.schedulers))
         return sum(self.call(lambda scheduler: restore_prefixes(scheduler, states, share)))
 
 
@@ -102,24 +113,33 @@ class LlamaState:
         """Forget every kept prefix of finished requests."""
         self.engine.clear_cache()
 
-    def save_state(self, path: str | os.PathLike[str]) -> int:
-        """Write the kept prefixes of finished requests to a file, for `load_state` in a later process.
+    @overload
+    def save_state(self, path: None = None) -> SavedPrefixes: ...
+    @overload
+    def save_state(self, path: str | os.PathLike[str]) -> int: ...
+    def save_state(self, path: str | os.PathLike[str] | None = None) -> SavedPrefixes | int:
+        """Save the kept prefixes of finished requests, for `load_state`: here, or in a later process.
+
+        Args:
+            path: a file to write; without one they are returned, to be kept in memory.
 
         Returns:
-            how many tokens were written.
+            what was saved, or how many tokens were written.
 
         Raises:
             OSError: the file could not be written; no half of it is left.
         """
         return self.engine.save_state(path)
 
-    def load_state(self, path: str | os.PathLike[str]) -> int:
-        """Read what `save_state` wrote into idle slots; requests that continue it need not compute it.
+    def load_state(self, state: SavedPrefixes | str | os.PathLike[str]) -> int:
+        """Take what `save_state` saved into idle slots; requests that continue it need not compute it.
+
+        Another n_parallel, n_ctx or n_batch does not matter; what changes the computation does.
 
         Returns:
-            how many tokens are in the cache now from the file.
+            how many tokens are in the cache now from it.
 
         Raises:
-            InvalidRequest: no such file, or of another model, ABI or kind of context.
+            InvalidRequest: no such file, or of another model, ABI, adapter or setting, which is named.
         """
-        return self.engine.load_state(path)
+        return self.engine.load_state(state)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from typing import IO, Any
 
 from ..child_process import python_command
 from ..engine.metrics import Metrics, MetricsSnapshot
+from ..engine.saved_prefixes import SavedPrefixes, read_prefixes, write_prefixes
 from ..engine.request import Request
 from ..engine.results import Chunk, Completion
 from ..errors import BackendFailure, Cancelled, ClosedError, ConcurrentUseError, InvalidRequest, LlcudaError
@@ -313,13 +315,21 @@ class RemoteEngine:
         """As Llama.clear_cache."""
         self._call("clear_cache")
 
-    def save_state(self, path: str | os.PathLike[str]) -> int:
+    def save_state(self, path: str | os.PathLike[str] | None = None) -> SavedPrefixes | int:
         """As Llama.save_state."""
-        return int(self._call("save_state", path=os.path.abspath(path)))
+        if path is not None:
+            return int(self._call("save_state", path=os.path.abspath(path)))
+        with tempfile.TemporaryDirectory() as folder:
+            self._call("save_state", path=os.path.join(folder, "state"))
+            return read_prefixes(os.path.join(folder, "state"))
 
-    def load_state(self, path: str | os.PathLike[str]) -> int:
+    def load_state(self, state: SavedPrefixes | str | os.PathLike[str]) -> int:
         """As Llama.load_state."""
-        return int(self._call("load_state", path=os.path.abspath(path)))
+        if not isinstance(state, SavedPrefixes):
+            return int(self._call("load_state", path=os.path.abspath(state)))
+        with tempfile.TemporaryDirectory() as folder:
+            write_prefixes(state, os.path.join(folder, "state"))
+            return int(self._call("load_state", path=os.path.join(folder, "state")))
 
     @property
     def in_use(self) -> bool:

@@ -21,7 +21,7 @@ from llcuda_ffi.params import ContextParams, ModelParams
 from ..support.random_reuse import RandomReuse
 from ..support.tiny_architectures import TINY, lively
 
-STEPS = int(os.environ.get("LLCUDA_FFI_REUSE_STEPS", "24"))
+STEPS = int(os.environ.get("LLCUDA_FFI_REUSE_STEPS", "14"))
 SMALL_WINDOW = ContextParams(swa_full=False)
 HOST = {"n_parallel": 2, "host_cache_bytes": 1 << 22}
 
@@ -188,6 +188,45 @@ def test_state_computed_otherwise(models: Path, tmp_path: Path, changed: dict[st
         with pytest.raises(InvalidRequest, match=named):
             llm.load_state(tmp_path / "state")
         assert llm.generate([5, 6, 7], max_tokens=1).usage.cached_tokens == 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_state_for_other_slots(models: Path, tmp_path: Path, name: str) -> None:
+    """What one Llama saved goes on in another with more slots, fewer, or shared cells."""
+    prompt = [3 + i * 7 % 240 for i in range(100)]
+    more: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "logprobs": 8}
+    with Llama(models / name, n_ctx=256, n_parallel=3) as llm:
+        first = llm.generate(prompt, max_tokens=3, temperature=0, ignore_eos=True)
+        going_on = [*prompt, *first.token_ids, 5, 6, 7]
+        llm.save_state(tmp_path / "state")
+        cold = dict(llm.generate(going_on, prefix_cache=False, **more).logprobs[0].top)
+    for settings in ({"n_parallel": 1}, {"n_parallel": 4}, {"n_parallel": 2, "kv_cells": 600}):
+        with Llama(models / name, n_ctx=256, **settings) as llm:
+            assert llm.load_state(tmp_path / "state") == 102
+            warm = llm.generate(going_on, **more)
+            assert warm.usage.cached_tokens == 102
+            got = dict(warm.logprobs[0].top)
+            assert max(abs(got[t] - cold[t]) for t in got.keys() & cold.keys()) < 0.06
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_state_in_memory(models: Path, name: str) -> None:
+    """A session kept in memory goes on, also from before its end where the memory needs a checkpoint for that."""
+    prompt = [3 + i * 7 % 240 for i in range(200)]
+    with Llama(models / name, n_ctx=512, n_parallel=2, n_ubatch=64, context_params=SMALL_WINDOW) as llm:
+        llm.generate(prompt, max_tokens=200, ignore_eos=True)
+        state = llm.save_state()
+        assert state.n_tokens == 399
+        assert state.nbytes > 0
+        llm.clear_cache()
+        assert llm.load_state(state) == 399
+        assert llm.generate(prompt, max_tokens=1).usage.cached_tokens >= 196
+    with Llama(models / name, n_ctx=512, n_parallel=3, n_ubatch=64, context_params=SMALL_WINDOW) as llm:
+        assert llm.load_state(state) == 399
+        warm = llm.generate(prompt, max_tokens=5, temperature=0, ignore_eos=True)
+        assert warm.usage.cached_tokens >= 196
+        cold = llm.generate(prompt, max_tokens=5, temperature=0, ignore_eos=True, prefix_cache=False)
+        assert warm.token_ids[:2] == cold.token_ids[:2]
 
 
 def test_window_and_state_do_not_shift(models: Path) -> None:

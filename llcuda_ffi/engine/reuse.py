@@ -1,0 +1,116 @@
+"""What of a prompt need not be computed: every place that holds its beginning, and how far each can be gone on from."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from ..core.memory import MemoryKind
+from .checkpoints import Tokens
+from .disk_cache import DiskCache
+from .host_cache import HostCache, SavedSequence, common_prefix
+from .request import Request
+from .sequences import Sequences
+from .slot import Slot
+
+# a copy between sequences without unified KV moves the whole stream: below this it costs more than computing
+MIN_COPY = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """A way to have the first n tokens without computing them.
+
+    Attributes:
+        source: the slot that holds them, or None.
+        saved: the saved sequence that holds them, or None.
+        disk: whether they are read from the disk.
+        checkpoint: whether the state after them comes from a checkpoint.
+    """
+
+    n: int
+    source: Slot | None = None
+    saved: SavedSequence | None = None
+    checkpoint: bool = False
+    disk: bool = False
+
+    @property
+    def tier(self) -> str:
+        """Where they come from: "kv", "checkpoint", "host" or "disk"."""
+        if self.source is not None:
+            return "checkpoint" if self.checkpoint else "kv"
+        return "disk" if self.disk else "host" if self.saved is not None else "checkpoint"
+
+    def rank(self) -> tuple[int, bool]:
+        """More tokens first; of equal ones an idle slot: that needs no copy."""
+        return self.n, self.source is not None and self.source.request is None
+
+
+class ReuseSearch:
+    """Looks through the tiers of one context."""
+
+    def __init__(self, sequences: Sequences, slots: Sequence[Slot], host: HostCache) -> None:
+        self._sequences, self._slots, self._host = sequences, slots, host
+
+    def ways(
+        self,
+        request: Request,
+        key: Hashable,
+        tokens: Tokens,
+        known: Sequence[int],
+        disk: DiskCache | None,
+        *,
+        reuse: bool,
+    ) -> tuple[list[Reuse], int]:
+        """The ways to reuse something, the best first; and the longest beginning seen before, reusable or not."""
+        most = len(tokens) - 1
+        ways, junction = [], 0
+        for slot in self._slots:
+            # n completions of one prompt share it even where the cache is off
+            if slot.key != key if reuse else slot.request is None or slot.request is not request.place.group:
+                continue
+            shared = min(common_prefix(slot.kept, tokens), most)
+            if shared:
+                held = len(slot.kept) if slot.request is None else -1
+                low = self._sequences.lowest(slot.index) if self._sequences.window else 0
+                n, checkpoint = self._reach(shared, held, low, known)
+                ways.append(Reuse(n, source=slot, checkpoint=checkpoint))
+                junction = max(junction, shared)
+        best = max((way.n for way in ways), default=0)
+        if reuse:
+            for saved in self._host:
+                shared = min(common_prefix(saved.tokens, tokens), most) if saved.key == key else 0
+                held = len(saved.tokens)
+                n, checkpoint = self._reach(shared, held, max(0, held - self._sequences.window), known)
+                junction = max(junction, shared)
+                if n >= best + MIN_COPY:
+                    ways.append(Reuse(n, saved=saved, checkpoint=checkpoint))
+            if self._sequences.kind is MemoryKind.RECURRENT and known and known[-1] > best:
+                ways.append(Reuse(known[-1], checkpoint=True))
+            if disk is not None:
+                best = max((way.n for way in ways), default=0)
+                n = disk.longest(tokens[:most])
+                junction = max(junction, n)
+                if n >= best + MIN_COPY:
+                    ways.append(Reuse(n, disk=True))
+        return sorted((way for way in ways if way.n), key=Reuse.rank, reverse=True), junction
+
+    def _reach(self, shared: int, held: int, low: int, known: Sequence[int]) -> tuple[int, bool]:
+        """How many of `shared` tokens can be had of a sequence, and whether that takes a checkpoint.
+
+        Args:
+            held: tokens that it holds, -1 where it runs on.
+            low: the lowest position that its window holds.
+            known: lengths for which there are checkpoints.
+        """
+        sequences = self._sequences
+        if sequences.rolls_back:
+            if not sequences.window or low <= max(0, shared - sequences.window + 1):
+                return shared, False
+        elif shared == held:
+            return shared, False
+        elif sequences.kind is MemoryKind.RECURRENT:
+            return 0, False  # its checkpoints need no sequence
+        before = bisect_right(known, shared)
+        return (known[before - 1], True) if before else (0, False)
