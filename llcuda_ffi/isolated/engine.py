@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 import signal
 import socket
 import subprocess
@@ -21,9 +20,9 @@ from typing import IO, Any
 
 from ..child_process import python_command
 from ..engine.metrics import Metrics, MetricsSnapshot
-from ..engine.saved_prefixes import SavedPrefixes, read_prefixes, write_prefixes
 from ..engine.request import Request
 from ..engine.results import Chunk, Completion
+from ..engine.saved_prefixes import SavedPrefixes, read_prefixes, write_prefixes
 from ..errors import BackendFailure, Cancelled, ClosedError, ConcurrentUseError, InvalidRequest, LlcudaError
 from .channel import Channel, ChannelClosed
 from .wire import back, error_back, plain, plain_params
