@@ -1,8 +1,8 @@
 """Python in a child process, which imports nothing from the current folder.
 
 `python -m` puts the current folder first on the child's path: a `logging.py` that lies there would run. So a child
-runs isolated (`-I`) and takes the import path of this process, less the current folder. This file is both the side
-that starts such a child and, run as a script, its first lines.
+runs isolated (`-I`) and takes the import path of this process, less the current folder; and this very package, wherever
+it lies. This file is both the side that starts such a child and, run as a script, its first lines.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-_PACKAGE_FOLDER = str(Path(__file__).resolve().parent.parent)
+_PACKAGE = Path(__file__).resolve().parent
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
@@ -21,23 +21,27 @@ def python_command(module: str, *arguments: str) -> list[str]:
 
 
 def import_path() -> list[str]:
-    """This process's import path without the current folder; where this package lies comes last if it is there."""
+    """This process's import path without the current folder."""
     try:
         current = os.path.realpath(os.getcwd())
     except OSError:  # it was removed
         current = ""
-    found = [
-        entry for entry in sys.path if os.path.isabs(entry) and (not current or os.path.realpath(entry) != current)
-    ]
-    return found if _PACKAGE_FOLDER in found else [*found, _PACKAGE_FOLDER]
+    return [entry for entry in sys.path if os.path.isabs(entry) and (not current or os.path.realpath(entry) != current)]
 
 
 def _main() -> None:
     import runpy
+    from importlib import util
 
     path, module = sys.argv[1:3]
     sys.path[:] = json.loads(path)
     del sys.argv[1:3]
+    # not by the path: it may have another version, or lack the folder, which is the current one
+    spec = util.spec_from_file_location(_PACKAGE.name, _PACKAGE / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    package = sys.modules[_PACKAGE.name] = util.module_from_spec(spec)
+    spec.loader.exec_module(package)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

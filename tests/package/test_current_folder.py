@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import llcuda_ffi
 from llcuda_ffi import bundles
 from llcuda_ffi.child_process import import_path, python_command
 
@@ -85,3 +86,18 @@ def test_arguments_arrive() -> None:
     """The module runs as __main__ and sees its own arguments."""
     done = subprocess.run(python_command("json.tool", "-h"), capture_output=True, text=True, timeout=60, check=True)
     assert "usage" in done.stdout
+
+
+def test_the_child_has_this_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another one of its name comes first on the path, and where the folder it lies in is left out."""
+    other = tmp_path / "llcuda_ffi"
+    other.mkdir()
+    (other / "__init__.py").write_text("raise SystemExit('another package')")
+    root = Path(llcuda_ffi.__file__).resolve().parents[1]
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *[p for p in sys.path if Path(p).resolve() != root]])
+    command = python_command("llcuda_ffi.lora.patterns")
+    done = subprocess.run(
+        command, input='[["q.*"], ["q_proj"]]', capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == '{"found": {"q_proj": "q.*"}}\n'
