@@ -22,19 +22,21 @@ class _Outlet:
 
     def __init__(self, service: Service, number: int, request: Request) -> None:
         self._service, self._number, self._request = service, number, request
+        self._first = True
 
     def set(self) -> None:
         request, service, number = self._request, self._service, self._number
         while (chunk := request.chunks.pop()) is not None:
             if chunk.completion is not None:
                 chunk.completion = _lean(request, chunk.completion)
-            service.send(number, "chunk", chunk)
+            service.send(number, "chunk", chunk, now=self._first)
+            self._first = False
         if request.done and service.running.pop(number, None) is not None:
             if request.error is not None:
-                service.send(number, "error", plain_error(request.error))
+                service.send(number, "error", plain_error(request.error), now=False)
             else:
                 # a stream's last chunk has the completion
-                service.send(number, "done", None if request.streams else _lean(request, request.result()))
+                service.send(number, "done", None if request.streams else _lean(request, request.result()), now=False)
 
     def clear(self) -> None:
         """Nobody sleeps here."""
@@ -53,9 +55,9 @@ class Service:
         self._llama: Llama | None = None
         self._failed: BaseException | None = None
 
-    def send(self, number: int, kind: str, value: Any) -> None:
-        """Send an answer."""
-        self._channel.send([number, kind, value])
+    def send(self, number: int, kind: str, value: Any, *, now: bool = True) -> None:
+        """Send an answer; not `now` what comes often, which is gathered."""
+        self._channel.send([number, kind, value], now=now)
 
     def serve(self) -> None:
         """Answer until the other side is gone."""

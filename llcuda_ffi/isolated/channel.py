@@ -31,30 +31,55 @@ class Channel:
         self._socket = connection
         self._encode = json.JSONEncoder(separators=(",", ":"), default=plain).encode
         self._waiting: deque[Any] = deque()
+        self._rest = b""  # of a message that was sent in part
+        self._sending = threading.Lock()
         self._work = threading.Event()
         self._ended = False
         self._writer = threading.Thread(target=self._write, name="llcuda_ffi-channel", daemon=True)
         self._writer.start()
 
-    def send(self, message: Any) -> None:
-        """Queue a message; never blocks. What is sent after the other side has gone is lost."""
+    def send(self, message: Any, *, now: bool = False) -> None:
+        """Queue a message; never blocks. What is sent after the other side has gone is lost.
+
+        Args:
+            now: encode and write it in this thread where that can be done at once, which saves waking the other one.
+        """
         self._waiting.append(message)
+        if now and self._sending.acquire(blocking=False):
+            try:
+                if not self._rest:
+                    raw = self._gathered()
+                    self._rest = raw[self._socket.send(raw, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                self._rest = raw
+            except OSError:
+                return  # the reader notices too, and says so
+            finally:
+                self._sending.release()
+            if not (self._rest or self._waiting):
+                return
         self._work.set()
 
+    def _gathered(self) -> bytes:
+        """Everything that waits, as one frame."""
+        parts = []
+        while self._waiting:
+            parts.append(self._waiting.popleft())
+        if not parts:
+            return b""
+        raw = self._encode(parts).encode()
+        return len(raw).to_bytes(4, "big") + raw
+
     def _write(self) -> None:
-        waiting = self._waiting
         while not self._ended:
             self._work.wait()
             self._work.clear()
-            parts = []
-            while waiting:
-                parts.append(waiting.popleft())
-            if parts:
-                raw = self._encode(parts).encode()
+            with self._sending:
+                raw, self._rest = self._rest + self._gathered(), b""
                 try:
-                    self._socket.sendall(len(raw).to_bytes(4, "big") + raw)
+                    self._socket.sendall(raw)
                 except OSError:
-                    return  # the reader notices too, and says so
+                    return
 
     def messages(self) -> Iterator[Any]:
         """The other side's messages, until it closes.

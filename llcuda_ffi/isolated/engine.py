@@ -169,7 +169,7 @@ class RemoteEngine:
         with self._lock:
             child = self._started()
             [number] = child.numbers([question])
-            child.channel.send({"op": op, "id": number, **arguments})
+            child.channel.send({"op": op, "id": number, **arguments}, now=True)
 
     def _call(self, op: str, **arguments: Any) -> Any:
         """Ask and wait.
@@ -257,7 +257,7 @@ class RemoteEngine:
         with self._lock:
             child = self._started()
             for part, message in messages:
-                child.channel.send({**message, "ids": child.numbers(part)})
+                child.channel.send({**message, "ids": child.numbers(part)}, now=True)
 
     def cancel(self, *requests: Request) -> None:
         """End requests as "cancelled"."""
