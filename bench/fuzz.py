@@ -1,4 +1,4 @@
-"""Mutated model files and adapters, opened as a user would: what becomes of the process that opens them.
+"""Mutated model files, adapters and saved states, opened as a user would: what becomes of the process that opens them.
 
     python -m bench.fuzz --seconds 600 --first 0
 
@@ -14,9 +14,32 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from tests.support.gguf_fuzz import Worker, mutated
+import numpy as np
+
+from llcuda_ffi.core.batch import Batch
+from llcuda_ffi.core.context import Context
+from llcuda_ffi.core.model import Model
+from llcuda_ffi.core.state import save_state
+from tests.support.gguf_fuzz import Worker, mutated, mutated_adapter, mutated_state
+from tests.support.tiny_model import make_tiny_llama
+
+
+def maker(kind: str, folder: Path) -> Callable[[int], bytes]:
+    """What makes the file of a seed."""
+    if kind != "state":
+        return mutated if kind == "model" else mutated_adapter
+    path = folder / "sound.gguf"
+    make_tiny_llama(path)
+    with Model.load(path) as model, Context(model, n_ctx=64, n_batch=64, n_threads=1) as context:
+        batch = Batch(16)
+        batch.extend(np.arange(1, 13, dtype=np.int32), 0, 0, output="last")
+        context.decode(batch)
+        sound = save_state(context, 0, tokens=range(1, 13))
+    return partial(mutated_state, sound=sound)
 
 
 def main() -> None:
@@ -25,6 +48,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--kind", choices=["model", "adapter", "state"], default="model")
     parser.add_argument("--bundle", default="v0.5.0-cpu")
     parser.add_argument("--no-trial", action="store_true", help="preflight alone: its gaps end the process")
     given = parser.parse_args()
@@ -32,10 +56,12 @@ def main() -> None:
     seeds: dict[str, list[int]] = {}
     until = time.monotonic() + given.seconds
     with tempfile.TemporaryDirectory() as folder:
-        worker = Worker(Path(folder), given.bundle, trial=not given.no_trial)
+        make = maker(given.kind, Path(folder))
+        options = [] if given.no_trial else ["--trial"]
+        worker = Worker(Path(folder), given.bundle, *options, *([] if given.kind == "model" else [f"--{given.kind}"]))
         seed = given.first
         while seed < given.first + given.files and time.monotonic() < until:
-            kind, detail = worker.ask(mutated(seed))
+            kind, detail = worker.ask(make(seed))
             if kind == "refused" and "ended the process that tried it" in detail:
                 kind = "tried"
             counts[kind] += 1

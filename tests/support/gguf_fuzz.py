@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import random
@@ -13,8 +14,13 @@ from collections import Counter
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
+from llcuda_ffi.core.state import SavedState
+
 from .gguf_mutations import mutate
 from .tiny_architectures import TINY
+from .tiny_model import TinyFile
 
 LONGEST = 20.0  # seconds that a file may take
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,9 +32,13 @@ NAMES = [*BASES, "llama", "llama", "llama-q8", "bert", "qwen2", "gemma3"]
 class Worker:
     """A process that loads files, started again when it dies."""
 
-    def __init__(self, folder: Path, bundle: str, *, trial: bool = False) -> None:
+    def __init__(self, folder: Path, bundle: str, *options: str) -> None:
+        """
+        Args:
+            options: of tests/support/gguf_worker.py.
+        """
         self.path = folder / "mutated.gguf"
-        self.command = [sys.executable, "-m", "tests.support.gguf_worker", *(["--trial"] if trial else [])]
+        self.command = [sys.executable, "-m", "tests.support.gguf_worker", *options]
         self.environment = {**os.environ, "LLCUDA_FFI_BUNDLE": bundle, "GGML_NO_BACKTRACE": "1"}
         self.said = folder / "stderr.txt"
         self.process: subprocess.Popen[str] | None = None
@@ -83,7 +93,45 @@ class Worker:
             self.process = None
 
 
+def mutated_adapter(seed: int) -> bytes:
+    """The LoRA adapter of a seed, for tiny_llama."""
+    choice, rng = random.Random(seed), np.random.default_rng(seed)
+    metadata = {
+        "general.type": "adapter",
+        "general.architecture": "llama",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 2.0,
+    }
+    file, base = TinyFile(dict(metadata)), BASES["llama"]
+    for name in choice.sample(sorted(base.tensors), 4):
+        ne = base.tensors[name][0]
+        if len(ne) == 2:
+            file.add(f"{name}.lora_a", (ne[0], 2), rng)
+            file.add(f"{name}.lora_b", (2, ne[1]), rng)
+    return mutate(file, choice) if file.tensors else file.bytes()
+
+
+def mutated_state(seed: int, sound: SavedState) -> bytes:
+    """`sound` with some bytes of libllama's part changed, cut or doubled, under a hash that is right."""
+    choice, data = random.Random(seed), bytearray(sound.data)
+    for _ in range(choice.choice([1, 1, 2, 4, 16])):
+        if not data:
+            break
+        at = choice.randrange(min(len(data), choice.choice([64, 256, len(data)])))
+        pick = choice.randrange(4)
+        if pick == 0:
+            data[at] = choice.choice([0, 1, 0x7F, 0x80, 0xFF])
+        elif pick == 1:
+            data[at : at + 4] = choice.choice([0, 1, 0xFFFFFFFF, 0x7FFFFFFF, 1 << 20]).to_bytes(4, "little")
+        elif pick == 2:
+            del data[at:]
+            data += bytes(choice.choice([0, 1, 64]))
+        else:
+            data[at:at] = data[at : at + choice.choice([1, 4, 64])]
+    return dataclasses.replace(sound, data=bytes(data)).to_bytes()
+
+
 def mutated(seed: int) -> bytes:
-    """The file of a seed."""
+    """The model file of a seed."""
     choice = random.Random(seed)
     return mutate(copy.deepcopy(BASES[choice.choice(NAMES)]), choice)
