@@ -112,7 +112,7 @@ class Llama(LlamaState, ChatMethods):
             n_draft: tokens drafted at a time (default 8 for "ngram", 5 for a model).
             backend_sampling: sample on the GPU where a request's samplers allow it (not with constraints, log
                 probabilities or drafts).
-            bundle: the libraries to use, by pin name.
+            bundle: the libraries to use: the name of a pin or of a build ("native"), a folder, an archive.
             trial: have a model file that was not seen before opened by a child process first, which it ends if it ends
                 one; files that the registry pins are known.
             isolate: compute in a child process. When that dies (an assertion, a driver, too little memory), the

@@ -8,15 +8,15 @@ from ..errors import BundleNotFound
 from . import own, pins, store
 from .installed import InstalledBundle
 
-__all__ = ["InstalledBundle", "chosen_name", "ensure", "installed"]
+__all__ = ["InstalledBundle", "chosen_name", "ensure", "installed", "selected", "use"]
 
 
 def ensure(name: str | None = None, *, progress: bool | None = None) -> InstalledBundle:
     """The bundle to load, installed when it is missing.
 
     Args:
-        name: A pin's name, or the path of a folder or archive of an own build. Default: LLCUDA_FFI_BUNDLE,
-            else the default pin.
+        name: A pin's name, a name given to `bundle build`, or the path of a folder or archive of an own build.
+            Default: LLCUDA_FFI_BUNDLE, else the one of `bundle use`, else the default pin.
         progress: False for silence; otherwise a bar on a terminal and plain lines elsewhere.
 
     Raises:
@@ -25,6 +25,9 @@ def ensure(name: str | None = None, *, progress: bool | None = None) -> Installe
         ChecksumError: What arrived is not what was pinned.
     """
     chosen = name or chosen_name()
+    built = own.named(chosen)
+    if built is not None:
+        return built
     if own.is_path(chosen):
         return own.open_build(chosen, progress=progress)
     pin = pins.get(chosen)
@@ -38,8 +41,25 @@ def ensure(name: str | None = None, *, progress: bool | None = None) -> Installe
 
 
 def chosen_name() -> str:
-    """What is used when no bundle is named: LLCUDA_FFI_BUNDLE, else the default pin."""
-    return os.environ.get("LLCUDA_FFI_BUNDLE", "").strip() or pins.default_name()
+    """What is used when no bundle is named: LLCUDA_FFI_BUNDLE, else the one of `bundle use`, else the default pin."""
+    return selected() or pins.default_name()
+
+
+def selected() -> str | None:
+    """What the user chose: LLCUDA_FFI_BUNDLE, else the one of `bundle use`; None where the machine decides."""
+    return os.environ.get("LLCUDA_FFI_BUNDLE", "").strip() or store.in_use()
+
+
+def use(name: str | None) -> None:
+    """Have a bundle used when none is named, by every process with this cache; None lets the machine decide again.
+
+    Raises:
+        BundleNotFound: There is no such bundle.
+        DownloadError: The cache cannot be written.
+    """
+    if name is not None and own.named(name) is None:
+        pins.get(name)
+    store.set_in_use(name)
 
 
 def installed() -> list[InstalledBundle]:

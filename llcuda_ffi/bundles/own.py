@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -30,9 +31,17 @@ MODULES = ("cuda", "vulkan")
 
 def is_path(chosen: str) -> bool:
     """Whether a bundle's name means a folder or an archive rather than a pin."""
-    if any(pin.name == chosen for pin in pins.all_pins()):
+    if any(pin.name == chosen for pin in pins.all_pins()) or named(chosen) is not None:
         return False
     return "/" in chosen or "\\" in chosen or Path(chosen).exists()
+
+
+def named(name: str) -> InstalledBundle | None:
+    """The bundle that `bundle build` installed under a name."""
+    if not re.fullmatch(r"[\w.-]+", name) or name.startswith((".", "own-")):
+        return None
+    there = installed.read(cache_root() / "bundles" / name)
+    return there if there is not None and not there.verified and there.intact() else None
 
 
 def measure(place: Path, what: str) -> str:
@@ -100,7 +109,9 @@ def open_build(chosen: str, *, progress: bool | None = None) -> InstalledBundle:
         there = installed.read(entry)
         if there is not None and there.intact():
             return there
-        return _install(path, entry, progress)
+        fresh = install(path.name, path, entry, source=str(path))
+        note(f"measured {path.name}: ABI profile {fresh.profile}, {fresh.backend}", progress)
+        return fresh
 
 
 def _compare(path: Path, digest: str) -> None:
@@ -114,18 +125,24 @@ def _compare(path: Path, digest: str) -> None:
         raise ChecksumError(f"{path} has sha256 {digest}, {beside.name} says {' '.join(words[:1])}: fetch it again")
 
 
-def _install(path: Path, entry: Path, progress: bool | None) -> InstalledBundle:
+def install(name: str, path: Path, entry: Path, *, source: str) -> InstalledBundle:
+    """Install the libraries of a build's folder or archive at `entry`, measured; its lock is held.
+
+    Raises:
+        BundleError: There is no libllama, or the archive is broken.
+        AbiMismatch: Its ABI is none that is known.
+        DownloadError: The cache cannot be written.
+    """
     try:
         with tempfile.TemporaryDirectory(dir=folder(entry.parent), prefix=".unpack-") as temporary:
             place = Path(temporary) / "tree"
             place.mkdir()
             libraries = copy_libraries(path, place) if path.is_dir() else unpack.extract(path, place, {})
-            fresh = describe(path.name, place, entry, libraries, source=str(path))
+            fresh = describe(name, place, entry, libraries, source=source)
             fresh.write_receipt(place)
             if entry.exists():
                 shutil.rmtree(entry)
             place.rename(entry)
-            note(f"measured {path.name}: ABI profile {fresh.profile}, {fresh.backend}", progress)
             return fresh
     except DownloadError:
         raise
@@ -152,7 +169,7 @@ def describe(name: str, place: Path, path: Path, libraries: dict[str, str], *, s
     return InstalledBundle(
         name=name,
         path=path,
-        profile=measure(place, source),
+        profile=measure(place, name),
         backend=next(
             (kind for kind in MODULES if any(file.startswith(f"libggml-{kind}") for file in libraries)), "cpu"
         ),

@@ -106,9 +106,8 @@ class Pin:
 
     def why_unsupported(self) -> str | None:
         """Why this bundle cannot run on this machine (its platform, C library, processor); None if it can."""
-        here = f"{sys.platform}-{platform.machine().lower().replace('amd64', 'x86_64')}"
-        if here != self.platform:
-            return f"it is built for {self.platform}, this machine is {here}"
+        if here() != self.platform:
+            return f"it is built for {self.platform}, this machine is {here()}"
         lacking = [feature for feature in self.cpu if feature not in cpu_features()] if self.cpu else []
         if lacking:
             return f"it needs a processor with {', '.join(lacking)}"
@@ -134,10 +133,57 @@ def _pin(table: Mapping[str, Any]) -> Pin:
     return Pin(archives=archives, **values)
 
 
+@dataclass(frozen=True)
+class SourcePin:
+    """The source that `bundle build` takes: an sdist, the folder in it, and the build backend that it names."""
+
+    package: str
+    version: str
+    size: int
+    sha256: str
+    folder: str
+    backend: str
+
+    @property
+    def file_name(self) -> str:
+        """The archive's name in a mirror."""
+        return f"{self.package.replace('-', '_')}-{self.version}.tar.gz"
+
+    @property
+    def expected(self) -> Expected:
+        return Expected(size=self.size, sha256=self.sha256)
+
+
+def source() -> SourcePin:
+    """The pinned source of llama.cpp."""
+    return SourcePin(**_data()["source"])
+
+
+def tool(name: str) -> WheelPin:
+    """The wheel of a build tool for this platform.
+
+    Raises:
+        BundleNotFound: None is known for this platform.
+    """
+    for table in _data()["tool"]:
+        if table["name"] == name and table["platform"] == here():
+            return Archive(table["size"], table["sha256"], wheel=table["wheel"]).wheel_pin
+    raise BundleNotFound(f"no wheel of {name} is known for {here()}: install {name} on this system")
+
+
+def here() -> str:
+    """This machine as pins name it: linux-x86_64, linux-aarch64, darwin-arm64, win32-x86_64."""
+    return f"{sys.platform}-{platform.machine().lower().replace('amd64', 'x86_64')}"
+
+
+@lru_cache(maxsize=1)
+def _data() -> dict[str, Any]:
+    return tomllib.loads(resources.files(__package__).joinpath("pins.toml").read_text(encoding="utf-8"))
+
+
 @lru_cache(maxsize=1)
 def _table() -> tuple[str, dict[str, Pin]]:
-    text = resources.files(__package__).joinpath("pins.toml").read_text(encoding="utf-8")
-    data = tomllib.loads(text)
+    data = _data()
     found = [_pin(table) for table in data["bundle"]]
     return data["default"], {pin.name: pin for pin in found}
 

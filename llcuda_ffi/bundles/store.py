@@ -24,6 +24,7 @@ from . import installed, unpack
 from .installed import InstalledBundle
 from .pins import Archive, Pin, all_pins
 
+IN_USE = "in-use"
 UNPACKING = ".unpack-"
 REMOVED = ".removed-"
 LEFTOVERS = (UNPACKING, REMOVED, ".fetch-")
@@ -32,6 +33,28 @@ LEFTOVERS = (UNPACKING, REMOVED, ".fetch-")
 def bundles_folder() -> Path:
     """The folder that holds the installed bundles."""
     return cache_root() / "bundles"
+
+
+def in_use() -> str | None:
+    """The name that `bundle use` has written."""
+    try:
+        return (bundles_folder() / IN_USE).read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None  # never chosen
+
+
+def set_in_use(name: str | None) -> None:
+    """Write or remove the name of the bundle in use."""
+    path = folder(bundles_folder()) / IN_USE
+    try:
+        if name is None:
+            path.unlink(missing_ok=True)
+            return
+        fresh = path.with_name(f".{IN_USE}-{uuid.uuid4().hex[:12]}")
+        fresh.write_text(name + "\n", encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        raise disk_error(error, path) from error
 
 
 def find(pin: Pin) -> InstalledBundle | None:
@@ -159,7 +182,7 @@ def discard(entry: Path) -> None:
 
 
 def prune(names: Sequence[str] = (), *, everything: bool = False) -> list[Path]:
-    """Remove bundles by name; without names what is damaged, outdated, unfinished or an own build's copy.
+    """Remove bundles by name; without names what is damaged, outdated, unfinished or the copy of an own build.
 
     Lock files stay: a process may be waiting on one.
 
@@ -169,6 +192,8 @@ def prune(names: Sequence[str] = (), *, everything: bool = False) -> list[Path]:
     """
     place = bundles_folder()
     kept = set() if everything else {pin.name for pin in all_pins() if find(pin) is not None}
+    if not everything:
+        kept |= {bundle.path.name for bundle in all_installed() if bundle.source.startswith("built from ")}
     there = [path for path in sorted(place.glob("*")) if path.is_dir() and not path.name.startswith(".")]
     doomed = []
     for name in names:

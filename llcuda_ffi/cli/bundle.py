@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from ..bundles import ensure, pins, store
+from .. import bundles
+from ..bundles import ensure, own, pins, store
 from ..bundles.select import choose_here
 from ..errors import BundleError, BundleNotFound
 from ..fetch.progress import megabytes
@@ -51,7 +52,7 @@ def list_bundles(as_json: bool) -> None:
         rows.append(
             {
                 "name": pin.name,
-                "default": pin.name == pins.default_name(),
+                "default": pin.name == bundles.chosen_name(),
                 "llama_cpp": pin.llama_cpp,
                 "profile": pin.profile,
                 "backend": pin.backend,
@@ -61,18 +62,18 @@ def list_bundles(as_json: bool) -> None:
                 "installed": str(bundle.path) if bundle and store.find(pin) else None,
             }
         )
-    for own in there.values():
+    for built in there.values():
         rows.append(
             {
-                "name": own.name,
-                "default": False,
+                "name": built.name,
+                "default": built.name == bundles.chosen_name(),
                 "llama_cpp": None,
-                "profile": own.profile,
-                "backend": own.backend,
+                "profile": built.profile,
+                "backend": built.backend,
                 "cuda": None,
                 "min_glibc": None,
                 "download": None,
-                "installed": str(own.path),
+                "installed": str(built.path),
             }
         )
     if as_json:
@@ -103,12 +104,10 @@ def verify(names: tuple[str, ...]) -> None:
 def path(name: str | None) -> None:
     """Print the folder of the bundle NAME, or of the one in use, without installing anything."""
     if name is None:
-        from .. import bundles as bundle
-
-        name = bundle.chosen_name()
-        if bundle.own.is_path(name):
-            click.echo(ensure(name, progress=False).path)
-            return
+        name = bundles.chosen_name()
+    if own.named(name) is not None or own.is_path(name):
+        click.echo(ensure(name, progress=False).path)
+        return
     found = store.find(pins.get(name))
     if found is None:
         raise BundleNotFound(f"bundle {name!r} is not installed: `llcuda-ffi bundle install {name}`")
@@ -122,6 +121,31 @@ def prune(names: tuple[str, ...], everything: bool) -> None:
     """Remove the bundles NAMES, or what is damaged, outdated, unfinished or an own build's copy."""
     for entry in store.prune(names, everything=everything):
         click.echo(f"removed {entry}")
+
+
+@command.command()
+@click.argument("name", required=False)
+@click.option("--auto", is_flag=True, help="Let this machine decide again.")
+def use(name: str | None, auto: bool) -> None:
+    """Have the bundle NAME used when none is named: a known one, or one that `bundle build` made."""
+    if (name is None) != auto:
+        raise click.UsageError("give a NAME, or --auto")
+    bundles.use(name)
+    click.echo(f"in use: {bundles.chosen_name()}")
+
+
+@command.command()
+@click.argument("source", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--name", default="native", show_default=True, help="What the bundle is used by.")
+@click.option("--cuda-arch", help="CUDA architectures, as 75;86;90. Default: those of the GPUs here, where nvcc is.")
+@click.option("-j", "--jobs", type=click.IntRange(1), help="Files compiled at once. Default: by cores and memory.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def build(source: Path | None, name: str, cuda_arch: str | None, jobs: int | None, quiet: bool) -> None:
+    """Build llama.cpp for this machine, from the pinned source or the tree in the folder SOURCE (docs/build.md)."""
+    from ..bundles.build import build as make
+
+    progress = False if quiet else None
+    click.echo(make(name, source, cuda_arch=cuda_arch, jobs=jobs, progress=progress).path)
 
 
 @command.command()

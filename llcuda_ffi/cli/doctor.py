@@ -94,11 +94,11 @@ def _gpu_problem(table: list[select.Verdict], runtimes: tuple[int, ...], problem
 def _bundle(problems: list[dict[str, str]]) -> dict[str, Any]:
     """The bundle in use, and whether it loads."""
     found: dict[str, Any] = {"installed": [b.name for b in bundles.installed()]}
-    named = os.environ.get("LLCUDA_FFI_BUNDLE", "").strip()
+    named = bundles.selected()
     try:
         name = named or select.choose_here("auto").bundle
         found["name"] = name
-        found["own"] = own.is_path(name)
+        found["own"] = own.is_path(name) or own.named(name) is not None
         if not found["own"]:
             pin = pins.get(name)
             if unsupported := pin.why_unsupported():

@@ -6,13 +6,12 @@ libllama has no call for most of this; it says it in its log while it loads, and
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bundles import InstalledBundle, ensure, select
+from ..bundles import InstalledBundle, ensure, select, selected
 from ..core.placement import Device, gpus
 from ..enums import GGMLType
 from ..gguf import GGUFReader
@@ -69,7 +68,7 @@ def library_for(device: str, bundle: str | InstalledBundle | None = None) -> Lib
         return load(bundle)
     if bundle is None and there is not None:
         return there
-    if bundle is None and kind != "cpu" and not os.environ.get("LLCUDA_FFI_BUNDLE", "").strip():
+    if bundle is None and kind != "cpu" and selected() is None:
         choice = select.choose_here(device)
         if choice.note:
             logger.warning("%s", choice.note)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from .http import NotThere
 from .progress import Progress
 
 POLL_SECONDS = 0.2
+_QUIET = ("--quiet", "--progress-bar", "off", "--disable-pip-version-check", "--no-input")
 _NO_PIP = re.compile(r"No module named '?pip'?\b")
 _UV_PLATFORM = re.compile(r"(manylinux\w*?)_(x86_64|aarch64)")
 
@@ -88,6 +89,69 @@ def fetch_wheel(pin: WheelPin, place: Path, progress: bool | None = None) -> Pat
         )
 
 
+# What pip asks of an sdist's build backend before it keeps the file. This stands in the place of the backend, so that
+# none of its code, nor of the sdist's, is run or fetched.
+_BACKEND = """
+import os
+def get_requires_for_build_wheel(config_settings=None):
+    return []
+def prepare_metadata_for_build_wheel(folder, config_settings=None):
+    os.makedirs(os.path.join(folder, "{stem}.dist-info"))
+    with open(os.path.join(folder, "{stem}.dist-info", "METADATA"), "w") as file:
+        file.write("Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
+    return "{stem}.dist-info"
+def build_wheel(*arguments):
+    raise NotImplementedError
+"""
+
+
+def fetch_sdist(pin: WheelPin, backend: str, place: Path, progress: bool | None = None) -> Path:
+    """Fetch a source distribution into the empty folder `place`, running nothing of it; returns its path there.
+
+    Args:
+        pin: Its name, version, size and sha256.
+        backend: The build backend that its pyproject.toml names (scikit_build_core.build).
+        place: Where it goes.
+        progress: False for silence.
+
+    Raises:
+        NotThere, ChecksumError, DownloadError: As `fetch_wheel`.
+    """
+    if offline():
+        raise DownloadError(f"{pin.requirement} is not in the cache and LLCUDA_FFI_OFFLINE is set: unset it")
+    stub = place / "backend" / Path(*backend.split(".")[:-1])
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").touch()
+    stem = f"{pin.name.replace('-', '_')}-{pin.version}"
+    text = _BACKEND.format(stem=stem, name=pin.name, version=pin.version)
+    (stub / f"{backend.rpartition('.')[2]}.py").write_text(text, encoding="utf-8")
+    options = [
+        "download",
+        "--no-deps",
+        "--no-binary",
+        pin.name,
+        "--no-build-isolation",
+        "--quiet",
+        "--progress-bar",
+        "off",
+    ]
+    options += ["--disable-pip-version-check", "--no-input", "--dest", os.fspath(place)]
+    with Progress(pin.requirement, pin.size, progress) as shows:
+        for command in pip_commands():
+            whole = [*command, *options, *_requirements(pin, place)]
+            status, said = _run(whole, place, shows, pin, {"PYTHONPATH": os.fspath(place / "backend")})
+            archives = list(place.glob("*.tar.gz"))
+            if status == 0 and len(archives) == 1:
+                shows.at(archives[0].stat().st_size)
+                return archives[0]
+            if not _NO_PIP.search(said):
+                raise _failure("pip", pin, status, said, "`pip config list`")
+        raise DownloadError(
+            f"the source of {pin.requirement} cannot be fetched: that takes a pip, and there is none (uv cannot). "
+            f"`{sys.executable} -m ensurepip` installs one; or give the folder of a llama.cpp source tree"
+        )
+
+
 def pip_commands() -> Iterator[list[str]]:
     """The ways to run a pip for this Python, best first; whether there is one is seen by running it."""
     yield python_command("pip")
@@ -132,8 +196,7 @@ def _requirements(pin: WheelPin, place: Path) -> list[str]:
 
 
 def _pip_arguments(pin: WheelPin, place: Path) -> list[str]:
-    options = ["download", "--no-deps", "--only-binary", ":all:", "--quiet", "--progress-bar", "off"]
-    options += ["--disable-pip-version-check", "--no-input", "--dest", os.fspath(place)]
+    options = ["download", "--no-deps", "--only-binary", ":all:", "--dest", os.fspath(place), *_QUIET]
     if pin.platform is not None:
         options += ["--platform", pin.platform, "--python-version", pin.python, "--implementation", "cp"]
         options += ["--abi", "abi3", "--abi", "none", "--abi", f"cp{pin.python.replace('.', '')}"]
@@ -178,13 +241,15 @@ def _failure(tool: str, pin: WheelPin, status: int, said: str, settings: str) ->
     )
 
 
-def _run(command: list[str], place: Path, shows: Progress, pin: WheelPin) -> tuple[int, str]:
+def _run(
+    command: list[str], place: Path, shows: Progress, pin: WheelPin, more: Mapping[str, str] | None = None
+) -> tuple[int, str]:
     """Run pip or uv and show how its files grow; its status and what it said."""
     # On the cache's disk, where there has to be room anyway, and where the growth can be seen.
     temporary = place / "temporary"
     temporary.mkdir()
     said = temporary / "said"
-    environment = {**os.environ, "TMPDIR": str(temporary), "PIP_REQUIRE_VIRTUALENV": "0"}
+    environment = {**os.environ, "TMPDIR": str(temporary), "PIP_REQUIRE_VIRTUALENV": "0", **(more or {})}
     is_uv = command[0] == _uv()
     try:
         with said.open("wb") as errors:

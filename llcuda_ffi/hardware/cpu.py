@@ -83,11 +83,16 @@ def cpu_name() -> str:
 
 def cpu_features() -> tuple[str, ...]:
     """Instruction sets that matter to libggml, by the kernel's names."""
+    there = cpu_flags()
+    return tuple(name for name in _FEATURES if name in there)
+
+
+def cpu_flags() -> frozenset[str]:
+    """Every instruction set and feature that the kernel names; empty where it names none."""
     for line in _cpuinfo():
         if line.startswith(("flags", "Features")):
-            there = set(line.partition(":")[2].split())
-            return tuple(name for name in _FEATURES if name in there)
-    return ()
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
 
 
 def _cpuinfo() -> list[str]:
