@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .chat.methods import AsyncChatMethods
 from .core.model import Model
 from .engine.metrics import MetricsSnapshot
 from .engine.prompts import Prompt
 from .engine.request import Request, Tokens
-from .engine.results import Chunk
+from .engine.results import Chunk, Completion
 from .errors import ClosedError
 from .llama import Llama
-from .sampling_params import SamplingParams, sampling_params
+from .sampling_params import Params, sampling_params, with_given
+from .sampling_settings import SamplingSettings
 from .structured.grammars import constrained
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 T = TypeVar("T")
 
@@ -111,10 +112,72 @@ class AsyncLlama(AsyncChatMethods):
         """As Llama.failure."""
         return None if self._llama is None else self._llama.failure
 
+    @overload
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: Params | None = None,
+        *,
+        json_schema: type[T],
+        **settings: Unpack[SamplingSettings],
+    ) -> Completion[T | None]: ...
+    @overload  # a text is an iterable of texts too: the first signature that fits is right
+    async def generate(  # type: ignore[overload-overlap]
+        self,
+        prompt: Prompt,
+        params: Params | None = None,
+        *,
+        n: Literal[1] = ...,
+        json_schema: Any = ...,
+        return_exceptions: Literal[False] = ...,
+        **settings: Unpack[SamplingSettings],
+    ) -> Completion: ...
+    @overload  # a text is an iterable of texts too: the first signature that fits is right
+    async def generate(  # type: ignore[overload-overlap]
+        self,
+        prompt: Prompt,
+        params: Params | None = None,
+        *,
+        n: int,
+        json_schema: Any = ...,
+        **settings: Unpack[SamplingSettings],
+    ) -> list[Completion]: ...
+    @overload  # a text is an iterable of texts too: the first signature that fits is right
+    async def generate(  # type: ignore[overload-overlap]
+        self,
+        prompt: Iterable[Prompt],
+        params: Params | Sequence[Params] | None = None,
+        *,
+        n: Literal[1] = ...,
+        json_schema: Any = ...,
+        return_exceptions: Literal[False] = ...,
+        **settings: Unpack[SamplingSettings],
+    ) -> list[Completion]: ...
+    @overload
+    async def generate(
+        self,
+        prompt: Iterable[Prompt],
+        params: Params | Sequence[Params] | None = None,
+        *,
+        n: int,
+        json_schema: Any = ...,
+        **settings: Unpack[SamplingSettings],
+    ) -> list[list[Completion]]: ...
+    @overload
     async def generate(
         self,
         prompt: Prompt | Iterable[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        params: Params | Sequence[Params] | None = None,
+        *,
+        n: int = ...,
+        json_schema: Any = ...,
+        return_exceptions: bool,
+        **settings: Unpack[SamplingSettings],
+    ) -> Any: ...
+    async def generate(
+        self,
+        prompt: Prompt | Iterable[Prompt],
+        params: Params | Sequence[Params] | None = None,
         *,
         return_exceptions: bool = False,
         **settings: Any,
@@ -142,16 +205,25 @@ class AsyncLlama(AsyncChatMethods):
         """As Llama.infill_prompt."""
         return self.llama.infill_prompt(prefix, suffix)
 
-    async def infill(self, prefix: str, suffix: str, params: SamplingParams | None = None, **settings: Any) -> Any:
+    async def infill(
+        self, prefix: str, suffix: str, params: Params | None = None, **settings: Unpack[SamplingSettings]
+    ) -> Completion:
         """As Llama.infill."""
-        return await self.generate(self.infill_prompt(prefix, suffix), params, **settings)
+        done: Completion = await self.generate(self.infill_prompt(prefix, suffix), params, **settings)
+        return done
 
     async def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, **settings: Any
+        self,
+        prompt: Prompt,
+        params: Params | None = None,
+        *,
+        n: int | None = None,
+        json_schema: Any = None,
+        **settings: Unpack[SamplingSettings],
     ) -> AsyncIterator[Chunk]:
         """As Llama.stream, for `async for`."""
         llama = await self._ready()
-        asked = sampling_params(params, settings)
+        asked = sampling_params(params, with_given(settings, n=n, json_schema=json_schema))
         requests = await _off_loop(not _is_short(prompt, asked, {}), lambda: llama.requests(prompt, asked, stream=True))
         wake = _Wake()
         try:
@@ -198,7 +270,7 @@ def _in_event_loop() -> bool:
     return True
 
 
-def _is_short(prompt: Any, params: SamplingParams | Sequence[SamplingParams] | None, settings: dict[str, Any]) -> bool:
+def _is_short(prompt: Any, params: Params | Sequence[Params] | None, settings: Mapping[str, Any]) -> bool:
     """Whether it is one prompt that is prepared in no time; a grammar may take long to compile."""
     if not isinstance(prompt, (str, bytes)) or isinstance(params, Sequence) or len(prompt) > _SHORT:
         return False

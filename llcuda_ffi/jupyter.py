@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import LlcudaError
+from .errors import MissingExtra
 from .llama import Llama
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ def _display() -> Any:
     try:
         return import_module("IPython.display")
     except ImportError:
-        raise LlcudaError("the notebook helpers need IPython: pip install llcuda-ffi[jupyter]") from None
+        raise MissingExtra("the notebook helpers need IPython: pip install ipython ipywidgets") from None
 
 
 def _widgets() -> Any:
     try:
         return import_module("ipywidgets")
     except ImportError:
-        raise LlcudaError("this needs ipywidgets: pip install llcuda-ffi[jupyter]") from None
+        raise MissingExtra("this needs ipywidgets: pip install ipywidgets") from None
 
 
 def stream_generate(engine: Engine, prompt: str, markdown: bool = False, **settings: Any) -> str:

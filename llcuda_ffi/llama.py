@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from .bundles import InstalledBundle
 from .chat.methods import ChatMethods
 from .core.context import Context
 from .core.model import Model
-from .core.vocab import Vocab
 from .devices.placement import Room
-from .engine.adapter_turns import adapters_of
-from .engine.answer_params import AnswerParams
 from .engine.assembly import DEFAULT_N_CTX, kv_types, longest_request, open_engine, open_model, with_cache
-from .engine.generation import Generation
-from .engine.infill import infill_tokens
-from .engine.prompts import Prompt, prompt_tokens, split_prompts
-from .engine.request import Request, Tokens
-from .engine.results import Chunk
-from .engine.sampling.chain import pick_seed
 from .engine.state import Engine, LlamaState
 from .enums import FlashAttnType, GGMLType
-from .errors import ContextOverflow, InvalidRequest, UnsupportedModel
+from .errors import InvalidRequest
+from .generate_methods import GenerateMethods
 from .isolated.opening import open_isolated
 from .keywords import names_unknown
-from .params import INT32_MAX, UINT32_MAX, ContextParams, ModelParams, byte_size, flag, integer, override
-from .sampling_params import SamplingParams, params_of_each, sampling_params
-from .structured import constraint_for
+from .params import ContextParams, ModelParams, byte_size, flag, integer, override
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -39,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @names_unknown
-class Llama(LlamaState, ChatMethods):
+class Llama(LlamaState, GenerateMethods, ChatMethods):
     """A model ready to generate. Any number of threads may use one Llama; their requests share its batches.
 
         with Llama("smollm2-135m") as llm:
@@ -199,208 +188,6 @@ class Llama(LlamaState, ChatMethods):
         # Where nobody closes it: the engine's threads must stop before the contexts that they use are freed. Not at
         # exit, where such threads may be held (native/handle.py).
         weakref.finalize(self, self.engine.stop).atexit = False
-
-    # --- requests ---
-
-    @property
-    def vocab(self) -> Vocab:
-        """The model's vocabulary."""
-        return self.model.vocab
-
-    def tokenize_prompt(self, prompt: Prompt) -> Tokens:
-        """A prompt's token ids: the model's BOS is added and control tokens in a text are read as such.
-
-        Raises:
-            InvalidRequest: an empty prompt, or ids outside the vocabulary.
-        """
-        return prompt_tokens(self.vocab, prompt)[0]
-
-    def infill_prompt(self, prefix: str, suffix: str) -> Tokens:
-        """The prompt by which a model fills in what stands between two texts (code models: "fill in the middle").
-
-        Raises:
-            UnsupportedModel: the model has no tokens for that.
-        """
-        return infill_tokens(self.vocab, prefix, suffix)
-
-    def _request(self, tokens: Tokens, text: str | None, params: SamplingParams, seed: int, stream: bool) -> Request:
-        room = self.n_ctx - len(tokens)
-        if room < 1:
-            raise ContextOverflow(
-                f"the prompt has {len(tokens)} tokens, the context holds {self.n_ctx} with at least one for the "
-                "answer: shorten it, or make the Llama with a larger n_ctx"
-            )
-        wanted = params.max_tokens
-        if wanted is not None and wanted > room and params.overflow == "error":
-            raise ContextOverflow(
-                f"{len(tokens)} prompt tokens and max_tokens={wanted} exceed the context of {self.n_ctx}: lower "
-                "max_tokens, make the Llama with a larger n_ctx, or choose overflow='stop' or 'shift'"
-            )
-        if params.overflow == "shift":
-            if not self._can_shift:
-                raise UnsupportedModel("this model's positions cannot be shifted: choose overflow='stop' or 'error'")
-            if params.keep > self.n_ctx - 8:
-                raise InvalidRequest(f"keep={params.keep} leaves nothing to shift in a context of {self.n_ctx}")
-            limit = INT32_MAX if wanted is None else wanted
-        else:
-            limit = room if wanted is None else min(wanted, room)
-        for token in params.logit_bias:
-            integer("a logit_bias token", token, 0, self.vocab.n_tokens - 1)
-        if params.prompt_logprobs is not None and self.model.has_encoder:
-            raise UnsupportedModel("an encoder-decoder model does not predict its prompt: no prompt_logprobs")
-        constraint = constraint_for(self.model, params)
-        request = Request(
-            tokens,
-            params,
-            self.vocab,
-            limit,
-            seed,
-            constraint=constraint,
-            shown=params.shown if isinstance(params, AnswerParams) else frozenset(),
-            stream=stream,
-            prompt_text=text,
-        )
-        if self.contexts:
-            request.adapters = adapters_of(self.context, params.lora)
-        return request
-
-    def requests(self, prompt: Prompt, params: SamplingParams, *, stream: bool = False) -> list[Request]:
-        """The n requests of one prompt, for `engine.submit`.
-
-        Args:
-            stream: whether chunks are made.
-
-        Raises:
-            InvalidRequest, ContextOverflow: the prompt or a setting is not acceptable.
-        """
-        tokens, text = prompt_tokens(self.vocab, prompt)
-        seed = pick_seed(params)
-        first = self._request(tokens, text, params, seed, stream)
-        requests = [first]
-        for i in range(1, params.n):
-            other = self._request(tokens, text, params, (seed + i) % UINT32_MAX, stream)
-            other.follow(first, i)
-            requests.append(other)
-        return requests
-
-    def generate(
-        self,
-        prompt: Prompt | Iterable[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        progress: bool = False,
-        return_exceptions: bool = False,
-        **settings: Any,
-    ) -> Any:
-        """Generate text.
-
-        Args:
-            prompt: a text, token ids, {"prompt": …} or {"prompt_token_ids": …}; or any iterable of those (a list, a
-                Series, a generator), computed together.
-            params: settings for all, or a list with one for each prompt.
-            progress: show a progress bar for a list.
-            return_exceptions: put the exception of a prompt in the place of its result, instead of raising the first.
-            **settings: fields of SamplingParams, over `params`.
-
-        Returns:
-            a Completion; for a list of prompts a list in the same order. Where n > 1, a list of n Completions in the
-            place of each.
-
-        Raises:
-            InvalidRequest, ContextOverflow: a prompt or a setting is not acceptable; nothing was computed.
-            DecodeError: the backend failed.
-            EngineFailure: the engine stopped; a new Llama must be made.
-            ClosedError, ConcurrentUseError: the Llama was closed, or made before a fork.
-        """
-        self.engine.check()
-        generation = self.prepare(prompt, params, settings, return_exceptions=return_exceptions)
-        self._run(generation.requests, progress)
-        return generation.results()
-
-    def prepare(
-        self,
-        prompt: Prompt | Iterable[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None,
-        settings: dict[str, Any],
-        *,
-        return_exceptions: bool = False,
-    ) -> Generation:
-        """The first half of `generate`: tokenizes and checks, computes nothing. Any thread may do it."""
-        prompts, many = split_prompts(prompt)
-        generation = Generation(many=many, return_exceptions=return_exceptions)
-        for one, p in zip(prompts, params_of_each(params, settings, len(prompts), many), strict=True):
-            try:
-                generation.add(self.requests(one, p))
-            except InvalidRequest as error:
-                generation.refuse(error)
-        return generation
-
-    def infill(self, prefix: str, suffix: str, params: SamplingParams | None = None, **settings: Any) -> Any:
-        """What stands between two texts, by a model that was trained for it; as `generate(infill_prompt(…))`.
-
-        Raises:
-            UnsupportedModel: the model has no tokens for that.
-            as `generate` otherwise.
-        """
-        return self.generate(self.infill_prompt(prefix, suffix), params, **settings)
-
-    def _run(self, requests: Sequence[Request], progress: bool = False) -> None:
-        bar = None
-        if progress:
-            from tqdm.auto import tqdm
-
-            bar = tqdm(total=len(requests), unit="prompt")
-        try:
-            self.engine.submit(*requests)
-            for request in requests:
-                if not request.done:
-                    self.engine.wait(request)
-                if bar is not None:
-                    bar.update(1)
-        except BaseException:
-            self.engine.cancel(*requests)
-            raise
-        finally:
-            if bar is not None:
-                bar.close()
-
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **settings: Any) -> Iterator[Chunk]:
-        """Generate text piece by piece. Closing the iterator, or leaving its loop, cancels the request.
-
-        Yields:
-            Chunks of whole characters; the last one has finish_reason and the Completion. With n > 1 the chunks of all
-            completions as they come, `index` telling which; each has a last one.
-
-        Raises:
-            as `generate`, at the first step.
-        """
-        self.engine.check()
-        return self._chunks(self.requests(prompt, sampling_params(params, settings), stream=True))
-
-    def _chunks(self, requests: list[Request]) -> Iterator[Chunk]:
-        engine = self.engine
-        if len(requests) > 1:
-            wake = threading.Event()
-            for request in requests:
-                request.wake = wake
-
-        def ready() -> bool:
-            return any(request.chunks for request in requests) or all(request.done for request in requests)
-
-        try:
-            engine.submit(*requests)
-            while True:
-                if not ready():
-                    engine.wait(requests[0], ready)
-                for request in requests:
-                    while (chunk := request.chunks.pop()) is not None:
-                        yield chunk
-                if all(request.done and not request.chunks for request in requests):
-                    for request in requests:
-                        request.result()
-                    return
-        finally:
-            engine.cancel(*requests)
 
     @property
     def closed(self) -> bool:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from .errors import InvalidRequest
 from .keywords import names_unknown
 from .params import INT32_MAX, UINT32_MAX, _Checked, flag, integer, number, override
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    # (token ids of prompt and answer, logits of the next) → other logits, or None where they were changed in place
-    LogitsProcessor = Callable[[npt.NDArray[np.int32], npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]
-
-Overflow = Literal["error", "stop", "shift"]
+from .sampling_settings import LogitsProcessor, Overflow
 
 
 @names_unknown
@@ -53,6 +45,7 @@ class SamplingParams(_Checked):
         stop_token_ids: tokens that end the completion; what they write is not part of it.
         include_stop_str_in_output: keep the stop in the text.
         ignore_eos: go on after the model's end token.
+        max_reasoning_tokens: of a chat: after so many tokens of the model's reasoning its end is forced; 0 for none.
         logprobs: give log probabilities: of the chosen token and of this many likeliest (0 to 1000).
         prompt_logprobs: the same for each token of the prompt, which is then computed as a whole.
         echo: let the text begin with the prompt's.
@@ -104,6 +97,7 @@ class SamplingParams(_Checked):
     stop_token_ids: Sequence[int] = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    max_reasoning_tokens: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     echo: bool = False
@@ -161,6 +155,8 @@ class SamplingParams(_Checked):
         self._set("logits_processors", _functions("logits_processors", self.logits_processors or ()))
         for name in ("ignore_eos", "prefix_cache", "echo", "include_stop_str_in_output"):
             flag(name, getattr(self, name))
+        if self.max_reasoning_tokens is not None:
+            integer("max_reasoning_tokens", self.max_reasoning_tokens, 0, INT32_MAX)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 integer(name, getattr(self, name), 0, 1000)
@@ -181,7 +177,16 @@ class SamplingParams(_Checked):
         return self.temperature == 0.0 and not self.mirostat and self.adaptive_p_target < 0
 
 
-def sampling_params(params: SamplingParams | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> SamplingParams:
+# what may be given as params: a mapping is one of settings
+Params = SamplingParams | Mapping[str, Any]
+
+
+def with_given(settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """`settings` and those of `more` that are not None."""
+    return {**settings, **{name: value for name, value in more.items() if value is not None}}
+
+
+def sampling_params(params: Params | None, settings: Mapping[str, Any]) -> SamplingParams:
     """`params`, or the defaults, with `settings` over them.
 
     Raises:
@@ -197,7 +202,7 @@ def sampling_params(params: SamplingParams | Mapping[str, Any] | None, settings:
 
 
 def params_of_each(
-    params: SamplingParams | Mapping[str, Any] | Sequence[SamplingParams | Mapping[str, Any]] | None,
+    params: Params | Sequence[Params] | None,
     settings: Mapping[str, Any],
     count: int,
     many: bool,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from ..core.model import Model
 from ..engine.answer_params import AnswerParams
+from ..engine.sampling.reasoning_budget import ReasoningBudget
 from ..errors import InvalidRequest
 from ..params import flag
 from ..sampling_params import SamplingParams
 from ..structured.grammars import constrained
 from .messages import Message, check_known, normalize, openai_forms, plain, require_text
-from .opening import Opening, check_gbnf, opening
+from .opening import Opening, check_gbnf, opening, reasoning_marks
+from .options import ToolChoice
 from .parsing.parser import FORMATS, WHOLE, detect_format, detect_reasoning, markers
 from .prompts import PromptTokens
 from .request import AnswerFormat, ChatRequest
@@ -22,8 +24,6 @@ from .template.template import ChatTemplate
 from .tools import plain as plain_tools
 from .tools.choice import calls_grammar, check_tools, chosen, shape_of
 from .tools.functions import Tool, tool_schemas
-
-ToolChoice = Literal["auto", "none", "required"] | str | Mapping[str, Any]
 
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "sep_token": "sep", "pad_token": "pad", "mask_token": "mask"}
 _TAKEN = {"self", "messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
@@ -98,6 +98,8 @@ class Chat:
         mode, named = chosen(tool_choice, [s["function"]["name"] for s in schemas])
         if mode == "none":
             schemas = []
+        if params.echo:
+            raise InvalidRequest("echo is for generate(): a chat's prompt is ChatCompletion.prompt")
         jinja = self.template(template, tools=bool(schemas))
         chat = normalize(messages)
         require_text(chat)
@@ -144,9 +146,27 @@ class Chat:
             format = "none"
         answer = AnswerFormat(format, schemas, reasoning, text, calls_only=mode == "required")
         params = AnswerParams.of(
-            params, self._shown(format, reasoning), output_of or answer.content, " ".join(first.parts), first.rules
+            params,
+            self._shown(format, reasoning),
+            output_of or answer.content,
+            " ".join(first.parts),
+            first.rules,
+            self._budget(params.max_reasoning_tokens, format, reasoning, text),
         )
         return ChatRequest(text, tokens, params, answer, self._model.path.stem, self._tokens)
+
+    def _budget(
+        self, most: int | None, format: str, reasoning: tuple[str, str] | None, prompt: str
+    ) -> ReasoningBudget | None:
+        """What holds the answer's reasoning to `most` tokens; None where nothing is to be held."""
+        marks = reasoning_marks(format, reasoning)
+        tail = prompt.rstrip()
+        if most is None or marks is None or tail.endswith(marks[1]):
+            return None
+        begin, end, head = marks
+        forced = self._vocab.tokenize(end + head, add_special=False, parse_special=True)
+        opened = tail.endswith(begin)
+        return ReasoningBudget(most, begin.encode(), end.encode(), opened, tuple(forced.tolist()))
 
     def _lark(self, text: str) -> str:
         """A text in Lark, its control tokens by their ids."""

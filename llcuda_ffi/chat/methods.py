@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from ..core.model import Model
 from ..engine.results import Chunk
 from ..errors import InvalidRequest
-from ..params import override
-from ..sampling_params import SamplingParams
-from .conversation import Chat, ToolChoice
+from ..sampling_params import Params, SamplingParams, sampling_params, with_given
+from ..sampling_settings import SamplingSettings
+from .conversation import Chat
 from .messages import Message
+from .options import ChatOptions
 from .request import ChatRequest
-from .results import ChatChunk
-from .tools.functions import Tool
+from .results import ChatChunk, ChatCompletion
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+T = TypeVar("T")
 
 Conversations = Sequence[Message] | Sequence[Sequence[Message]]
 
@@ -46,19 +51,19 @@ def chat_of(llm: _Engine) -> Chat:
 
 
 def prepare_all(
-    llm: _Engine, messages: Conversations, params: SamplingParams | None, options: Mapping[str, Any]
+    llm: _Engine, messages: Conversations, params: Params | None, options: Mapping[str, Any]
 ) -> tuple[list[ChatRequest], bool]:
     """The conversations ready to be generated, and whether there was a list of them.
 
     Raises:
         InvalidRequest: as `Llama.chat`; of several conversations the message says which.
     """
-    if params is not None and not isinstance(params, SamplingParams):
-        raise InvalidRequest(f"params must be SamplingParams, not {type(params).__name__}")
     names = {n: options[n] for n in _OPTIONS if n in options}
     settings = {n: v for n, v in options.items() if n not in _OPTIONS}
     # an answer ends where the model ends it, unless the caller says otherwise
-    params = override(params or SamplingParams(max_tokens=None), settings)
+    if params is None or isinstance(params, Mapping):
+        params = {"max_tokens": None, **(params or {})}
+    params = sampling_params(params, settings)
     chat = chat_of(llm)
     many = isinstance(messages, Sequence) and len(messages) > 0 and isinstance(messages[0], (list, tuple))
     if not many:
@@ -72,17 +77,7 @@ def prepare_all(
     return requests, True
 
 
-_OPTIONS = (
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "response_format",
-    "template",
-    "chat_template_kwargs",
-    "documents",
-    "continue_final_message",
-    "tool_format",
-)
+_OPTIONS = frozenset(ChatOptions.__annotations__) - frozenset(SamplingSettings.__annotations__)
 
 
 class ChatMethods:
@@ -90,22 +85,37 @@ class ChatMethods:
 
     _chat: Chat | None = None
 
+    @overload
     def chat(
         self: _Engine,
-        messages: Conversations,
-        params: SamplingParams | None = None,
+        messages: Sequence[Message],
+        params: Params | None = None,
         *,
-        tools: Sequence[Tool] | None = None,
-        tool_choice: ToolChoice = "auto",
-        parallel_tool_calls: bool = True,
-        response_format: Mapping[str, Any] | None = None,
-        template: str | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None,
-        continue_final_message: bool | None = None,
-        tool_format: str | None = None,
-        **settings: Any,
-    ) -> Any:
+        json_schema: type[T],
+        n: int = ...,
+        **options: Unpack[ChatOptions],
+    ) -> ChatCompletion[T | None]: ...
+    @overload
+    def chat(
+        self: _Engine,
+        messages: Sequence[Message],
+        params: Params | None = None,
+        *,
+        json_schema: Any = ...,
+        n: int = ...,
+        **options: Unpack[ChatOptions],
+    ) -> ChatCompletion: ...
+    @overload
+    def chat(
+        self: _Engine,
+        messages: Sequence[Sequence[Message]],
+        params: Params | None = None,
+        *,
+        json_schema: Any = ...,
+        n: int = ...,
+        **options: Unpack[ChatOptions],
+    ) -> list[ChatCompletion]: ...
+    def chat(self: _Engine, messages: Conversations, params: Params | None = None, **options: Any) -> Any:
         """Answer a conversation.
 
             llm.chat([{"role": "user", "content": "Hi"}]).text
@@ -114,17 +124,7 @@ class ChatMethods:
             messages: OpenAI's messages; a list of such lists is answered together. A ChatMessage of an earlier
                 answer may stand in it.
             params: settings; without them the answer is as long as the model makes it (max_tokens=None).
-            tools: JSON schemas ({"type": "function", …}), or functions with type hints and a docstring.
-            tool_choice: "auto", "none", "required", or a function's name; the last two force calls that parse.
-            parallel_tool_calls: whether a forced answer may be several calls.
-            response_format: OpenAI's; json_schema= and its like in `settings` do the same.
-            template: a Jinja text or a built-in name, in place of the model's own template.
-            chat_template_kwargs: more for the template, such as {"enable_thinking": False}.
-            documents: for templates that take them.
-            continue_final_message: go on with the last message instead of starting an answer. None: where it is an
-                assistant's text.
-            tool_format: how the model writes calls, where the template does not tell (chat.parser.FORMATS).
-            **settings: fields of SamplingParams, over `params`.
+            **options: see ChatOptions; fields of SamplingParams among them, over `params`.
 
         Returns:
             a ChatCompletion; for a list of conversations a list in the same order.
@@ -133,18 +133,6 @@ class ChatMethods:
             InvalidRequest: the conversation, a tool or a setting is not acceptable, or the template refuses.
             as `generate` otherwise.
         """
-        options = dict(
-            tools=tools,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-            response_format=response_format,
-            template=template,
-            chat_template_kwargs=chat_template_kwargs,
-            documents=documents,
-            continue_final_message=continue_final_message,
-            tool_format=tool_format,
-            **settings,
-        )
         requests, many = prepare_all(self, messages, params, options)
         if many:
             done = self.generate([r.tokens for r in requests], [r.params for r in requests])
@@ -154,14 +142,20 @@ class ChatMethods:
         return answers if many else answers[0]
 
     def chat_stream(
-        self: _Engine, messages: Sequence[Message], params: SamplingParams | None = None, **options: Any
+        self: _Engine,
+        messages: Sequence[Message],
+        params: Params | None = None,
+        *,
+        json_schema: Any = None,
+        n: int | None = None,
+        **options: Unpack[ChatOptions],
     ) -> Iterator[ChatChunk]:
-        """Answer a conversation piece by piece; takes what `chat` takes, for one conversation and n=1.
+        """Answer a conversation piece by piece; takes what `chat` takes, for one conversation.
 
         Yields:
             ChatChunks; the last one has finish_reason and the ChatCompletion. Closing the iterator cancels.
         """
-        requests, many = prepare_all(self, messages, params, options)
+        requests, many = prepare_all(self, messages, params, with_given(options, n=n, json_schema=json_schema))
         if many:
             raise InvalidRequest("a stream answers one conversation: give one list of messages")
         chunks = self.stream(requests[0].tokens, requests[0].params)
@@ -178,9 +172,37 @@ class ChatMethods:
 class AsyncChatMethods:
     """chat and chat_stream, for AsyncLlama."""
 
+    @overload
     async def chat(
-        self: _AsyncEngine, messages: Conversations, params: SamplingParams | None = None, **options: Any
-    ) -> Any:
+        self: _AsyncEngine,
+        messages: Sequence[Message],
+        params: Params | None = None,
+        *,
+        json_schema: type[T],
+        n: int = ...,
+        **options: Unpack[ChatOptions],
+    ) -> ChatCompletion[T | None]: ...
+    @overload
+    async def chat(
+        self: _AsyncEngine,
+        messages: Sequence[Message],
+        params: Params | None = None,
+        *,
+        json_schema: Any = ...,
+        n: int = ...,
+        **options: Unpack[ChatOptions],
+    ) -> ChatCompletion: ...
+    @overload
+    async def chat(
+        self: _AsyncEngine,
+        messages: Sequence[Sequence[Message]],
+        params: Params | None = None,
+        *,
+        json_schema: Any = ...,
+        n: int = ...,
+        **options: Unpack[ChatOptions],
+    ) -> list[ChatCompletion]: ...
+    async def chat(self: _AsyncEngine, messages: Conversations, params: Params | None = None, **options: Any) -> Any:
         """As Llama.chat: a ChatCompletion, or a list of them for a list of conversations."""
         # rendering and compiling a grammar take milliseconds: not in the event loop
         requests, many = await asyncio.to_thread(prepare_all, self.llama, messages, params, options)
@@ -189,10 +211,17 @@ class AsyncChatMethods:
         return answers if many else answers[0]
 
     async def chat_stream(
-        self: _AsyncEngine, messages: Sequence[Message], params: SamplingParams | None = None, **options: Any
+        self: _AsyncEngine,
+        messages: Sequence[Message],
+        params: Params | None = None,
+        *,
+        json_schema: Any = None,
+        n: int | None = None,
+        **options: Unpack[ChatOptions],
     ) -> AsyncIterator[ChatChunk]:
         """As Llama.chat_stream, for `async for`."""
-        requests, many = await asyncio.to_thread(prepare_all, self.llama, messages, params, options)
+        given = with_given(options, n=n, json_schema=json_schema)
+        requests, many = await asyncio.to_thread(prepare_all, self.llama, messages, params, given)
         if many:
             raise InvalidRequest("a stream answers one conversation: give one list of messages")
         stream = requests[0].stream()

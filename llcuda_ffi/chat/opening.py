@@ -70,6 +70,12 @@ def opening(
     return Opening(tuple(parts), tuple(rules), thinks)
 
 
+def reasoning_marks(format: str, reasoning: tuple[str, str] | None) -> tuple[str, str, str] | None:
+    """What opens reasoning, what closes it, and what opens the answer after it; None for models without."""
+    begin, end, head = _HEADS.get(format) or (*(reasoning or ("", "")), "")
+    return (begin, end, head) if begin and end else None
+
+
 def check_gbnf(params: SamplingParams, first: Opening) -> None:
     """Refuse a GBNF grammar, which holds from the first token, where the model must think first.
 

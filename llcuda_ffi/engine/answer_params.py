@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from ..sampling_params import SamplingParams
+from .sampling.reasoning_budget import ReasoningBudget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +17,14 @@ class AnswerParams(SamplingParams):
         shown: control tokens that are written into the text, because they mark the parts of the answer.
         first, rules: what comes before a structured output, in llguidance's Lark, and the rules that it needs.
         output_of: the part of the answer that is the structured output, None where there is none.
+        budget: what limits its reasoning.
     """
 
     shown: frozenset[int] = frozenset()
     first: str = ""
     rules: tuple[str, ...] = ()
     output_of: Callable[[str], str | None] | None = None
+    budget: ReasoningBudget | None = None
 
     @classmethod
     def of(
@@ -31,7 +34,8 @@ class AnswerParams(SamplingParams):
         output_of: Callable[[str], str | None] | None = None,
         first: str = "",
         rules: tuple[str, ...] = (),
+        budget: ReasoningBudget | None = None,
     ) -> AnswerParams:
         """`params` with them."""
         given = {f.name: getattr(params, f.name) for f in fields(SamplingParams)}
-        return cls(**given, shown=shown, first=first, rules=rules, output_of=output_of)
+        return cls(**given, shown=shown, first=first, rules=rules, output_of=output_of, budget=budget)

@@ -6,7 +6,7 @@ Llama at least as many n_parallel as there are beams.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,7 +37,8 @@ class _Generates(Protocol):
     @property
     def vocab(self) -> Vocab: ...
 
-    def generate(self, prompt: Any, params: Any = None, **settings: Any) -> Any: ...
+    @property
+    def generate(self) -> Callable[..., Any]: ...
 
 
 def beam_search(

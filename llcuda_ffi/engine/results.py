@@ -7,7 +7,7 @@ import enum
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 FinishReason = Literal["stop", "length", "eog", "cancelled"]
 
@@ -71,8 +71,18 @@ class Timings:
     accepted: int = 0
 
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(Generic[T]):
     """A finished request.
 
     Attributes:
@@ -98,7 +108,7 @@ class Completion:
     timings: Timings
     logprobs: list[TokenLogprob] | None = None
     seed: int | None = None
-    parsed: Any = field(default=None)
+    parsed: T = field(default=None)  # type: ignore[assignment] # T is Any or allows None
     stop_reason: str | int | None = None
     prompt: str | None = field(default=None, repr=False)
     prompt_token_ids: list[int] = field(default_factory=list, repr=False)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import ClosedError, InvalidModelFile, LlcudaError, ModelNotFound, UnsupportedModel
+from ..errors import ClosedError, InvalidModelFile, MissingExtra, ModelNotFound, UnsupportedModel
 from .layout import Field, Layout, TensorInfo, parse
 from .types import BLOCKS, NUMBERS, NUMPY, GGMLType, ValueType
 
@@ -180,7 +180,7 @@ class GGUFReader:
             from gguf import GGMLQuantizationType
             from gguf.quants import dequantize
         except ImportError:
-            raise LlcudaError(f"tensor {name!r} is {info.ggml_type.name}: to decode it, pip install gguf") from None
+            raise MissingExtra(f"tensor {name!r} is {info.ggml_type.name}: to decode it, pip install gguf") from None
         if self.byte_order != "little" and info.ggml_type != GGMLType.BF16:
             raise UnsupportedModel(f"{self.path}: quantized tensors of big-endian files cannot be decoded")
         try:

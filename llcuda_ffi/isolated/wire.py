@@ -15,6 +15,7 @@ from ..bundles import InstalledBundle
 from ..engine.answer_params import AnswerParams
 from ..engine.metrics import MetricsSnapshot, Percentiles
 from ..engine.results import Chunk, Completion, Timings, TokenLogprob, Usage
+from ..engine.sampling.reasoning_budget import ReasoningBudget
 from ..errors import BackendFailure, InvalidRequest, LlcudaError
 from ..params import ContextParams, ModelParams
 from ..sampling_params import SamplingParams
@@ -24,7 +25,7 @@ _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         Chunk, Completion, Timings, TokenLogprob, Usage, MetricsSnapshot, Percentiles,
-        SamplingParams, AnswerParams, ModelParams, ContextParams, InstalledBundle,
+        SamplingParams, AnswerParams, ReasoningBudget, ModelParams, ContextParams, InstalledBundle,
     )
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..core.model import Model
 from ..embedder import Embedder
-from ..errors import InvalidRequest, LlcudaError
+from ..errors import InvalidRequest, MissingExtra
 from ..params import INT32_MAX, integer
 from .engine import InferenceEngine
 
@@ -129,7 +129,7 @@ class TextClustering:
         try:
             k_means = import_module("sklearn.cluster").KMeans
         except ImportError:
-            raise LlcudaError("TextClustering needs scikit-learn: pip install scikit-learn") from None
+            raise MissingExtra("TextClustering needs scikit-learn: pip install scikit-learn") from None
         vectors = self.embedder.embed_batch(texts)
         n_groups = min(self.n_clusters, len(set(texts)))
         labels = k_means(n_groups, n_init=10, random_state=self.seed).fit_predict(vectors)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, MissingExtra
 
 FORMATS = (".txt", ".jsonl", ".csv", ".parquet")
 
@@ -90,12 +90,10 @@ def parquet() -> Any:
     """The module pyarrow.parquet.
 
     Raises:
-        InvalidRequest: pyarrow is not installed.
+        MissingExtra: pyarrow is not installed.
     """
     try:
         import pyarrow.parquet as module
     except ImportError:
-        raise InvalidRequest(
-            "Parquet files need pyarrow: pip install 'llcuda-ffi[parquet]', or use .npy and .jsonl"
-        ) from None
+        raise MissingExtra("Parquet files need pyarrow: pip install pyarrow, or use .npy and .jsonl") from None
     return module

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..core.model import Model
 from ..core.vocab import Vocab
 from ..enums import TokenAttr
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, MissingExtra
 from ..hardware.cpu import usable_cores
 from .grammars import Read, broken_part
 
@@ -159,13 +159,13 @@ def guide_of(model: Model) -> _Guide:
     """The guide of a model, made once.
 
     Raises:
-        InvalidRequest: llguidance is not installed.
+        MissingExtra: llguidance is not installed.
     """
     try:
         import llguidance  # noqa: F401
     except ImportError:
-        raise InvalidRequest(
-            "structured output needs llguidance: pip install 'llcuda-ffi[structured]' (grammar= in GBNF works without)"
+        raise MissingExtra(
+            "structured output needs llguidance: pip install llguidance (grammar= in GBNF works without)"
         ) from None
     with _lock:
         guide = _guides.get(model)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import llcuda_ffi
 
 
@@ -29,6 +31,8 @@ def test_import_does_nothing() -> None:
 import sys
 events = []
 sys.addaudithook(lambda e, a: events.append((e, a)) if e.startswith(("socket.", "ctypes.", "subprocess.")) else None)
+import pytest
+
 import llcuda_ffi
 heavy = [m for m in ("numpy", "cffi", "httpx2", "huggingface_hub", "ctypes", "asyncio") if m in sys.modules]
 assert not heavy, heavy
@@ -42,3 +46,26 @@ def test_modules_are_reached_as_attributes() -> None:
     code = "import llcuda_ffi; print(llcuda_ffi.errors.InvalidRequest.__name__, llcuda_ffi.hub.resolve.__name__)"
     done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "InvalidRequest resolve\n"
+
+
+@pytest.mark.parametrize(
+    ("package", "use"),
+    [
+        ("llguidance", "from llcuda_ffi.structured.guided import guide_of; guide_of(None)"),
+        ("pyarrow", "from llcuda_ffi.pipelines.rows import parquet; parquet()"),
+        ("IPython", "from llcuda_ffi import jupyter; jupyter._display()"),
+    ],
+)
+def test_missing_extras(package: str, use: str) -> None:
+    """What needs a package that is not installed raises MissingExtra, which names it and is an ImportError."""
+    code = f"""
+import sys
+sys.modules[{package!r}] = None
+try:
+    {use}
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("MissingExtra")
+    assert "pip install" in done.stdout
