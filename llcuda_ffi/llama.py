@@ -12,7 +12,15 @@ from .chat.methods import ChatMethods
 from .core.context import Context
 from .core.model import Model
 from .devices.placement import Room
-from .engine.assembly import DEFAULT_N_CTX, kv_types, longest_request, open_engine, open_model, with_cache
+from .engine.assembly import (
+    DEFAULT_N_CTX,
+    cells_that_fit,
+    kv_types,
+    longest_request,
+    open_engine,
+    open_model,
+    with_cache,
+)
 from .engine.state import Engine, LlamaState
 from .enums import FlashAttnType, GGMLType
 from .errors import InvalidRequest
@@ -88,7 +96,8 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
             n_threads: CPU threads; "auto" starts with the usable cores and gives way on a busy machine.
             n_gpu_layers: layers on the GPU; "auto" puts as many as fit.
             kv_type: type of the KV cache ("f16", "q8_0", …), or a pair for K and V.
-            kv_cells: total tokens of the KV cache, shared by all requests, instead of n_ctx × n_parallel.
+            kv_cells: total tokens of the KV cache, shared by all requests, instead of n_ctx × n_parallel. Where
+                neither is given and that would take more than half of the free memory, as many as that half holds.
             flash_attn: "auto", True/"enabled" or False/"disabled".
             prefix_cache: reuse what earlier requests computed.
             host_cache_bytes: ordinary memory for prefixes that no longer fit the KV cache; 0 forgets them.
@@ -125,6 +134,9 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
             self.n_ctx, self._can_shift = int(remote.ready["n_ctx"]), bool(remote.ready["can_shift"])
             return
         n_parallel = integer("n_parallel", n_parallel, 1, 256)
+        types = kv_types(kv_type)
+        if kv_cells is None and n_ctx is None and not isinstance(model, Model):
+            kv_cells = cells_that_fit(model, device, n_parallel, types)
         if n_contexts == "auto":
             plain = kv_cells is None and draft is None and not backend_sampling
             replicas = 2 if plain and n_parallel >= 32 and n_parallel % 2 == 0 else 1
@@ -140,7 +152,6 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
         if flag("backend_sampling", backend_sampling) and draft is not None:
             raise InvalidRequest("backend_sampling gives one token per sequence and step: it does not go with draft")
         try:
-            types = kv_types(kv_type)
             base = context_params or ContextParams()
             ubatch = n_ubatch or base.n_ubatch
             if isinstance(model, Model):

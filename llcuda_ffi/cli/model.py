@@ -85,6 +85,45 @@ def recommend(memory: float | None, as_json: bool) -> None:
     _show(rows, as_json)
 
 
+@command.command()
+@click.argument("reference")
+@click.option("--memory", type=float, metavar="GB", help="Instead of this machine's free memory.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def fit(reference: str, memory: float | None, as_json: bool) -> None:
+    """Show what a model takes with contexts, parallel requests and KV cache types, and what of that fits.
+
+    \b
+    llcuda-ffi model fit smollm2-135m
+    llcuda-ffi model fit unsloth/Qwen3-8B-GGUF:Q4_K_M --memory 16
+    """
+    from ..devices.memory_fit import plans
+    from ..devices.placement import library_for
+    from ..enums import GGMLType
+    from ..gguf import GGUFReader
+
+    free, where = (_free_memory()) if memory is None else (int(number("--memory", memory, 0, 1e6) * 1e9), "given")
+    path = hub.resolve(reference)
+    with GGUFReader(path) as reader:
+        trained = int(reader.metadata.get(f"{reader.architecture}.context_length", 4096))
+    contexts = sorted({min(trained, size) for size in (4096, 16384, 65536)})
+    found = plans(library_for("cpu"), path, contexts, (1, 8), (GGMLType.F16, GGMLType.Q8_0))
+    if as_json:
+        click.echo(
+            json.dumps([{**vars(one), "total": one.total, "fits": one.total <= free} for one in found], indent=1)
+        )
+        return
+    click.echo(
+        f"memory: {free / 1e9:.1f} GB ({where}); {path.name}: {megabytes(path.stat().st_size)} of weights", err=True
+    )
+    click.echo(f"{'n_ctx':>7} {'n_parallel':>10} {'kv_type':>8} {'KV cache':>12} {'compute':>10} {'total':>12}  fits")
+    for one in found:
+        sizes = [megabytes(size) for size in (one.kv, one.compute, one.total)]
+        fits = "yes" if one.total <= free else "no"
+        click.echo(
+            f"{one.n_ctx:7,} {one.n_parallel:10} {one.kv_type:>8} {sizes[0]:>12} {sizes[1]:>10} {sizes[2]:>12}  {fits}"
+        )
+
+
 def _free_memory() -> tuple[int, str]:
     from ..hardware.memory import free_memory
 

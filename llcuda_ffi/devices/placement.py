@@ -185,6 +185,14 @@ def estimate(reader: GGUFReader, room: Room) -> tuple[int, int]:
     return kv, compute
 
 
+def head_length(reader: GGUFReader) -> int:
+    """Numbers of a key of one head."""
+    meta, arch = reader.metadata, reader.architecture
+    heads = meta.get(f"{arch}.attention.head_count", 1)
+    most = int(max(heads)) if hasattr(heads, "__len__") else int(heads)
+    return int(meta.get(f"{arch}.attention.key_length", meta.get(f"{arch}.embedding_length", 0) // max(1, most)))
+
+
 def _row_bytes(n: int, kind: GGMLType) -> int:
     block, size = BLOCKS[FileType(kind.value)]
     return -(-n // block) * size

@@ -12,11 +12,13 @@ from ..bundles.select import parse_device
 from ..core.context import Context
 from ..core.model import Model
 from ..devices.dry_load import dry_load
+from ..devices.memory_fit import affordable_cells
 from ..devices.placement import Room, library_for, place
 from ..enums import FlashAttnType, GGMLType
-from ..errors import InvalidRequest, UnsupportedModel
+from ..errors import InvalidModelFile, InvalidRequest, UnsupportedModel
+from ..gguf import GGUFReader
 from ..hardware.cpu import usable_cores
-from ..hardware.memory import free_system_memory
+from ..hardware.memory import free_memory, free_system_memory
 from ..hub.references import is_pinned, resolve
 from ..params import INT32_MAX, ContextParams, ModelParams, byte_size, integer, member, override
 from .scheduler import Scheduler
@@ -54,6 +56,25 @@ def open_model(
     loaded = Model.load(path, params, progress=progress, bundle=library.bundle)
     loaded.placement = replace(loaded.placement, note=note)
     return loaded
+
+
+def cells_that_fit(
+    model: str | os.PathLike[str], device: str, n_parallel: int, types: tuple[GGMLType, GGMLType]
+) -> int | None:
+    """Shared cells for a Llama whose cache nobody asked the size of; None where a cache for each request fits.
+
+    Raises:
+        ModelNotFound, DownloadError: the model could not be had.
+    """
+    kind, _ = parse_device(device)
+    path = resolve(model)
+    free = free_system_memory() if kind == "cpu" else free_memory()[0]
+    try:
+        with GGUFReader(path) as reader:
+            trained = int(reader.metadata.get(f"{reader.metadata.get('general.architecture', '')}.context_length", 0))
+        return affordable_cells(path, free, min(trained or DEFAULT_N_CTX, DEFAULT_N_CTX), n_parallel, types)
+    except (InvalidModelFile, TypeError, ValueError, LookupError):
+        return None  # the load says what is wrong with it
 
 
 def longest_request(model: Model, n_ctx: int | None) -> int:
