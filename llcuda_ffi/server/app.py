@@ -29,6 +29,7 @@ from .llama_server.properties import Properties
 from .llama_server.tokens import Tokens
 from .metrics import metrics_text
 from .models import Models
+from .page import FILES, page
 from .request_log import RequestLog
 from .rerank import Rerank
 from .responses.endpoint import Responses
@@ -148,6 +149,9 @@ def _routes(state: ServerState) -> list[Route]:
     for start in ("/v1", ""):
         routes.append(Route(start + "/responses/{name}", responses.one, methods=["GET", "DELETE"]))
         routes.append(Route(start + "/responses/{name}/input_items", responses.input_items))
+    routes += [Route(path, page) for path in FILES]
+    routes += [Route("/models/load", status.load, methods=["POST"])]
+    routes += [Route("/models/unload", status.unload, methods=["POST"])]
     routes.append(Route("/lora-adapters", properties.adapters, methods=["GET", "POST"]))
     return routes
 
@@ -178,6 +182,24 @@ class _Status:
     async def model(self, request: Request) -> Response:
         """GET /v1/models/NAME."""
         return JSONResponse(self._state.models.find(request.path_params["name"]).to_dict())
+
+    async def load(self, request: Request) -> Response:
+        """POST /models/load: load a model now."""
+        fields = await self._state.read(request)
+        model = self._state.models.find(fields.text("model"))
+        fields.end()
+        async with self._state.models.use(model):
+            return JSONResponse({"success": True})
+
+    async def unload(self, request: Request) -> Response:
+        """POST /models/unload: free a model when its requests are over."""
+        fields = await self._state.read(request)
+        model = self._state.models.find(fields.text("model"))
+        fields.end()
+        if model.pinned:
+            raise Refused(400, f"{model.name} is pinned", "pinned")
+        await self._state.models.unload(model)
+        return JSONResponse({"success": True})
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""

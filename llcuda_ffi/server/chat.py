@@ -157,11 +157,16 @@ def _options(fields: Fields, messages: list[dict[str, Any]]) -> dict[str, Any]:
     # as llama-server does: an assistant's message at the end is the beginning of the answer
     begun = messages[-1].get("role") == "assistant" and not messages[-1].get("tool_calls")
     opened = fields.take("add_generation_prompt")
+    goes_on = fields.flag("continue_final_message", begun and opened is not True)
+    if goes_on and opened is True:
+        raise InvalidRequest(
+            "add_generation_prompt begins an answer, continue_final_message goes on with one: drop one"
+        )
     return {
         "response_format": fields.mapping("response_format") or None,
         "chat_template_kwargs": kwargs or None,
         "documents": fields.objects("documents"),
-        "continue_final_message": fields.flag("continue_final_message", begun and opened is not True),
+        "continue_final_message": goes_on,
     }
 
 

@@ -40,7 +40,7 @@ class Completions:
         async with contextlib.AsyncExitStack() as held:
             model = await held.enter_async_context(state.model(asked, "text"))
             stream, with_usage = stream_options(fields)
-            prompts, _ = prompts_of(fields.take("prompt"))
+            prompts = prompts_of(fields.take("prompt"))
             suffix = fields.text("suffix", "")
             best_of = fields.integer("best_of", 1, 128)
             top = fields.integer("logprobs", 0, 20)

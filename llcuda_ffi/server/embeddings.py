@@ -48,7 +48,7 @@ class Embeddings:
             given = fields.take("input", fields.take("content"))
             if given is None:
                 raise InvalidRequest("input is missing: a text, token ids, or a list of those")
-            texts, _ = prompts_of(given, "input")
+            texts = prompts_of(given, "input")
             form = fields.text("encoding_format", "float")
             if form not in ("float", "base64"):
                 raise InvalidRequest(f"encoding_format must be 'float' or 'base64', not {form!r:.60}")

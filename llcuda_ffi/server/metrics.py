@@ -67,6 +67,7 @@ def metrics_text(state: ServerState) -> str:
     loaded = [(m, m.engine.metrics()) for m in state.models if isinstance(m.engine, AsyncLlama)]
     for _, snapshot in loaded[:1]:
         _engine(out, snapshot)
+        _llamacpp(out, snapshot)
     for model, snapshot in loaded:
         _protocol_gauges(out, model, snapshot)
     for name, measured in state.metrics.models.items():
@@ -84,6 +85,22 @@ def _engine(out: Exposition, snapshot: MetricsSnapshot) -> None:
         for q in _QUANTILES:
             value = getattr(found, "p" + q[2:].ljust(2, "0"))
             out.add(f"llcuda_ffi_{_unit(name)}", "gauge", f"{about}, last 1,024 requests", value, f'quantile="{q}"')
+
+
+def _llamacpp(out: Exposition, snapshot: MetricsSnapshot) -> None:
+    """llama.cpp's names, for dashboards that were made for its server."""
+    for name, value in (
+        ("prompt_tokens_total", snapshot.prompt_tokens - snapshot.cached_tokens),
+        ("tokens_predicted_total", snapshot.completion_tokens),
+        ("n_decode_total", snapshot.batches),
+    ):
+        out.add(f"llamacpp:{name}", "counter", name.replace("_", " "), value)
+    for name, value in (
+        ("requests_processing", snapshot.running),
+        ("requests_deferred", snapshot.queued),
+        ("kv_cache_tokens", snapshot.kv_used),
+    ):
+        out.add(f"llamacpp:{name}", "gauge", name.replace("_", " "), value)
 
 
 def _protocol_gauges(out: Exposition, model: ServedModel, snapshot: MetricsSnapshot) -> None:

@@ -95,42 +95,68 @@ class Models:
         Raises:
             LlcudaError: it cannot be loaded.
         """
-        while model.leaving or model.engine is None or (model.failure is not None and model.reloads):
-            if model.leaving:
-                await self._changed.wait()
-            elif model.engine is not None:  # its engine is dead: a new one is made
-                await self.unload(model)
-            else:
-                await self._loaded(model)
-        model.users += 1
+        await self._take(model)
         try:
             yield model
         finally:
-            model.users -= 1
-            model.last_used = time.monotonic()
-            if not model.users:
-                self._notify()
+            self._give(model)
+
+    async def _take(self, model: ServedModel) -> None:
+        """Wait until it is loaded, and count as one of its users."""
+        if model.failure is not None and model.reloads and not model.leaving:
+            await self.unload(model)  # its engine is dead: a new one is made
+        if model.engine is not None and not model.leaving:
+            model.users += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        model.waiting.append(turn)
+        if model not in self._loads:
+            self._loads[model] = asyncio.ensure_future(self._load(model))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn in model.waiting:
+                model.waiting.remove(turn)
+            elif not turn.cancelled() and turn.exception() is None:
+                self._give(model)  # it was counted already
+            raise
+
+    def _give(self, model: ServedModel) -> None:
+        """Count one user less."""
+        model.users -= 1
+        model.last_used = time.monotonic()
+        if not model.users:
+            self._notify()
 
     def _notify(self) -> None:
-        """Wake all that wait for a model to come or go."""
+        """Wake what waits for a model's users to end."""
         event, self._changed = self._changed, asyncio.Event()
         event.set()
 
-    async def _loaded(self, model: ServedModel) -> None:
-        """Wait until it is loaded, once for all who ask; a client that leaves does not stop that."""
-        task = self._loads.get(model)
-        if task is None:
-            task = self._loads[model] = asyncio.ensure_future(self._load(model))
-            task.add_done_callback(lambda done: (self._loads.pop(model), done.cancelled() or done.exception()))
-        await asyncio.shield(task)
-
     async def _load(self, model: ServedModel) -> None:
-        async with self._loading:
-            await self._make_room(model)
-            began = time.monotonic()
-            await asyncio.to_thread(model.open)
+        """Load it, and make all that wait for it its users, so that it is not freed before they come to it."""
+        error: Exception | None = None
+        try:
+            async with self._loading:
+                if model.engine is None:
+                    await self._make_room(model)
+                    began = time.monotonic()
+                    await asyncio.to_thread(model.open)
+                    log.info("%s is loaded, %.1f s", model.name, time.monotonic() - began)
+        except Exception as caught:
+            error = caught
+        finally:
+            del self._loads[model]
             model.last_used = time.monotonic()
-            log.info("%s is loaded, %.1f s", model.name, model.last_used - began)
+            turns, model.waiting = [turn for turn in model.waiting if not turn.done()], []
+            for turn in turns:
+                if model.engine is not None:
+                    model.users += 1
+                    turn.set_result(None)
+                elif error is not None:
+                    turn.set_exception(error)
+                else:  # the server ends
+                    turn.cancel()
 
     async def _make_room(self, model: ServedModel) -> None:
         """Free models until `model` fits the budget.

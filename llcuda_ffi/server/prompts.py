@@ -12,8 +12,8 @@ Prompt = str | list[int] | list[Any]
 _MOST = 2048
 
 
-def prompts_of(value: Any, name: str = "prompt") -> tuple[list[Prompt], bool]:
-    """The prompts of a field, and whether there was a list of them.
+def prompts_of(value: Any, name: str = "prompt") -> list[Prompt]:
+    """The prompts of a field.
 
     A text, token ids, texts and ids mixed ([1, "a", 2], llama.cpp's), {"prompt_string": …}, or a list of those.
 
@@ -21,16 +21,16 @@ def prompts_of(value: Any, name: str = "prompt") -> tuple[list[Prompt], bool]:
         InvalidRequest: something else, or more than 2,048.
     """
     if value is None:
-        return [""], False
+        return [""]
     if isinstance(value, (str, dict)):
-        return [_one(value, name)], False
+        return [_one(value, name)]
     if not isinstance(value, list) or not value:
         raise InvalidRequest(f"{name} must be a text, token ids, or a list of those, and not empty; not {value!r:.60}")
     if any(type(item) is int for item in value):
-        return [_one(value, name)], False
+        return [_one(value, name)]
     if len(value) > _MOST:
         raise InvalidRequest(f"{name} has {len(value)} prompts, more than {_MOST}")
-    return [_one(item, f"{name}[{i}]") for i, item in enumerate(value)], True
+    return [_one(item, f"{name}[{i}]") for i, item in enumerate(value)]
 
 
 def _one(value: Any, name: str) -> Prompt:

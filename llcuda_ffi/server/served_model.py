@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import time
@@ -49,6 +50,7 @@ class ServedModel:
         created: when it was listed, seconds since 1970.
         engine: what answers; None while it is not loaded.
         users: requests that use the engine now.
+        waiting: requests that wait until it is loaded.
         last_used: when the last of them ended, on the monotonic clock.
         reloads: it can be loaded again after it was freed.
         leaving: it is being freed to make room: new requests wait until it is back.
@@ -65,6 +67,7 @@ class ServedModel:
     created: int = field(default_factory=lambda: int(time.time()))
     engine: Engine | None = None
     users: int = 0
+    waiting: list[asyncio.Future[None]] = field(default_factory=list)
     last_used: float = 0.0
     reloads: bool = True
     leaving: bool = False

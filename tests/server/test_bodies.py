@@ -50,6 +50,11 @@ BAD: list[tuple[str, bytes]] = [
     (H, b'{"messages": [{"role": "user", "content": "x"}], "function_call": "auto"}'),
     ("/completion", b'{"prompt": "a", "n_probs": -1}'),
     ("/infill", b'{"input_prefix": "a", "input_suffix": 1}'),
+    (
+        H,
+        b'{"messages": [{"role": "assistant", "content": "x"}], "add_generation_prompt": true,'
+        b' "continue_final_message": true}',
+    ),
     ("/v1/rerank", b'{"query": "a", "documents": ["b"]}'),
     ("/apply-template", b'{"messages": []}'),
     (H, b'{"messages": [{"content": "x"}]}'),

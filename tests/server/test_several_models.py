@@ -49,6 +49,15 @@ def test_found_and_loaded(fleet: Server) -> None:
     assert json.loads(fleet.send("GET", "/v1/models/gpt-4o")[1])["id"] == "one"
 
 
+def test_loaded_and_freed_by_hand(fleet: Server) -> None:
+    """/models/load and /models/unload do so; a model that was freed answers again when it is asked."""
+    assert fleet.post("/models/load", model="code") == (200, {"success": True})
+    assert _loaded(fleet)["code"]
+    assert fleet.post("/models/unload", model="code") == (200, {"success": True})
+    assert not _loaded(fleet)["code"]
+    assert fleet.post(C, model="code", prompt="a", max_tokens=1)[0] == 200
+
+
 def test_swapped_under_load(fleet: Server) -> None:
     """Forty requests for three models that never fit together are all answered, each as its model answers alone."""
     asked = {"prompt": TEXT, "max_tokens": 8, "temperature": 0, "prefix_cache": False}

@@ -53,9 +53,8 @@ class NativeCompletion:
             shown = _Shown(fields)
             if infill:
                 prompts: list[Any] = [await asyncio.to_thread(_infill_ids, fields, vocab)]
-                many = False
             else:
-                prompts, many = prompts_of(fields.take("prompt"))
+                prompts = prompts_of(fields.take("prompt"))
             params = sampling(fields, SamplingParams(max_tokens=None, overflow="stop"), model, asked, shown.n_probs)
             held.enter_context(state.gate.enter(len(prompts) * params.n))
             tokens = await asyncio.to_thread(lambda: [prompt_ids(vocab, p) for p in prompts])
@@ -69,7 +68,7 @@ class NativeCompletion:
                 shown.final(i, c, model, params, tokens[i // params.n], c.text, c.token_ids, c.logprobs)
                 for i, c in enumerate(done)
             ]
-        return JSONResponse(answers if many or params.n > 1 else answers[0])
+        return JSONResponse(answers if len(answers) > 1 else answers[0])
 
     async def _events(
         self,
