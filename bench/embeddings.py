@@ -51,7 +51,7 @@ class Alone:
     def __init__(self, embedder: Embedder, batch: Sequence[str]) -> None:
         contexts: list[Context] = embedder._queue(embedder._pooling)._contexts
         self._lib = embedder.model.library.lib
-        self._contexts = [context._ptr for context in contexts]
+        self._contexts = [context.pointer for context in contexts]
         first = contexts[0]
         waiting = Waiting()
         job = Job([embedder.tokenize(text) for text in batch], embedder.batch_tokens, None)
@@ -68,7 +68,7 @@ class Alone:
 
         def work(context: Any) -> None:
             for pack in waiting:  # the interpreter's lock makes one iterator safe for several threads
-                code = self._lib.llama_decode(context, pack._take())
+                code = self._lib.llama_decode(context, pack.native())
                 if code:
                     failed.append(code)
 

@@ -23,7 +23,7 @@ class RawLoop:
         params.n_ctx, params.n_seq_max = n_ctx * n_parallel, n_parallel
         params.n_batch, params.n_ubatch = max(512, n_parallel), 512
         params.n_threads = params.n_threads_batch = n_threads
-        self.context = self.lib.llama_init_from_model(model._ptr, params[0])
+        self.context = self.lib.llama_init_from_model(model.pointer, params[0])
         assert self.context
         self.memory = self.lib.llama_get_memory(self.context)
         self.batch = self.lib.llama_batch_init(params.n_batch, 0, 1)

@@ -27,7 +27,7 @@ Conversations = Sequence[Message] | Sequence[Sequence[Message]]
 
 class _Engine(Protocol):
     model: Model
-    _chat: Chat | None
+    chat_format: Chat | None
 
     def generate(self, prompt: Any, params: Any = None) -> Any: ...
 
@@ -45,9 +45,9 @@ class _AsyncEngine(Protocol):
 
 def chat_of(llm: _Engine) -> Chat:
     """The Chat of a Llama, made when first needed."""
-    if llm._chat is None:
-        llm._chat = Chat(llm.model)
-    return llm._chat
+    if llm.chat_format is None:
+        llm.chat_format = Chat(llm.model)
+    return llm.chat_format
 
 
 def prepare_all(
@@ -83,7 +83,7 @@ _OPTIONS = frozenset(ChatOptions.__annotations__) - frozenset(SamplingSettings._
 class ChatMethods:
     """chat and chat_stream, for Llama."""
 
-    _chat: Chat | None = None
+    chat_format: Chat | None = None
 
     @overload
     def chat(

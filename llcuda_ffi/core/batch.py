@@ -153,7 +153,7 @@ class Batch:
                 f"the batch holds a sequence id outside 0 to {n_seq_max - 1} (the context's n_seq_max)"
             )
 
-    def _take(self) -> Any:
-        """The struct to pass by value, its n_tokens up to date."""
+    def native(self) -> Any:
+        """struct llama_batch to pass by value, its n_tokens up to date; for a batch that was checked."""
         self._struct.n_tokens = self.n_tokens
         return self._struct[0]

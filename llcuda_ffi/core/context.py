@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,23 +10,26 @@ import numpy as np
 import numpy.typing as npt
 
 from ..enums import AttentionType, FlashAttnType, PoolingType
-from ..errors import InvalidRequest, ModelError, UnsupportedByBundle, UnsupportedModel
-from ..hardware.cpu import usable_cores
+from ..errors import InvalidRequest, ModelError, UnsupportedModel
 from ..native import cuda_graphs as graphs
 from ..native.handle import Handle
-from ..native.load import Library
 from ..native.log import listen
 from ..native.status import check_decode
 from ..params import ContextParams, integer, override
 from .batch import Batch
-from .memory import Memory, MemoryKind
+from .context_settings import (
+    check_cache_types,
+    check_pooling,
+    check_sequences,
+    flash_attn_of,
+    memory_kind,
+    native_params,
+)
+from .memory import Memory
 from .model import Model
 from .trial import tried
 
 Floats = npt.NDArray[np.float32]
-
-# the abort callback is the C library's strlen: see Context.__init__
-_STRLEN = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,11 @@ class Context(Handle):
         # Cancelling costs no Python call: libllama asks strlen(flag) between graph nodes, and a flag of one
         # character instead of none answers "stop".
         self._abort_flag = ffi.new("char[2]")
-        if model.has_encoder and model.has_decoder and params.n_seq_max > 1 and not params.kv_unified:
-            raise UnsupportedModel(
-                "libllama has no separate caches for the sequences of an encoder-decoder model: make the context with "
-                "n_seq_max=1, or kv_unified=True"
-            )
-        _check_cache_types(model, params)
-        _check_pooling(model, params)
+        check_sequences(model, params)
+        check_cache_types(model, params)
+        check_pooling(model, params)
         with tried([model.path], model.params, context=params):
-            native = _native_params(library, params, self._abort_flag)
+            native = native_params(library, params, self._abort_flag)
         on_gpu = model.placement.on_gpu
         if on_gpu:
             flash = params.flash_attn_type != FlashAttnType.DISABLED
@@ -116,7 +113,7 @@ class Context(Handle):
         self.n_seq_max: int = lib.llama_n_seq_max(pointer)
         self.n_ctx_seq: int = lib.llama_n_ctx_seq(pointer)
         self.kv_unified = params.kv_unified
-        self.flash_attn = _flash_attn(params, heard.lines())
+        self.flash_attn = flash_attn_of(params, heard.lines())
         if on_gpu:
             if flash and not self.flash_attn:
                 graphs.settle(model.path, flash_attn=False, embeddings=params.embeddings)
@@ -124,7 +121,7 @@ class Context(Handle):
         self.n_vocab = model.vocab.n_tokens
         self.pooling_type = PoolingType(lib.llama_pooling_type(pointer))
         self._memory = lib.llama_get_memory(pointer)
-        self._rope_type = model.rope_type
+        self._rope_type, self._memory_kind, self._n_swa = model.rope_type, memory_kind(model), model.n_swa
         causal = model.metadata.get(f"{model.architecture}.attention.causal", "true") != "false"
         self._causal = (
             causal
@@ -132,7 +129,8 @@ class Context(Handle):
             else (params.attention_type == AttentionType.CAUSAL)
         )
         self._embeddings = params.embeddings
-        self._two_part = model.has_encoder and model.has_decoder
+        self._decodes = model.has_decoder
+        self._two_part = model.has_encoder and self._decodes
         self._encoded = False
         self._n_outputs = 0
 
@@ -153,8 +151,8 @@ class Context(Handle):
             n_seq_max=self.n_seq_max,
             shares_cells=self.kv_unified,
             rope_type=self._rope_type,
-            kind=_memory_kind(self.model),
-            window=self.model.n_swa,
+            kind=self._memory_kind,
+            window=self._n_swa,
         )
 
     # --- computing ---
@@ -174,7 +172,7 @@ class Context(Handle):
             if not self._memory:
                 self._check(batch, self.n_ubatch, "n_ubatch")
             else:
-                if not self.model.has_decoder:
+                if not self._decodes:
                     raise UnsupportedModel(f"{self.model.path.name} is an encoder: call encode()")
                 if self._two_part and not self._encoded:
                     raise InvalidRequest("this model has an encoder: call encode() before decode()")
@@ -229,7 +227,7 @@ class Context(Handle):
     def _compute(self, call: Any, pointer: Any, batch: Batch) -> None:
         """The C call itself, for a batch already checked."""
         with listen() as heard:
-            code = call(pointer, batch._take())
+            code = call(pointer, batch.native())
             self._back()
         self._n_outputs = batch.n_tokens
         if code:
@@ -260,14 +258,39 @@ class Context(Handle):
     def logits_view(self, row: int = -1) -> Floats:
         """The same, without a copy: libllama's own memory, valid only until the next call that computes."""
         with self.exclusive():
-            return self._logits(row)
+            return self.row_logits(row)
 
-    def _logits(self, row: int) -> Floats:
+    def row_logits(self, row: int) -> Floats:
+        """As `logits_view`, for a caller that holds `exclusive()`."""
         found = self._lib.llama_get_logits_ith(self.pointer, self._row(row))
         if not found:
             raise IndexError(f"row {row} of the last batch has no logits: set its output flag before decode()")
         row_values: Floats = np.frombuffer(self._ffi.buffer(found, 4 * self.n_vocab), np.float32)
         return row_values
+
+    def output_logits(self, n_outputs: int) -> Floats | None:
+        """The logits of all outputs of the last decode, for a caller that holds `exclusive()` (llama_get_logits).
+
+        Returns:
+            float32 (n_outputs, n_vocab), libllama's own memory; None where there are none: sampled on the device.
+        """
+        found = self._lib.llama_get_logits(self.pointer) if n_outputs else None
+        if not found:
+            return None
+        size = 4 * n_outputs * self.n_vocab
+        rows: Floats = np.frombuffer(self._ffi.buffer(found, size), np.float32).reshape(n_outputs, self.n_vocab)
+        return rows
+
+    def forget_outputs(self) -> None:
+        """The outputs of the last decode are gone: a state was restored."""
+        self._n_outputs = 0
+
+    def detach_sampler(self, seq_id: int) -> None:
+        """Sample a sequence on the CPU again (llama_set_sampler with no chain); see `SamplerChain.attach`."""
+        with self.exclusive():
+            self._lib.llama_set_sampler(
+                self.pointer, integer("a sequence id", seq_id, 0, self.n_seq_max - 1), self._ffi.NULL
+            )
 
     def _row(self, row: int) -> int:
         if not -self._n_outputs <= row < self._n_outputs:
@@ -358,88 +381,3 @@ class Context(Handle):
         """Set the counters of `perf` to zero."""
         with self.exclusive():
             self._lib.llama_perf_context_reset(self.pointer)
-
-
-def _flash_attn(params: ContextParams, lines: list[str]) -> bool:
-    """What was asked for, or what libllama's log says that AUTO became."""
-    if params.flash_attn_type != FlashAttnType.AUTO:
-        return params.flash_attn_type == FlashAttnType.ENABLED
-    return any(re.search(r"Flash Attention .*\benabled", line) for line in lines)
-
-
-def _memory_kind(model: Model) -> MemoryKind:
-    if model.is_recurrent:
-        return MemoryKind.RECURRENT
-    if model.is_hybrid:
-        return MemoryKind.HYBRID
-    return MemoryKind.WINDOW if model.n_swa else MemoryKind.FULL
-
-
-def _check_cache_types(model: Model, params: ContextParams) -> None:
-    """Older bundles abort where a head does not hold whole blocks of a quantized cache."""
-    whole = model.n_embd // model.n_head if model.n_head > 0 else 0
-    for name, key in (("type_k", "key_length"), ("type_v", "value_length")):
-        kind = getattr(params, name)
-        size = model._lib.ggml_blck_size(kind.value)
-        head = int(model.metadata.get(f"{model.architecture}.attention.{key}", whole))
-        if size > 1 and head % size:
-            raise InvalidRequest(
-                f"{name}={kind.name} stores blocks of {size} values, which do not divide this model's heads of {head}: "
-                "use F16 or BF16"
-            )
-
-
-def _check_pooling(model: Model, params: ContextParams) -> None:
-    """Bundles since v0.5.0 abort while they plan mean pooling of a micro-batch that the sequences do not divide."""
-    mean = params.pooling_type == PoolingType.MEAN
-    if params.pooling_type == PoolingType.UNSPECIFIED:
-        mean = model.metadata.get(f"{model.architecture}.pooling_type") == str(PoolingType.MEAN.value)
-    if not mean or not model.library.profile.has("model_params.load_mode"):
-        return
-    n_ctx = params.n_ctx or model.n_ctx_train
-    most, n = min(-(-n_ctx // 256) * 256, params.n_ubatch), params.n_seq_max
-    if most % n:
-        raise InvalidRequest(
-            f"mean pooling needs micro-batches (n_ubatch, n_ctx at most: {most}) that are a multiple of n_seq_max "
-            f"({n}): make n_ubatch {-(-most // n) * n}"
-        )
-
-
-def _native_params(library: Library, params: ContextParams, abort_flag: Any) -> Any:
-    ffi, lib, profile = library.ffi, library.lib, library.profile
-    native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
-    cores = usable_cores()
-    native.n_threads = params.n_threads or cores
-    native.n_threads_batch = params.n_threads_batch or params.n_threads or cores
-    for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max"):
-        setattr(native, name, getattr(params, name))
-    for name in ("embeddings", "offload_kqv", "op_offload", "no_perf", "swa_full", "kv_unified"):
-        setattr(native, name, getattr(params, name))
-    for name in (
-        "pooling_type",
-        "attention_type",
-        "flash_attn_type",
-        "type_k",
-        "type_v",
-        "rope_scaling_type",
-    ):
-        setattr(native, name, getattr(params, name).value)
-    for name in (
-        "rope_freq_base",
-        "rope_freq_scale",
-        "yarn_ext_factor",
-        "yarn_attn_factor",
-        "yarn_beta_fast",
-        "yarn_beta_slow",
-        "yarn_orig_ctx",
-    ):
-        if getattr(params, name) is not None:
-            setattr(native, name, getattr(params, name))
-    for name in ("n_outputs_max", "n_rs_seq"):
-        if profile.has(f"context_params.{name}"):
-            setattr(native, name, getattr(params, name))
-        elif name == "n_rs_seq" and params.n_rs_seq:
-            raise UnsupportedByBundle(f"n_rs_seq is not in {library.bundle.name}: use the v0.5.0 bundle")
-    native.abort_callback = ffi.cast("ggml_abort_callback", _STRLEN)
-    native.abort_callback_data = abort_flag
-    return native

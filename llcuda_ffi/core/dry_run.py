@@ -12,7 +12,7 @@ from ..native.handle import in_flight
 from ..native.load import Library
 from ..native.log import listen
 from ..params import ContextParams, ModelParams, override
-from . import context as contexts
+from . import context_settings as contexts
 from . import model as models
 
 
@@ -35,7 +35,7 @@ def dry_run(
     """
     ffi, lib = library.ffi, library.lib
     # libllama aborts on no_alloc with memory mapping
-    native, keep = models._native_params(library, override(params, {"load_mode": "NONE"}))
+    native, keep = models.native_params(library, override(params, {"load_mode": "NONE"}))
     native.no_alloc = True
     with in_flight(), listen() as heard:
         model = lib.llama_model_load_from_file(os.fsencode(path), native[0])
@@ -45,7 +45,7 @@ def dry_run(
             if look is not None:
                 look(model)
             for one in settings:
-                wanted = contexts._native_params(library, one, ffi.new("char[2]"))
+                wanted = contexts.native_params(library, one, ffi.new("char[2]"))
                 context = lib.llama_init_from_model(model, wanted[0])
                 if not context:
                     raise ModelError(f"libllama could not plan a context of {one.n_ctx} tokens for {path}{heard.why()}")

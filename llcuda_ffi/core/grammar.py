@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ..errors import InvalidRequest
+from ..native.handle import Handle
 from ..native.log import listen
+from .candidates import CANDIDATE
 from .gbnf import Grammar, read_grammar
 from .grammar_ways import MOST, count_ways
 from .model import Model
@@ -74,3 +79,43 @@ def grammar_sampler(model: Model, grammar: str, root: str = "root") -> Any:
     if not sampler:
         raise InvalidRequest(f"libllama refused the grammar{heard.why()}")
     return sampler
+
+
+class GrammarSampler(Handle):
+    """A GBNF grammar alone, outside of a chain (llama_sampler_init_grammar). One thread at a time."""
+
+    def __init__(self, model: Model, grammar: str, root: str = "root") -> None:
+        """Compile a grammar.
+
+        Raises:
+            InvalidRequest: it does not parse, or is too large; libllama's log says why.
+        """
+        self._library = model.library
+        with model.shared():
+            self._own(grammar_sampler(model, grammar, root), model.library.lib.llama_sampler_free, model)
+        n_vocab = model.vocab.n_tokens
+        ffi = model.library.ffi
+        self._candidates = np.zeros(n_vocab, CANDIDATE)
+        self._ids = np.arange(n_vocab, dtype=np.int32)
+        self._array: Any = ffi.new("llama_token_data_array *")
+        self._view = ffi.from_buffer("llama_token_data[]", self._candidates)
+
+    def mask(self, logits: npt.NDArray[np.float32]) -> None:
+        """Set the logits of tokens that cannot come next to -inf, in place; shape (n_vocab,)."""
+        with self.exclusive():
+            candidates, array = self._candidates, self._array
+            candidates["id"] = self._ids
+            candidates["logit"] = logits
+            array.data, array.size, array.selected, array.sorted = self._view, len(candidates), -1, False
+            self._library.lib.llama_sampler_apply(self.pointer, array)
+            logits[:] = candidates["logit"]
+
+    def accept(self, token: int) -> None:
+        """The token that was chosen, one that `mask` let through: libllama ends the process at another one."""
+        with self.exclusive():
+            self._library.lib.llama_sampler_accept(self.pointer, token)
+
+    def reset(self) -> None:
+        """Back to the grammar's start."""
+        with self.exclusive():
+            self._library.lib.llama_sampler_reset(self.pointer)

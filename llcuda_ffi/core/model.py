@@ -88,7 +88,7 @@ class Model(Handle):
             return not (stopped or leaving() or interrupted())
 
         callback = ffi.callback("bool(float, void *)", report, error=False, onerror=keep)
-        native, keep_alive = _native_params(library, params)
+        native, keep_alive = native_params(library, params)
         native.progress_callback = callback
         if len(parts) == 1:
             make, arguments = lib.llama_model_load_from_file, [os.fsencode(parts[0]), native[0]]
@@ -107,14 +107,11 @@ class Model(Handle):
 
         model.path, model.params, model.library = parts[0], params, library
         model.placement = from_log(heard.lines())
-        model._ffi, model._lib = ffi, lib
         model._metadata = None
         model.n_positions = next((n for n in positions if n), None)
         model.vocab = Vocab(model, library)
         return model
 
-    _ffi: Any
-    _lib: Any
     _metadata: Mapping[str, str] | None
 
     def __repr__(self) -> str:
@@ -123,13 +120,13 @@ class Model(Handle):
     def _ask(self, name: str) -> Any:
         """What a function of llama.h says of this model."""
         with self.shared():
-            return getattr(self._lib, name)(self.pointer)
+            return getattr(self.library.lib, name)(self.pointer)
 
     @property
     def metadata(self) -> Mapping[str, str]:
         """The file's metadata as text, after overrides (llama_model_meta_*). For typed values see GGUFReader."""
         if self._metadata is None:
-            lib = self._lib
+            lib = self.library.lib
             with self.shared():
                 self._metadata = read_metadata(
                     self.library,
@@ -149,13 +146,13 @@ class Model(Handle):
     def description(self) -> str:
         """A line about the model: size and type (llama_model_desc)."""
         with self.shared():
-            return _text(self._ffi, self._lib.llama_model_desc, self.pointer) or ""
+            return _text(self.library.ffi, self.library.lib.llama_model_desc, self.pointer) or ""
 
     def chat_template(self, name: str | None = None) -> str | None:
         """The Jinja chat template in the file, or None (llama_model_chat_template)."""
-        ffi = self._ffi
+        ffi = self.library.ffi
         with self.shared():
-            text = self._lib.llama_model_chat_template(self.pointer, ffi.NULL if name is None else name.encode())
+            text = self.library.lib.llama_model_chat_template(self.pointer, ffi.NULL if name is None else name.encode())
             return None if text == ffi.NULL else str(ffi.string(text).decode("utf-8", "replace"))
 
     @property
@@ -205,8 +202,12 @@ class Model(Handle):
         if not 0 <= i < self.n_cls_out:
             raise InvalidRequest(f"this model has {self.n_cls_out} classifier outputs: there is no number {i}")
         with self.shared():
-            label = self._lib.llama_model_cls_label(self.pointer, i)
-            return None if label == self._ffi.NULL else str(self._ffi.string(label).decode("utf-8", "replace"))
+            label = self.library.lib.llama_model_cls_label(self.pointer, i)
+            return (
+                None
+                if label == self.library.ffi.NULL
+                else str(self.library.ffi.string(label).decode("utf-8", "replace"))
+            )
 
     @property
     def n_params(self) -> int:
@@ -298,7 +299,7 @@ def _file(path: object) -> Path:
     return found
 
 
-def _native_params(library: Library, params: ModelParams) -> tuple[Any, list[Any]]:
+def native_params(library: Library, params: ModelParams) -> tuple[Any, list[Any]]:
     """The C struct for `params`, and what must stay alive until the load is over."""
     ffi, lib, profile = library.ffi, library.lib, library.profile
     native = ffi.new("struct llama_model_params *", lib.llama_model_default_params())
@@ -335,7 +336,7 @@ def _native_params(library: Library, params: ModelParams) -> tuple[Any, list[Any
         keep.append(ffi.new("ggml_backend_dev_t[]", [*devices, ffi.NULL]))
         native.devices = keep[-1]
     if params.kv_overrides:
-        native.kv_overrides = _kv_overrides(ffi, params.kv_overrides, keep)
+        native.kv_overrides = native_kv_overrides(ffi, params.kv_overrides, keep)
     if params.tensor_buft_overrides:
         native.tensor_buft_overrides = _buft_overrides(library, params.tensor_buft_overrides, keep)
     return native, keep
@@ -371,7 +372,7 @@ def _device_names(library: Library) -> list[str]:
     ]
 
 
-def _kv_overrides(ffi: Any, overrides: Mapping[str, int | float | bool | str], keep: list[Any]) -> Any:
+def native_kv_overrides(ffi: Any, overrides: Mapping[str, int | float | bool | str], keep: list[Any]) -> Any:
     array = ffi.new("struct llama_model_kv_override[]", len(overrides) + 1)  # the last one, all zero, ends it
     for item, (key, value) in zip(array, overrides.items(), strict=False):
         item.key = key.encode()

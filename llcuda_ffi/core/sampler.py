@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..errors import BackendFailure, InvalidRequest
 from ..native.handle import Handle
 from ..params import INT32_MAX, UINT32_MAX, integer, number
+from .candidates import CANDIDATE
 from .context import Context
 from .grammar import grammar_sampler
 from .lazy_grammar import LazyGrammar, allows, compile_patterns, freeing
@@ -33,6 +34,7 @@ class SamplerChain(Handle):
 
     Attributes:
         names: the samplers in order, as llama.h calls them.
+        attached: whether it was attached to a context once.
     """
 
     def __init__(self, model: Model) -> None:
@@ -44,7 +46,7 @@ class SamplerChain(Handle):
         params.no_perf = True
         self.names: list[str] = []
         self._grammars: list[Any] = []
-        self._attached = False
+        self.attached = False
         self._lazy: dict[int, LazyGrammar] = {}  # by its place in `names`
         free = freeing(self._lib, self._lazy.values())
         with model.shared():
@@ -257,7 +259,7 @@ class SamplerChain(Handle):
             self._selecting()
             if context.model is not self.model:
                 raise InvalidRequest("the chain and the context belong to different models")
-            logits = context._logits(row)
+            logits = context.row_logits(row)
             if not self._grammars and not self._lazy:
                 return int(self._lib.llama_sampler_sample(self.pointer, context.pointer, row))
             # libllama ends the process when a grammar is made to accept a token that it does not allow
@@ -335,19 +337,47 @@ class SamplerChain(Handle):
                     self._lib.llama_sampler_chain_remove(chain, self._index(place))
                 lazy.forget()
 
-    def _reseed(self, seed: int) -> None:
-        """Give the last sampler, dist, a new seed."""
-        lib, chain = self._lib, self.pointer
-        lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, self._index(len(self.names) - 1)))
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(_seed(seed)))
+    def reseed(self, seed: int) -> None:
+        """Give the last sampler, which must be dist, a new seed.
 
-    def _attach(self, context: Context, seq_id: int) -> bool:
-        """Run the chain in the compute graph of one sequence (llama_set_sampler); libllama allows it once in the
-        chain's life, and aborts at the second time. Returns whether it is attached now."""
-        if self._attached:
-            return False
-        self._attached = True
-        return bool(self._lib.llama_set_sampler(context.pointer, seq_id, self.pointer))
+        Raises:
+            InvalidRequest: the chain ends with another one.
+        """
+        if self.names[-1:] != ["dist"]:
+            raise InvalidRequest("a chain that ends with dist() can get a new seed, no other")
+        with self.exclusive():
+            lib, chain = self._lib, self.pointer
+            lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, self._index(len(self.names) - 1)))
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(_seed(seed)))
+
+    def attach(self, context: Context, seq_id: int) -> bool:
+        """Run the chain in the compute graph of one sequence (llama_set_sampler), until `Context.detach_sampler`.
+
+        libllama allows it once in the chain's life, and aborts at the second time.
+
+        Returns:
+            whether it is attached now.
+        """
+        with self.exclusive(), context.exclusive():
+            if self.attached:
+                return False
+            self.attached = True
+            return bool(self._lib.llama_set_sampler(context.pointer, seq_id, self.pointer))
+
+    def sample_row(self, context: Context, row: int) -> int:
+        """As `sample`, without its checks (llama_sampler_sample).
+
+        For a caller that holds `context.exclusive()` and knows that the row has logits, and that the chain selects, is
+        of the context's model and has no grammar.
+        """
+        return int(self._lib.llama_sampler_sample(self.pointer, context.pointer, row))
+
+    def accept_all(self, tokens: Iterable[int]) -> None:
+        """As `accept` for each token, without its checks: of the vocabulary, and the chain has no grammar."""
+        with self.exclusive():
+            accept, chain = self._lib.llama_sampler_accept, self.pointer
+            for token in tokens:
+                accept(chain, token)
 
     def clone(self) -> SamplerChain:
         """A copy with the same state (llama_sampler_clone)."""
@@ -355,7 +385,7 @@ class SamplerChain(Handle):
             other = SamplerChain.__new__(SamplerChain)
             other.model, other._ffi, other._lib = self.model, self._ffi, self._lib
             other.names = list(self.names)
-            other._attached = False
+            other.attached = False
             lib, pointer = self._lib, _made(self._lib.llama_sampler_clone(self.pointer))
             other._lazy = {}
             other._own(pointer, freeing(lib, other._lazy.values()), self.model)
@@ -382,10 +412,6 @@ class SamplerChain(Handle):
     def _last_n(self, name: str, value: int) -> int:
         n = integer(name, value, -1, INT32_MAX)
         return min(self.model.n_ctx_train if n < 0 else n, _MOST_LAST_N)
-
-
-# struct llama_token_data
-CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 def _made(pointer: Any) -> Any:

@@ -211,12 +211,12 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
         _check_header(context, state.header)
         if seq_id is None:
             got = lib.llama_state_set_data(pointer, ffi.from_buffer("uint8_t[]", state.data), len(state.data))
-            context._n_outputs = 0
+            context.forget_outputs()
             if not got or got != len(state.data):
                 raise BackendFailure(f"libllama could not restore the state (is there room for it?){heard.why()}")
     if seq_id is not None:
         write_sequence(context, seq_id, _moved(context, state), partial_only=state.partial)
-        context._n_outputs = 0
+        context.forget_outputs()
     tokens: npt.NDArray[np.int32] = state.tokens.copy()
     return tokens
 

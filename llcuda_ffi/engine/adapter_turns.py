@@ -31,7 +31,7 @@ def adapters_of(context: Context, lora: Any) -> Adapters:
         raise InvalidRequest(f"lora must be a LoraAdapter, or a dict of adapters and scales, not {lora!r:.80}")
     checked = check_adapters(context.model, chosen)
     for adapter in checked:
-        adapter._ptr  # noqa: B018  # raises when it was closed
+        adapter.pointer  # noqa: B018  # raises when it was closed
     return tuple(checked.items())
 
 

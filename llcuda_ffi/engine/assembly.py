@@ -191,8 +191,7 @@ def thread_control(context: Context, cores: int) -> ThreadControl | None:
     """What makes n_threads="auto" follow the machine; None where there is one core."""
     if cores < 2:
         return None
-    set_threads = context._lib.llama_set_n_threads
-    return ThreadControl(cores, lambda n: set_threads(context._ptr, n, n))
+    return ThreadControl(cores, context.set_threads)
 
 
 def open_drafter(

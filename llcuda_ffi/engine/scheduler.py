@@ -310,7 +310,7 @@ class Scheduler:
         if not entries:
             entries.append(None)  # nothing stands before the first token
         for i in range(slot.n_past, min(slot.n_past + slot.n_scored, len(request.prompt) - 1)):
-            row = log_softmax(self.context._logits(first + i - slot.n_past))
+            row = log_softmax(self.context.logits_view(first + i - slot.n_past))
             entries.append(token_logprob(self.vocab, int(request.prompt[i + 1]), row, k or 0))
 
     def _decode(self) -> None:

@@ -345,9 +345,6 @@ class Handle:
             )
         self._finalizer.detach()
 
-    # the former names, until every caller is moved
-    _ptr, _exclusive = pointer, exclusive
-
     def __enter__(self) -> Self:
         return self
 

@@ -65,7 +65,7 @@ from llcuda_ffi.core.model import Model
 from llcuda_ffi.core.grammar import grammar_sampler
 from llcuda_ffi.errors import InvalidRequest
 model = Model.load(sys.argv[1])
-lib, vocab = model._lib, model.vocab._ptr
+lib, vocab = model.library.lib, model.vocab.pointer
 for text, ours in json.load(open(sys.argv[2])):
     if ours is None:
         try:

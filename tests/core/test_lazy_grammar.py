@@ -67,7 +67,8 @@ def test_a_token_triggers(model: Model, context: Context) -> None:
     assert model.vocab.is_eog(after.sample(context))
     lib = model.library.lib
     names = [
-        model.library.ffi.string(lib.llama_sampler_name(lib.llama_sampler_chain_get(chain._ptr, i))) for i in range(4)
+        model.library.ffi.string(lib.llama_sampler_name(lib.llama_sampler_chain_get(chain.pointer, i)))
+        for i in range(4)
     ]
     assert [n.decode().split("-")[0].strip("?+") for n in names] == ["top", "grammar", "temp", "dist"]
     twin.sample(context)  # the clone made before the trigger still waits

@@ -85,16 +85,13 @@ def test_as_libllama(
     theirs = [build_chain(context.model, params, i) for i in range(N_ROWS)]
     needed = reach(ours[0].names, params, context.model.vocab)
     assert needed > 0
-    first = context._lib.llama_get_logits(context._ptr)
-    size = 4 * N_ROWS * N_VOCAB
-    logits = np.frombuffer(context._ffi.buffer(first, size), np.float32).reshape(N_ROWS, N_VOCAB)
+    logits = context.output_logits(N_ROWS)
+    assert logits is not None
     short = Shortlist(context)
     for together in (True, False, True, False):
         fill(rng, logits)
-        expected = [
-            context._lib.llama_sampler_sample(chain._ptr, context._ptr, row) for row, chain in enumerate(theirs)
-        ]
-        jobs = [(chain._ptr, row, needed) for row, chain in enumerate(ours)]
+        expected = [chain.sample_row(context, row) for row, chain in enumerate(theirs)]
+        jobs = [(chain, row, needed) for row, chain in enumerate(ours)]
         if together:
             assert short.sample(logits, jobs) == expected
         else:
@@ -111,7 +108,7 @@ def test_threads(context: Context) -> None:
             found = []
             for run in (shortlist._in_turn, pool._run):
                 chains = [SamplerChain(context.model).top_k(40).dist(i) for i in range(len(rows))]
-                jobs = [(chain._ptr, row, 40) for chain, row in zip(chains, rows, strict=True)]
+                jobs = [(chain, row, 40) for chain, row in zip(chains, rows, strict=True)]
                 found.append(Shortlist(context).sample(logits, jobs, run, 1 if run is shortlist._in_turn else threads))
             assert found[0] == found[1]
             assert min(found[0]) >= 0
@@ -125,7 +122,7 @@ def test_no_number_to_choose_by(context: Context, value: float) -> None:
     rows = np.random.default_rng(1).normal(size=(2, N_VOCAB)).astype(np.float32)
     rows[0] = value
     short = Shortlist(context)
-    jobs = [(chain._ptr, 0, 40), (chain._ptr, 1, 40)]
+    jobs = [(chain, 0, 40), (chain, 1, 40)]
     for found in (short.sample(rows, jobs), [short.sample(rows, [job])[0] for job in jobs]):
         assert found[0] == -1
         assert found[1] >= 0

@@ -98,14 +98,14 @@ class Chains:
             chain = kept.pop()
             self._count -= 1
             if not params.greedy:
-                chain._reseed(seed)
+                chain.reseed(seed)
             return chain
         return build_chain(self._model, params, seed)
 
     def give(self, params: SamplingParams, chain: SamplerChain) -> None:
         """Keep a chain whose request is over."""
         reseeds = params.greedy or chain.names[-1] == "dist"
-        if chain._attached or self._count >= _KEPT_CHAINS or not reseeds or params.xtc_probability > 0.0:
+        if chain.attached or self._count >= _KEPT_CHAINS or not reseeds or params.xtc_probability > 0.0:
             chain.close()
             return
         chain.reset()
@@ -166,7 +166,7 @@ class RowSampler:
 
     def sample(self, row: int) -> tuple[int, TokenLogprob | None]:
         """Choose a token from batch row `row`; the chain remembers it, the constraint does not yet."""
-        logits = self.context._logits(row)
+        logits = self.context.logits_view(row)
         # log probabilities are of the model's own distribution, so they are read before a mask is applied
         wanted = None if self.logprobs is None else log_softmax(logits)
         for step in self.steps:
@@ -179,9 +179,10 @@ class RowSampler:
             raise InvalidRequest(f"{what} no token to choose: it cannot go on from here")
         chain, token = self.chain, -1
         if self.reach:
-            token = self.shortlist.sample(logits[None], [(chain._ptr, 0, self.reach)])[0]
+            token = self.shortlist.sample(logits[None], [(chain, 0, self.reach)])[0]
         if token < 0:
-            token = int(chain._lib.llama_sampler_sample(chain._ptr, self.context._ptr, row))
+            with self.context.exclusive():
+                token = chain.sample_row(self.context, row)
         if wanted is None:
             return token, None
         return token, token_logprob(self.chain.model.vocab, token, wanted, self.logprobs or 0)

@@ -8,10 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ...core.grammar import grammar_sampler
+from ...core.grammar import GrammarSampler
 from ...core.model import Model
-from ...core.sampler import CANDIDATE
-from ...native.handle import Handle
 
 
 class Constraint(Protocol):
@@ -50,32 +48,17 @@ def masks_ahead(constraints: Sequence[Constraint]) -> None:
         kind.ahead([constraint for constraint in constraints if type(constraint) is kind])
 
 
-class GrammarConstraint(Handle):
-    """A GBNF grammar, matched by libllama (llama_sampler_init_grammar)."""
+class GrammarConstraint:
+    """A GBNF grammar, matched by libllama."""
 
     def __init__(self, model: Model, grammar: str, root: str = "root") -> None:
-        self.model = model
-        self._ffi, self._lib = model._ffi, model._lib
-        self._own(grammar_sampler(model, grammar, root), self._lib.llama_sampler_free, model)
-        n_vocab = model.vocab.n_tokens
-        self._candidates = np.zeros(n_vocab, CANDIDATE)
-        self._ids = np.arange(n_vocab, dtype=np.int32)
-        self._array: Any = self._ffi.new("llama_token_data_array *")
-        self._view = self._ffi.from_buffer("llama_token_data[]", self._candidates)
+        self._vocab = model.vocab
+        self._grammar = GrammarSampler(model, grammar, root)
         self._done = False
 
-    def _apply(self, size: int) -> None:
-        array = self._array
-        array.data, array.size, array.selected, array.sorted = self._view, size, -1, False
-        self._lib.llama_sampler_apply(self._ptr, array)
-
     def mask(self, logits: npt.NDArray[np.float32]) -> None:
-        """See Constraint. The likeliest tokens are tried first: a grammar step over the whole vocabulary is slow."""
-        candidates = self._candidates
-        candidates["id"] = self._ids
-        candidates["logit"] = logits
-        self._apply(len(candidates))
-        logits[:] = candidates["logit"]
+        """See Constraint."""
+        self._grammar.mask(logits)
 
     @classmethod
     def ahead(cls, constraints: Sequence[Any]) -> None:
@@ -83,14 +66,14 @@ class GrammarConstraint(Handle):
 
     def accept(self, token: int) -> None:
         """See Constraint."""
-        if self.model.vocab.is_eog(token):
+        if self._vocab.is_eog(token):
             self._done = True
         else:
-            self._lib.llama_sampler_accept(self._ptr, token)
+            self._grammar.accept(token)
 
     def restart(self, tokens: Sequence[int]) -> None:
         """See Constraint."""
-        self._lib.llama_sampler_reset(self._ptr)
+        self._grammar.reset()
         self._done = False
         for token in tokens:
             self.accept(token)

@@ -18,7 +18,6 @@ class BackendSampling:
     def __init__(self, context: Context) -> None:
         context.model.library.profile.require("llama_set_sampler")
         self._context = context
-        self._set = context._lib.llama_set_sampler
         self._attached: set[int] = set()
 
     def attach(self, seq_id: int, request: Request) -> None:
@@ -28,11 +27,11 @@ class BackendSampling:
             return
         if not _OFFLOADED.issuperset(sampler.chain.names):
             return
-        if sampler.chain._attach(self._context, seq_id):
+        if sampler.chain.attach(self._context, seq_id):
             self._attached.add(seq_id)
 
     def detach(self, seq_id: int) -> None:
         """Before the chain goes to another request."""
         if seq_id in self._attached:
             self._attached.remove(seq_id)
-            self._set(self._context._ptr, seq_id, self._context._ffi.NULL)
+            self._context.detach_sampler(seq_id)

@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.context import Context
+from ...core.sampler import SamplerChain
 from ...hardware.cpu import usable_cores
 from .topk_prefilter import Shortlist, most_threads, wide
 
 T = TypeVar("T")
 
-# a chain's pointer, a row of the last batch, and the chain's reach (shortlist.py); 0 is for llama_sampler_sample
-Job = tuple[Any, int, int]
+# a chain, a row of the last batch, and the chain's reach (shortlist.py); 0 is for llama_sampler_sample
+Job = tuple[SamplerChain, int, int]
 
 _LEAST_ROWS = 4
 _LEAST_LOGITS = 400_000
@@ -46,7 +47,7 @@ class RowPool:
 
     def __init__(self, context: Context, cores: int | None = None) -> None:
         cores = usable_cores() if cores is None else cores
-        self._context, self._lib, self._ffi = context, context._lib, context._ffi
+        self._context = context
         self._threads = min(cores - 1, _MOST_THREADS) if cores >= _LEAST_CORES else 1
         self._least = max(_LEAST_ROWS, _LEAST_LOGITS // max(1, context.n_vocab))
         self.wide = wide(context.n_vocab)
@@ -70,23 +71,21 @@ class RowPool:
         readers = min(self._threads, most_threads(len(listed)))
         if max(threads, readers) > 1:
             self._rouse(max(threads, readers))
-        # the first reader waits for the device and sorts the outputs; after that reading changes nothing
-        first = self._lib.llama_get_logits(self._context._resource.pointer)
-        if not first:
-            return [-1] * len(jobs)
-        size = 4 * places[-1] * self._context.n_vocab
-        logits = np.frombuffer(self._ffi.buffer(first, size), np.float32).reshape(-1, self._context.n_vocab)
-        tokens = self.shortlist.sample(logits, listed, self._run, readers) if listed else []
-        if not plain:
-            return tokens
-        from_list, from_rows = iter(tokens), iter(self._plain(plain, threads))
-        return [next(from_list if need else from_rows) for _, _, need in jobs]
+        with self._context.exclusive():  # also for the threads: this one waits for them
+            # the first reader waits for the device and sorts the outputs; after that reading changes nothing
+            logits = self._context.output_logits(places[-1])
+            if logits is None:
+                return [-1] * len(jobs)
+            tokens = self.shortlist.sample(logits, listed, self._run, readers) if listed else []
+            if not plain:
+                return tokens
+            from_list, from_rows = iter(tokens), iter(self._plain(plain, threads))
+            return [next(from_list if need else from_rows) for _, _, need in jobs]
 
-    def _plain(self, jobs: Sequence[tuple[Any, int]], threads: int) -> list[int]:
-        context, sample = self._context._resource.pointer, self._lib.llama_sampler_sample
+    def _plain(self, jobs: Sequence[tuple[SamplerChain, int]], threads: int) -> list[int]:
         share = -(-len(jobs) // threads)
         parts = [jobs[at : at + share] for at in range(0, len(jobs), share)]
-        with closing(self._run([partial(_each, sample, context, part) for part in parts])) as found:
+        with closing(self._run([partial(_each, self._context, part) for part in parts])) as found:
             return [token for part in found for token in part]
 
     def _rouse(self, threads: int) -> None:
@@ -134,8 +133,8 @@ class RowPool:
         self._calls = []
 
 
-def _each(sample: Any, context: Any, jobs: Sequence[tuple[Any, int]]) -> list[int]:
-    return [sample(chain, context, row) for chain, row in jobs]
+def _each(context: Context, jobs: Sequence[tuple[SamplerChain, int]]) -> list[int]:
+    return [chain.sample_row(context, row) for chain, row in jobs]
 
 
 def _work(calls: SimpleQueue[Any]) -> None:

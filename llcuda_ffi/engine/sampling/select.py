@@ -32,8 +32,6 @@ class Selection:
         self._context, self._vocab = context, context.model.vocab
         self._chains = Chains(context.model)
         self._backend = BackendSampling(context) if backend_sampling else None
-        self._sample = context._lib.llama_sampler_sample
-        self._get_logits = context._lib.llama_get_logits
 
     def prepare(self, slot: Slot, request: Request) -> None:
         """Give a request that enters a slot its chain; one that comes back has it already."""
@@ -60,14 +58,11 @@ class Selection:
         elif self._backend is None:
             sampler.argmax = lowered_by(chain.names, params, self._vocab)
         if "penalties" in chain.names or "dry" in chain.names:
-            accept, pointer = chain._lib.llama_sampler_accept, chain._ptr
             look_back = max(params.penalty_last_n, params.dry_penalty_last_n)
             if min(params.penalty_last_n, params.dry_penalty_last_n) < 0:
                 look_back = len(request.prompt)
-            for token in request.prompt[max(0, len(request.prompt) - look_back) :].tolist():
-                accept(pointer, token)
-            for token in request.output.token_ids:
-                accept(pointer, token)
+            chain.accept_all(request.prompt[max(0, len(request.prompt) - look_back) :].tolist())
+            chain.accept_all(request.output.token_ids)
         return sampler
 
     def finite(self, batch: Batch, row: int | None = None) -> bool:
@@ -85,12 +80,9 @@ class Selection:
 
     def _logits_start(self, n_outputs: int) -> npt.NDArray[np.float32] | None:
         """The first logit of each output, float32 (n_outputs,)."""
-        pointer = self._get_logits(self._context._resource.pointer) if n_outputs else None
-        if not pointer:
-            return None
-        n_vocab = self._context.n_vocab
-        logits = np.frombuffer(self._context._ffi.buffer(pointer, 4 * n_outputs * n_vocab), np.float32)
-        return logits[::n_vocab]
+        with self._context.exclusive():
+            logits = self._context.output_logits(n_outputs)
+            return None if logits is None else logits[:, 0]
 
     def ahead(self, rows: Sequence[Row], batch: Batch) -> None:
         """After a decode: do for all rows together what is faster so; `token` finds it."""
@@ -108,7 +100,7 @@ class Selection:
                 continue
             if sampler.argmax is None and (threaded or sampler.reach):
                 plain.append(slot)
-                jobs.append((sampler.chain._resource.pointer, row, sampler.reach))
+                jobs.append((sampler.chain, row, sampler.reach))
         if jobs:
             for slot, token in zip(plain, self.rows.sample(jobs, batch.output[: batch.n_tokens]), strict=True):
                 slot.sampled = token
@@ -126,9 +118,10 @@ class Selection:
             return sampler.row.sample(row)
         lowered = sampler.argmax
         if token < 0 and lowered is not None:
-            token = int(self._context._logits(row).argmax())
+            token = int(self._context.logits_view(row).argmax())
         if token < 0 or (lowered and token in lowered):
-            token = self._sample(sampler.chain._resource.pointer, self._context._resource.pointer, row)
+            with self._context.exclusive():
+                token = sampler.chain.sample_row(self._context, row)
         return token, None
 
     def detach(self, slot: Slot) -> None:

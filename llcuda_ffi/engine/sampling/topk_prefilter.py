@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ...core.candidates import Candidates
 from ...core.context import Context
-from ...core.sampler import CANDIDATE
+from ...core.sampler import SamplerChain
 from ...core.vocab import Vocab
 from ...sampling_params import SamplingParams
 
@@ -27,8 +27,8 @@ Ids = npt.NDArray[np.int64]
 Found = tuple[Ids, Ids, Rows]
 Run = Callable[[Sequence[Callable[[], Found]]], Generator[Found]]
 
-# a chain's pointer, its row among the outputs of the last batch, how many of the highest logits it needs
-Job = tuple[Any, int, int]
+# a chain, its row among the outputs of the last batch, how many of the highest logits it needs
+Job = tuple[SamplerChain, int, int]
 
 _COLUMNS = 8192
 _GROUPS = 512  # of columns; their maxima give the bound
@@ -80,11 +80,8 @@ class Shortlist:
     """Samples rows of one context; its buffers are used again."""
 
     def __init__(self, context: Context) -> None:
-        self._lib, self._ffi = context._lib, context._ffi
         self._columns: Rows = np.empty((0, _COLUMNS), np.float32)
-        self._candidates: npt.NDArray[Any] = np.empty(0, CANDIDATE)
-        self._array = self._ffi.new("llama_token_data_array *")
-        self._first: Any = None
+        self._candidates = Candidates(context.model.library)
 
     def sample(self, logits: Rows, jobs: Sequence[Job], run: Run = _in_turn, threads: int = 1) -> list[int]:
         """The token that each chain chooses and accepts, -1 where a row has no number to choose by.
@@ -110,24 +107,15 @@ class Shortlist:
 
     def _choose(self, jobs: Sequence[Job], sizes: Sequence[int], ids: Ids, logits: Rows) -> list[int]:
         """Run each chain on its part of the candidates."""
-        if len(self._candidates) < len(ids):
-            self._candidates = np.empty(2 * len(ids), CANDIDATE)
-            self._first = self._ffi.cast("llama_token_data *", self._ffi.from_buffer(self._candidates))
-        self._candidates["id"][: len(ids)] = ids
-        self._candidates["logit"][: len(ids)] = logits
-        array, first = self._array, self._first
-        apply, accept = self._lib.llama_sampler_apply, self._lib.llama_sampler_accept
+        candidates = self._candidates
+        if len(candidates.rows) < len(ids):
+            candidates.reserve(2 * len(ids))
+        candidates.rows["id"][: len(ids)] = ids
+        candidates.rows["logit"][: len(ids)] = logits
         tokens = []
         start = 0
         for (chain, _, _), size in zip(jobs, sizes, strict=True):
-            token = -1
-            if size:
-                array.data, array.size, array.selected, array.sorted = first + start, size, -1, False
-                apply(chain, array)
-                if 0 <= array.selected < array.size:
-                    token = array.data[array.selected].id
-                    accept(chain, token)
-            tokens.append(token)
+            tokens.append(candidates.choose(chain, start, size) if size else -1)
             start += size
         return tokens
 

@@ -1,0 +1,113 @@
+"""A context's settings: what is checked of them, and the C struct that they become."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from typing import Any
+
+from ..enums import FlashAttnType, PoolingType
+from ..errors import InvalidRequest, UnsupportedByBundle, UnsupportedModel
+from ..hardware.cpu import usable_cores
+from ..native.load import Library
+from ..params import ContextParams
+from .memory import MemoryKind
+from .model import Model
+
+# the abort callback is the C library's strlen: see Context.__init__
+_STRLEN = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
+
+
+def flash_attn_of(params: ContextParams, lines: list[str]) -> bool:
+    """What was asked for, or what libllama's log says that AUTO became."""
+    if params.flash_attn_type != FlashAttnType.AUTO:
+        return params.flash_attn_type == FlashAttnType.ENABLED
+    return any(re.search(r"Flash Attention .*\benabled", line) for line in lines)
+
+
+def memory_kind(model: Model) -> MemoryKind:
+    """What a context of a model remembers by."""
+    if model.is_recurrent:
+        return MemoryKind.RECURRENT
+    if model.is_hybrid:
+        return MemoryKind.HYBRID
+    return MemoryKind.WINDOW if model.n_swa else MemoryKind.FULL
+
+
+def check_sequences(model: Model, params: ContextParams) -> None:
+    """libllama aborts while it makes a context of an encoder-decoder model with streams of their own."""
+    if model.has_encoder and model.has_decoder and params.n_seq_max > 1 and not params.kv_unified:
+        raise UnsupportedModel(
+            "libllama has no separate caches for the sequences of an encoder-decoder model: make the context with "
+            "n_seq_max=1, or kv_unified=True"
+        )
+
+
+def check_cache_types(model: Model, params: ContextParams) -> None:
+    """Older bundles abort where a head does not hold whole blocks of a quantized cache."""
+    whole = model.n_embd // model.n_head if model.n_head > 0 else 0
+    for name, key in (("type_k", "key_length"), ("type_v", "value_length")):
+        kind = getattr(params, name)
+        size = model.library.lib.ggml_blck_size(kind.value)
+        head = int(model.metadata.get(f"{model.architecture}.attention.{key}", whole))
+        if size > 1 and head % size:
+            raise InvalidRequest(
+                f"{name}={kind.name} stores blocks of {size} values, which do not divide this model's heads of {head}: "
+                "use F16 or BF16"
+            )
+
+
+def check_pooling(model: Model, params: ContextParams) -> None:
+    """Bundles since v0.5.0 abort while they plan mean pooling of a micro-batch that the sequences do not divide."""
+    mean = params.pooling_type == PoolingType.MEAN
+    if params.pooling_type == PoolingType.UNSPECIFIED:
+        mean = model.metadata.get(f"{model.architecture}.pooling_type") == str(PoolingType.MEAN.value)
+    if not mean or not model.library.profile.has("model_params.load_mode"):
+        return
+    n_ctx = params.n_ctx or model.n_ctx_train
+    most, n = min(-(-n_ctx // 256) * 256, params.n_ubatch), params.n_seq_max
+    if most % n:
+        raise InvalidRequest(
+            f"mean pooling needs micro-batches (n_ubatch, n_ctx at most: {most}) that are a multiple of n_seq_max "
+            f"({n}): make n_ubatch {-(-most // n) * n}"
+        )
+
+
+def native_params(library: Library, params: ContextParams, abort_flag: Any) -> Any:
+    ffi, lib, profile = library.ffi, library.lib, library.profile
+    native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
+    cores = usable_cores()
+    native.n_threads = params.n_threads or cores
+    native.n_threads_batch = params.n_threads_batch or params.n_threads or cores
+    for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max"):
+        setattr(native, name, getattr(params, name))
+    for name in ("embeddings", "offload_kqv", "op_offload", "no_perf", "swa_full", "kv_unified"):
+        setattr(native, name, getattr(params, name))
+    for name in (
+        "pooling_type",
+        "attention_type",
+        "flash_attn_type",
+        "type_k",
+        "type_v",
+        "rope_scaling_type",
+    ):
+        setattr(native, name, getattr(params, name).value)
+    for name in (
+        "rope_freq_base",
+        "rope_freq_scale",
+        "yarn_ext_factor",
+        "yarn_attn_factor",
+        "yarn_beta_fast",
+        "yarn_beta_slow",
+        "yarn_orig_ctx",
+    ):
+        if getattr(params, name) is not None:
+            setattr(native, name, getattr(params, name))
+    for name in ("n_outputs_max", "n_rs_seq"):
+        if profile.has(f"context_params.{name}"):
+            setattr(native, name, getattr(params, name))
+        elif name == "n_rs_seq" and params.n_rs_seq:
+            raise UnsupportedByBundle(f"n_rs_seq is not in {library.bundle.name}: use the v0.5.0 bundle")
+    native.abort_callback = ffi.cast("ggml_abort_callback", _STRLEN)
+    native.abort_callback_data = abort_flag
+    return native
