@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 # drafts for another model: libllama aborts when they are run without it
 NEEDS_TARGET = frozenset({"dflash", "eagle3", "gemma4-assistant"})
 
@@ -41,38 +37,229 @@ NEEDS = {
 }
 
 # built only for key_length == value_length
-SAME_KEY_AND_VALUE = _names(
-    """
-    afmoe apertus arcee arctic baichuan bailingmoe2 bert bitnet bloom chameleon chatglm codeshell cogvlm
-    cohere2 cohere2moe command-r dbrx deci deepseek dots1 dream ernie4_5 ernie4_5-moe eurobert exaone
-    exaone-moe exaone4 falcon gemma gemma2 gemma3 glm4 glm4moe gpt-oss gpt2 gptneox granite granite_swa
-    granitehybrid granitemoe graniteswitch grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3
-    internlm2 jais jais2 jina-bert-v2 jina-bert-v3 laguna llada llada-moe llama llama-embed llama4
-    maincoder maple mellum minicpm minimax-01 minimax-m2 minimax-m3 mistral3 modern-bert mpt muse-
-    glimmer nanbeige nemotron nemotron_h nemotron_h_moe neo-bert nomic-bert nomic-bert-moe olmo olmo2
-    olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo pockettts qwen qwen2 qwen2moe
-    qwen2vl qwen3 qwen35 qwen35moe qwen3moe qwen3next qwen3vl qwen3vlmoe qwen4exp refact rnd1 seed_oss
-    smallthinker smollm3 spark2_5 stablelm starcoder starcoder2 t5 t5encoder talkie xverse
-    """
+SAME_KEY_AND_VALUE = frozenset(
+    {
+        "afmoe",
+        "apertus",
+        "arcee",
+        "arctic",
+        "baichuan",
+        "bailingmoe2",
+        "bert",
+        "bitnet",
+        "bloom",
+        "chameleon",
+        "chatglm",
+        "codeshell",
+        "cogvlm",
+        "cohere2",
+        "cohere2moe",
+        "command-r",
+        "dbrx",
+        "deci",
+        "deepseek",
+        "dots1",
+        "dream",
+        "ernie4_5",
+        "ernie4_5-moe",
+        "eurobert",
+        "exaone",
+        "exaone-moe",
+        "exaone4",
+        "falcon",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "glm4",
+        "glm4moe",
+        "gpt-oss",
+        "gpt2",
+        "gptneox",
+        "granite",
+        "granite_swa",
+        "granitehybrid",
+        "granitemoe",
+        "graniteswitch",
+        "grok",
+        "grovemoe",
+        "hunyuan-dense",
+        "hunyuan-moe",
+        "hunyuan_vl",
+        "hy_v3",
+        "internlm2",
+        "jais",
+        "jais2",
+        "jina-bert-v2",
+        "jina-bert-v3",
+        "laguna",
+        "llada",
+        "llada-moe",
+        "llama",
+        "llama-embed",
+        "llama4",
+        "maincoder",
+        "maple",
+        "mellum",
+        "minicpm",
+        "minimax-01",
+        "minimax-m2",
+        "minimax-m3",
+        "mistral3",
+        "modern-bert",
+        "mpt",
+        "muse-glimmer",
+        "nanbeige",
+        "nemotron",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "neo-bert",
+        "nomic-bert",
+        "nomic-bert-moe",
+        "olmo",
+        "olmo2",
+        "olmoe",
+        "openelm",
+        "orion",
+        "paddleocr",
+        "pangu-embedded",
+        "phi2",
+        "phi3",
+        "phimoe",
+        "plamo",
+        "pockettts",
+        "qwen",
+        "qwen2",
+        "qwen2moe",
+        "qwen2vl",
+        "qwen3",
+        "qwen35",
+        "qwen35moe",
+        "qwen3moe",
+        "qwen3next",
+        "qwen3vl",
+        "qwen3vlmoe",
+        "qwen4exp",
+        "refact",
+        "rnd1",
+        "seed_oss",
+        "smallthinker",
+        "smollm3",
+        "spark2_5",
+        "stablelm",
+        "starcoder",
+        "starcoder2",
+        "t5",
+        "t5encoder",
+        "talkie",
+        "xverse",
+    }
 )
 
 # built only for rope.dimension_count == key_length
-WHOLE_HEAD_ROTATES = _names(
-    """
-    apertus arcee arctic baichuan chameleon codeshell cogvlm cohere2moe dbrx deci deepseek dots1 dream
-    ernie4_5 ernie4_5-moe exaone exaone-moe exaone4 falcon granite granite_swa granitemoe graniteswitch
-    grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais2 llada llada-moe llama
-    llama-embed llama4 maincoder mellum minicpm mistral3 olmo olmo2 olmoe orion paddleocr pangu-embedded
-    plamo pockettts qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe rnd1 seed_oss smallthinker
-    smollm3 starcoder2 talkie xverse
-    """
+WHOLE_HEAD_ROTATES = frozenset(
+    {
+        "apertus",
+        "arcee",
+        "arctic",
+        "baichuan",
+        "chameleon",
+        "codeshell",
+        "cogvlm",
+        "cohere2moe",
+        "dbrx",
+        "deci",
+        "deepseek",
+        "dots1",
+        "dream",
+        "ernie4_5",
+        "ernie4_5-moe",
+        "exaone",
+        "exaone-moe",
+        "exaone4",
+        "falcon",
+        "granite",
+        "granite_swa",
+        "granitemoe",
+        "graniteswitch",
+        "grok",
+        "grovemoe",
+        "hunyuan-dense",
+        "hunyuan-moe",
+        "hunyuan_vl",
+        "hy_v3",
+        "internlm2",
+        "jais2",
+        "llada",
+        "llada-moe",
+        "llama",
+        "llama-embed",
+        "llama4",
+        "maincoder",
+        "mellum",
+        "minicpm",
+        "mistral3",
+        "olmo",
+        "olmo2",
+        "olmoe",
+        "orion",
+        "paddleocr",
+        "pangu-embedded",
+        "plamo",
+        "pockettts",
+        "qwen2",
+        "qwen2moe",
+        "qwen2vl",
+        "qwen3",
+        "qwen3moe",
+        "qwen3vl",
+        "qwen3vlmoe",
+        "rnd1",
+        "seed_oss",
+        "smallthinker",
+        "smollm3",
+        "starcoder2",
+        "talkie",
+        "xverse",
+    }
 )
 
 # without attention: no heads
-NO_ATTENTION = _names("arwkv7 mamba mamba2 rwkv6 rwkv6qwen2 rwkv7 wavtokenizer-dec")
+NO_ATTENTION = frozenset(
+    {
+        "arwkv7",
+        "mamba",
+        "mamba2",
+        "rwkv6",
+        "rwkv6qwen2",
+        "rwkv7",
+        "wavtokenizer-dec",
+    }
+)
 
 # without rotary positions: an odd head size is fine
-NO_ROPE = _names("bert bloom gpt2 jina-bert-v2 jais mpt refact starcoder t5 t5encoder")
+NO_ROPE = frozenset(
+    {
+        "bert",
+        "bloom",
+        "gpt2",
+        "jais",
+        "jina-bert-v2",
+        "mpt",
+        "refact",
+        "starcoder",
+        "t5",
+        "t5encoder",
+    }
+)
 
 # whose output may be wider or narrower than the hidden state
-OWN_OUTPUT_WIDTH = _names("deepseek4 gemma4-assistant lfm2 lfm2moe qwen4exp wavtokenizer-dec")
+OWN_OUTPUT_WIDTH = frozenset(
+    {
+        "deepseek4",
+        "gemma4-assistant",
+        "lfm2",
+        "lfm2moe",
+        "qwen4exp",
+        "wavtokenizer-dec",
+    }
+)
