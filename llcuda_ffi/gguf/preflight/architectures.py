@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 # drafts for another model: libllama aborts when they are run without it
 NEEDS_TARGET = frozenset({"dflash", "eagle3", "gemma4-assistant"})
 
