@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from ..engine.request import Request
-from ..errors import InvalidRequest, LlcudaError
+from ..errors import EngineFailure, InvalidRequest, LlcudaError
 from ..llama import Llama
 from ..params import override
 from ..sampling_params import SamplingParams
@@ -53,6 +53,8 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
             entry = flight.popleft()
             if isinstance(entry, Request):
                 llm.engine.wait(entry)
+                if isinstance(entry.error, EngineFailure):
+                    raise entry.error  # no later line can be computed either
                 result = {"error": str(entry.error)} if entry.error else to_json(entry.completion)
             else:
                 result = {"error": entry}
@@ -61,18 +63,22 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
             out.flush()
             bar.update(1)
 
-        for line in _lines(source, done):
-            try:
-                prompt, settings = _parse(line)
-                request = llm.requests(prompt, override(params, settings))[0]
-                llm.engine.submit(request)
-                flight.append(request)
-            except LlcudaError as error:
-                flight.append(str(error))
-            while len(flight) >= _WINDOW * llm.n_parallel:
+        try:
+            for line in _lines(source, done):
+                try:
+                    prompt, settings = _parse(line)
+                    request = llm.requests(prompt, override(params, settings))[0]
+                except LlcudaError as error:
+                    flight.append(str(error))
+                else:
+                    llm.engine.submit(request)
+                    flight.append(request)
+                while len(flight) >= _WINDOW * llm.n_parallel:
+                    write_first()
+            while flight:
                 write_first()
-        while flight:
-            write_first()
+        finally:
+            llm.engine.cancel(*(entry for entry in flight if isinstance(entry, Request)))
         if not piped:
             os.fsync(out.fileno())
     click.echo(f"{total - done} prompts, {failed} failed", err=True)
