@@ -2,9 +2,6 @@
 
 `step()` computes one batch: a token for each generating slot (with the tokens drafted for it), then chunks of
 prompts. It is plain and synchronous; who calls it, and from which thread, is the loop's matter (loop.py).
-
-What goes wrong for one request ends that request. An exception that leaves `step()` (Ctrl-C) loses nothing: the next
-step forgets what the KV cache holds, has every request wait again, and computes what was lost.
 """
 
 from __future__ import annotations
@@ -20,10 +17,9 @@ from .adapter_turns import AdapterTurns
 from .disk_cache import DiskCache
 from .encoder import Encoder
 from .failures import failure_of
-from .metrics import Metrics
+from .lifecycle import Lifecycle
 from .plan import Planner, Row
 from .prefix_cache import PrefixCache
-from .queue import RequestQueue
 from .request import Request
 from .results import FinishReason, TokenLogprob
 from .sampling.logprobs import log_softmax, token_logprob
@@ -35,15 +31,11 @@ from .thread_control import ThreadControl
 T = TypeVar("T")
 
 
-class Scheduler:
+class Scheduler(Lifecycle):
     """Continuous batching over one context.
 
     Attributes:
-        context: has one sequence for each slot.
         n_ctx: most tokens of one request.
-        slots: as many as the context has sequences.
-        selection: selects their tokens.
-        metrics: counters.
         prefix_cache: whether finished requests leave their tokens for later ones.
     """
 
@@ -62,18 +54,13 @@ class Scheduler:
         selection: Selection | None = None,
     ) -> None:
         """`selection`: what chooses the tokens, in place of the usual."""
-        assert context.memory is not None
-        self.context, self.memory = context, context.memory
+        super().__init__(context, selection or Selection(context, backend_sampling=backend_sampling))
         self.model, self.vocab = context.model, context.model.vocab
         self.n_ctx = min(n_ctx or context.n_ctx_seq, context.n_ctx_seq)
         self._encoder = Encoder(context) if context.model.has_encoder else None
         self.prefix_cache = prefix_cache and self._encoder is None
-        self.metrics = Metrics()
-        self.slots = [Slot(i) for i in range(context.n_seq_max)]
         self._planner = Planner(context, drafter)
-        self.selection = selection or Selection(context, backend_sampling=backend_sampling)
         self._threads = threads
-        self._requests = RequestQueue()
         self._turns = AdapterTurns(context)
         self.prefixes = PrefixCache(
             context,
@@ -83,49 +70,11 @@ class Scheduler:
             checkpoint_bytes=checkpoint_bytes,
             disk=DiskCache(context, disk_cache_bytes) if disk_cache_bytes else None,
         )
-        self._unfinished = False  # a step was left in the middle
-        self._full = False  # a request had to make room: nobody is admitted before another one ends
-        self._steps = 0
-
-    # --- from any thread ---
-
-    def submit(self, request: Request) -> None:
-        """Queue a request."""
-        self._requests.submit(request)
-
-    def cancel(self, request: Request) -> None:
-        """End a request as "cancelled" in the next step."""
-        self._requests.cancel(request)
-
-    @property
-    def idle(self) -> bool:
-        """Whether there is nothing to do."""
-        return not len(self._requests)
-
-    @property
-    def wanted(self) -> bool:
-        """Whether there are requests that nobody cancelled."""
-        return any(not request.place.cancelled for request in self._requests)
-
-    @property
-    def running(self) -> int:
-        """Requests in a slot."""
-        return sum(slot.request is not None and not slot.request.done for slot in self.slots)
-
-    @property
-    def queued(self) -> int:
-        """Requests that wait for a slot."""
-        return max(0, len(self._requests) - self.running)
 
     @property
     def n_threads(self) -> int:
         """CPU threads in use."""
         return self._threads.n_threads if self._threads else self.context.params.n_threads or 0
-
-    @property
-    def busy(self) -> float:
-        """Requests that run or wait, for each slot."""
-        return len(self._requests) / len(self.slots)
 
     # --- the step ---
 
@@ -242,11 +191,6 @@ class Scheduler:
                 self._fail_request(request, failure)
                 self._forget_idle()  # what was brought into a slot, or not, is not known
             return False
-
-    def _forget_idle(self) -> None:
-        for slot in self.slots:
-            if slot.request is None:
-                self.prefixes.forget(slot)
 
     def _prompting(self, leader: Request) -> bool:
         return not leader.done and not leader.output.token_ids
@@ -405,35 +349,6 @@ class Scheduler:
         else:
             self.prefixes.forget(slot)
 
-    def _finish(self, request: Request, reason: FinishReason) -> None:
-        """The end of a request."""
-        try:
-            request.finish(reason)
-        except Exception as error:
-            self._fail_request(request, failure_of(error))
-            return
-        self._requests.remove(request)
-        self.metrics.finished(request)
-
-    def _fail(self, slot: Slot, error: BaseException) -> None:
-        request = slot.request
-        if request is None:
-            return
-        self._release(slot, request)
-        self.prefixes.forget(slot)
-        self._fail_request(request, error)
-
-    def _fail_request(self, request: Request, error: BaseException) -> None:
-        request.fail(error)
-        self._requests.remove(request)
-        self.metrics.failed()
-
-    def _release(self, slot: Slot, request: Request) -> None:
-        self.selection.release(slot, request)
-        slot.reset()
-        slot.used = self._steps
-        self._full = False
-
     def _purge(self, rows: Sequence[Row]) -> None:
         """Logits are not numbers: the request that caused it fails, nothing that it left in the memory stays.
 
@@ -468,55 +383,3 @@ class Scheduler:
             return
         self._requeue(max(active, key=Slot.arrival))
         self._full = True
-
-    def _requeue(self, slot: Slot) -> None:
-        request = slot.request
-        assert request is not None
-        self.selection.detach(slot)
-        slot.reset()
-        self.prefixes.forget(slot)
-        self._requests.push(request)
-
-    def _recover(self) -> None:
-        """A step was interrupted: what the KV cache holds is not known. Compute it again."""
-        self.memory.clear(data=False)
-        self._full = False
-        for slot in self.slots:
-            self._leave(slot)
-            slot.forget()
-        self._requests.rebuild(self._resume)
-
-    def _resume(self, request: Request) -> bool:
-        """Make a request agree with its tokens again; returns whether it goes on."""
-        if request.done:
-            request.notify()  # its end may have been interrupted before that
-            return False
-        if (reason := request.output.rewind()) is not None:
-            self._finish(request, reason)
-            return False
-        self.selection.drop(request)  # it may have drawn a token that the request never got
-        return True
-
-    def _leave(self, slot: Slot) -> None:
-        """Take the request out of a slot, whatever state it is in."""
-        self.selection.detach(slot)
-        if slot.request is not None and slot.request.done:
-            self.selection.release(slot, slot.request)
-        slot.reset()
-
-    def abandon(self, error_of: Callable[[], LlcudaError]) -> None:
-        """End every request with an exception; no step may follow."""
-        self._requests.collect()
-        for request in self._requests:
-            if not request.done:
-                request.fail(error_of())
-                self.metrics.failed()
-            self._requests.remove(request)
-        for slot in self.slots:
-            self._leave(slot)
-
-    def close(self, error_of: Callable[[], LlcudaError]) -> None:
-        """End every request with an exception and free the chains."""
-        self.abandon(error_of)
-        self.prefixes.close()
-        self.selection.close()
