@@ -106,12 +106,14 @@ class Pin:
 
     def why_unsupported(self) -> str | None:
         """Why this bundle cannot run on this machine (its platform, C library, processor); None if it can."""
+        if sys.platform != "linux":
+            return f"llcuda_ffi loads libraries of Linux (x86-64, aarch64) only, this machine is {here()}"
         if here() != self.platform:
             return f"it is built for {self.platform}, this machine is {here()}"
         lacking = [feature for feature in self.cpu if feature not in cpu_features()] if self.cpu else []
         if lacking:
             return f"it needs a processor with {', '.join(lacking)}"
-        if self.min_glibc is None or sys.platform != "linux":
+        if self.min_glibc is None:
             return None
         found = glibc_version()
         if found is None:
@@ -184,8 +186,12 @@ def _data() -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _table() -> tuple[str, dict[str, Pin]]:
     data = _data()
-    found = [_pin(table) for table in data["bundle"]]
-    return data["default"], {pin.name: pin for pin in found}
+    pins: dict[str, Pin] = {}
+    for pin in map(_pin, data["bundle"]):
+        # a name means the build for this machine, where there is one
+        if pin.name not in pins or pin.platform == here():
+            pins[pin.name] = pin
+    return data["default"], pins
 
 
 def default_name() -> str:

@@ -10,7 +10,8 @@ ABI mode has no compiler to check declarations, and a wrong layout is memory cor
 6. the fields in it
 
 Steps 3 to 6 call only functions without struct arguments, through ctypes: x86-64 returns a struct of more
-than 16 bytes through a hidden first pointer, so `void f(void *)` is what the machine code takes.
+than 16 bytes through a hidden first pointer, so `void f(void *)` is what the machine code takes. On aarch64 the fields
+alone are compared.
 """
 
 from __future__ import annotations
@@ -114,6 +115,22 @@ def capture(library: ctypes.CDLL, function: str) -> tuple[bytes, frozenset[int]]
     return runs[0], frozenset(untouched)
 
 
+class _Result(ctypes.Structure):
+    """Larger than any struct that is returned: by the rules of every platform, memory whose address is passed."""
+
+    _fields_ = (("content", ctypes.c_uint8 * _SIZE),)
+
+
+def capture_by_value(library: ctypes.CDLL, function: str) -> bytes:
+    """What `function` returns, through the platform's own calling convention (aarch64 passes the address in x8).
+
+    Bytes that it does not write hold anything.
+    """
+    call = getattr(library, function)
+    call.restype, call.argtypes = _Result, [ctypes.c_void_p, ctypes.c_int32]
+    return bytes(call(None, 0))
+
+
 def canary_problems(library: ctypes.CDLL, profile: Profile, *, exact: bool) -> list[str]:
     """Steps 5 and 6: what the library writes has the layout and the values of the profile.
 
@@ -121,10 +138,13 @@ def canary_problems(library: ctypes.CDLL, profile: Profile, *, exact: bool) -> l
         exact: compare byte for byte with what was measured on the pinned build. Without it another compiler
             may treat padding as it likes; every field is compared all the same.
     """
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return []  # aarch64 returns structs through x8: there step 1 stands alone
     problems = []
     for function, canary in profile.canaries.items():
+        if platform.machine() not in ("x86_64", "AMD64"):
+            # what lies between and behind the fields is not known there
+            if wrong := _field_problems(profile, function, capture_by_value(library, function), frozenset(), 0):
+                problems.append(f"{function} writes {'; '.join(wrong)}")
+            continue
         raw, untouched = capture(library, function)
         extent = max(set(range(_SIZE)) - untouched, default=-1) + 1
         holes = tuple(sorted(i for i in untouched if i < extent))

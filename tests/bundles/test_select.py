@@ -12,6 +12,7 @@ import pytest
 
 from llcuda_ffi.bundles import InstalledBundle, pins, select
 from llcuda_ffi.bundles.select import IMPOSSIBLE, JIT, NATIVE, CudaCode
+from llcuda_ffi.core.placement import from_log
 from llcuda_ffi.devices import placement
 from llcuda_ffi.devices.placement import Device, Room
 from llcuda_ffi.errors import IncompatibleGpu, InvalidRequest
@@ -262,7 +263,7 @@ def test_layers_that_fit(smollm2: Path) -> None:
 
 def test_placement_from_the_log() -> None:
     """What libllama says while it loads becomes layers and bytes by device."""
-    found = placement.from_log(
+    found = from_log(
         [
             "load_tensors: layer   0 assigned to device CPU, is_swa = 0",
             "load_tensors: layer   1 assigned to device CUDA0, is_swa = 0",

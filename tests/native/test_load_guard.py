@@ -235,6 +235,26 @@ profile.PROFILES["v0.5.0"] = dataclasses.replace(p, canaries={{F: c}})
     assert f"{function} writes {expected}" in message
 
 
+def test_fields_through_the_platforms_own_convention(bundle: bundles.InstalledBundle) -> None:
+    """What aarch64 has in place of the byte canary finds a profile's fields right, and another profile's wrong."""
+    out = run_child(
+        LOAD
+        + """
+import platform
+from llcuda_ffi.native.load import open_core
+library, _ = open_core(bundle.path, list(bundle.libraries))
+platform.machine = lambda: "aarch64"
+for name in ("v0.5.0", "v0.6.0"):
+    print(json.dumps(guard.canary_problems(library, profile.PROFILES[name], exact=True)))
+""",
+        bundle.path,
+    )
+    right, wrong = map(json.loads, out.splitlines())
+    assert right == []
+    assert len(wrong) == 1
+    assert "llama_context_default_params writes" in wrong[0]
+
+
 def test_step_5_a_forged_library(copy: Copy, tmp_path: Path) -> None:
     """A library whose defaults function writes nothing, its machine code patched to return at once, is refused."""
     offset = int(
