@@ -200,6 +200,17 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
         # exit, where such threads may be held (native/handle.py).
         weakref.finalize(self, self.engine.stop).atexit = False
 
+    @classmethod
+    def from_pretrained(cls, repo_id: str, filename: str | None = None, **settings: Any) -> Self:
+        """A model of the Hugging Face hub, as llama-cpp-python names this: `Llama(f"{repo_id}:{filename}")`.
+
+        Args:
+            filename: a file of the repository, a pattern such as "*q8_0.gguf", or a quantization such as "Q4_K_M"; None
+                takes Q4_K_M where there is one.
+            **settings: of Llama.
+        """
+        return cls(f"{repo_id}:{filename}" if filename else repo_id, **settings)
+
     @property
     def closed(self) -> bool:
         """Whether it was closed."""

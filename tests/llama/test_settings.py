@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llcuda_ffi import ContextParams, Embedder, Llama, SamplingParams
+from llcuda_ffi import ContextParams, Embedder, Llama, Reranker, SamplingParams
 from llcuda_ffi.errors import InvalidRequest, UnknownSetting
 
 STORY = "Once upon a time"
@@ -129,6 +129,8 @@ def test_bad_llama_settings(smollm2: Path, settings: dict[str, object]) -> None:
         (lambda: Llama("smollm2-135m", verbose=False), "logging"),  # type: ignore[call-arg]
         (lambda: Embedder("all-minilm-l6-v2", max_seq_length=3), "max_tokens"),  # type: ignore[call-arg]
         (lambda: ContextParams(n_thread=3), "did you mean n_threads"),  # type: ignore[call-arg]
+        (lambda: Reranker("all-minilm-l6-v2", max_token=3), "did you mean max_tokens"),  # type: ignore[call-arg]
+        (lambda: Llama.from_pretrained("smollm2-135m", n_gpu_layer=3), "did you mean n_gpu_layers"),
     ],
 )
 def test_unknown_settings(make: Callable[[], object], words: str) -> None:
