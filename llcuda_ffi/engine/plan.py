@@ -76,8 +76,8 @@ class Planner:
                 return
             scoring = slot.request is not None and slot.request.scoring
             stop = slot.n_past + (min(room, self._scored) if scoring else room)
-            chunk = slot.todo[slot.n_past : min(stop, slot.wanted[0]) if slot.wanted else stop]
-            last = slot.n_past + len(chunk) == len(slot.todo)
+            chunk = slot.pending_tokens[slot.n_past : min(stop, slot.wanted[0]) if slot.wanted else stop]
+            last = slot.n_past + len(chunk) == len(slot.pending_tokens)
             output: Literal["all", "last", "none"] = "all" if scoring else "last" if last else "none"
             start, stop = batch.extend(chunk, slot.n_past, slot.index, output=output)
             if scoring:

@@ -192,7 +192,9 @@ class PrefixCache:
     def checkpoint(self, slot: Slot) -> None:
         """Keep the state of a slot that is where one is wanted."""
         slot.wanted.pop(0)
-        self.checkpoints.add(slot.key, slot.todo[: slot.n_past], self._sequences.read(slot.index, partial=True))
+        self.checkpoints.add(
+            slot.key, slot.pending_tokens[: slot.n_past], self._sequences.read(slot.index, partial=True)
+        )
 
     def before_drafts(self, slots: Iterable[Slot]) -> None:
         """Before a batch that verifies drafts: keep the states of memories that cannot be rolled back."""

@@ -176,7 +176,7 @@ class Scheduler(Lifecycle):
             slot, n_past = placed
             progress = request.progress
             progress.cached_tokens = min(progress.cached_tokens, n_past) if request.output.token_ids else n_past
-            slot.request, slot.state, slot.todo, slot.n_past = request, State.PROMPT, tokens, n_past
+            slot.request, slot.state, slot.pending_tokens, slot.n_past = request, State.PROMPT, tokens, n_past
             slot.used = self._steps
             if request.scoring:
                 request.prompt_logprobs = []  # from the start, where a step was interrupted
@@ -235,8 +235,8 @@ class Scheduler(Lifecycle):
                 if slot.wanted and slot.n_past == slot.wanted[0]:
                     self.prefixes.checkpoint(slot)
                 continue
-            slot.n_past = len(slot.todo)
-            slot.kept = slot.todo
+            slot.n_past = len(slot.pending_tokens)
+            slot.kept = slot.pending_tokens
             slot.state = State.GENERATING
             assert slot.request is not None
             if slot.request.limit:
@@ -341,7 +341,7 @@ class Scheduler(Lifecycle):
         elif slot.state is State.GENERATING:
             kept = request.tokens()[: slot.n_past]
         else:
-            kept = slot.todo[: slot.n_past]
+            kept = slot.pending_tokens[: slot.n_past]
         self._finish(request, reason)
         self._release(slot, request)
         if self.prefix_cache and request.params.prefix_cache:

@@ -27,7 +27,7 @@ class Slot:
     Attributes:
         state: IDLE, PROMPT (its prompt is being computed) or GENERATING.
         request: whose it is, None when idle.
-        todo: while PROMPT, all tokens to be computed; `n_past` of them are.
+        pending_tokens: while PROMPT, all tokens to be computed; `n_past` of them are.
         n_past: tokens in the KV cache.
         kept: tokens that the KV cache holds and that other requests may reuse.
         last: the token to be computed next while GENERATING, after `run`.
@@ -51,13 +51,13 @@ class Slot:
         "last",
         "n_past",
         "n_scored",
+        "pending_tokens",
         "request",
         "run",
         "sampled",
         "scored",
         "shared",
         "state",
-        "todo",
         "used",
         "wanted",
     )
@@ -74,7 +74,7 @@ class Slot:
         """Become idle; `kept` stays."""
         self.state = State.IDLE
         self.request: Request | None = None
-        self.todo = _NOTHING
+        self.pending_tokens = _NOTHING
         self.n_past = 0
         self.wanted: list[int] = []
         self.last = self.sampled = self.scored = -1

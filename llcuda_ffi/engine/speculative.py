@@ -138,7 +138,7 @@ class DraftModel:
     def _catch_up(self, slots: Sequence[Slot]) -> list[tuple[int, Slot]]:
         """Bring the draft context to where each slot is; returns the rows of their last tokens."""
         batch, context = self._batch, self._context
-        todo = []
+        pending = []
         for slot in slots:
             assert slot.request is not None
             tokens = slot.request.tokens()
@@ -146,17 +146,17 @@ class DraftModel:
             if not (self._memory.remove(slot.index, shared) and self._memory.holds(slot.index, shared)):
                 self._memory.remove(slot.index)
                 shared = 0
-            todo.append((slot, tokens, shared))
+            pending.append((slot, tokens, shared))
             self._held[slot.index] = tokens
         # long parts first, alone; what ends each sequence goes into the last batch together
-        for slot, tokens, shared in todo:
+        for slot, tokens, shared in pending:
             stop = len(tokens) - 1
             for start in range(shared, stop, batch.capacity):
                 batch.clear()
                 batch.extend(tokens[start : min(stop, start + batch.capacity)], start, slot.index, output="none")
                 context.decode(batch)
         batch.clear()
-        for slot, tokens, _ in todo:
+        for slot, tokens, _ in pending:
             batch.add(int(tokens[-1]), len(tokens) - 1, slot.index, output=True)
         context.decode(batch)
         return list(enumerate(slots))

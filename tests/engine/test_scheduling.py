@@ -30,7 +30,7 @@ def check(scheduler: Scheduler, context: FakeContext) -> None:
         assert not slot.request.done
         assert len(held) == slot.n_past
         if slot.state is State.PROMPT:
-            assert held == slot.todo[: slot.n_past].tolist()
+            assert held == slot.pending_tokens[: slot.n_past].tolist()
     requests = [slot.request for slot in scheduler.slots if slot.request is not None]
     assert len(set(requests)) == len(requests) == scheduler.running
     assert scheduler.idle == (scheduler.running + scheduler.queued == 0)

@@ -144,3 +144,30 @@ def test_rounds_from_eight_threads(path: Path) -> None:
     """Generating, leaving streams, tokenizing, clearing, asking and closing at once: no signal, no hang, only our
     exceptions."""
     assert run_child(ROUNDS, path, 40, timeout=240) == "ok\n"
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from llcuda_ffi import Llama, SamplingParams
+from llcuda_ffi.cli.prompts import run_file
+folder = Path(sys.argv[2])
+lines = '{"prompt": "a", "max_tokens": 400, "ignore_eos": true}\\n' * 200
+(folder / "in.jsonl").write_text(lines)
+import signal, threading
+def interrupt():
+    while not (folder / "out.jsonl").exists() or not (folder / "out.jsonl").stat().st_size:
+        pass
+    signal.raise_signal(signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    with Llama(sys.argv[1], n_ctx=512, n_parallel=4, n_contexts=2) as llm:
+        run_file(llm, folder / "in.jsonl", folder / "out.jsonl", SamplingParams())
+except KeyboardInterrupt:
+    print("interrupted", llm.closed, llm.context.closed)
+"""
+
+
+def test_ctrl_c_in_a_file_of_prompts(path: Path, tmp_path: Path) -> None:
+    """With several contexts too: the run ends with KeyboardInterrupt, and everything is freed."""
+    assert run_child(INTERRUPTED, path, tmp_path) == "interrupted True True\n"

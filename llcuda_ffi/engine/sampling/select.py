@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +77,7 @@ class Selection:
             return True  # sampled on the device: there are none
         if row is not None:
             first = first[int(np.count_nonzero(outputs[:row])) :][:1]
-        return not np.isnan(first).any()
+        return not any(map(isnan, first.tolist()))  # a few numbers: numpy would take longer
 
     def _logits_start(self, n_outputs: int) -> npt.NDArray[np.float32] | None:
         """The first logit of each output, float32 (n_outputs,)."""
