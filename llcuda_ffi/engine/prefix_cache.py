@@ -20,7 +20,7 @@ from ..core.memory import MemoryKind
 from ..core.state import SavedState, checkpoint_data, restore_state, saved_checkpoint, state_size
 from ..errors import BackendFailure, InvalidRequest
 from .adapter_turns import AdapterTurns
-from .checkpoints import Checkpoints, Tokens, wanted_positions
+from .checkpoints import SPACING, Checkpoints, Tokens, wanted_positions
 from .disk_cache import DiskCache, SequenceCopy
 from .host_cache import HostCache, SavedSequence, common_prefix
 from .request import Adapters, Request
@@ -159,6 +159,8 @@ class PrefixCache:
         sequences, seq, n = self._sequences, target.index, way.n
         state = self.checkpoints.get(key, tokens[:n]) if way.checkpoint else None
         if way.source is target:
+            if n == len(target.kept) and not way.checkpoint:
+                self._mark(target)
             if 2 * n < len(target.kept) or not sequences.rolls_back:
                 self._save(target)
             done = True
@@ -182,6 +184,14 @@ class PrefixCache:
         if not done:
             self.forget(target)
         return done
+
+    def _mark(self, slot: Slot) -> None:
+        """Keep a checkpoint of the end of an idle slot's tokens, before a request goes on from there: where an answer
+        ended, the next message may be given anew."""
+        if self.checkpoints.enabled and not self._sequences.copying(slot.index):
+            known = self.checkpoints.known(slot.key, slot.kept)
+            if len(slot.kept) - (known[-1] if known else 0) >= SPACING:
+                self.checkpoints.add(slot.key, slot.kept, self._sequences.read(slot.index, partial=True))
 
     def _read_disk(self, seq: int, tokens: Tokens) -> bool:
         data = None if self._disk is None else self._disk.load(tokens)

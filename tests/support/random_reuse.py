@@ -22,7 +22,7 @@ class Tally:
 
     Attributes:
         requests: how many were compared; `wrong` describes those that differed.
-        prompt_tokens, cached_tokens: of the requests one by one, the first of each beginning included.
+        prompt_tokens, cached_tokens: of all that may reuse something, the first of each beginning included.
     """
 
     requests: int = 0
@@ -85,8 +85,9 @@ class RandomReuse:
         far = max((abs(expected[t] - got[t]) for t in shared), default=9.0) if len(shared) > 4 else 9.0
         self.tally.requests += 1
         self.tally.worst = max(self.tally.worst, far)
-        self.tally.prompt_tokens += result.usage.prompt_tokens
-        self.tally.cached_tokens += result.usage.cached_tokens
+        if "prefix_cache" not in what:
+            self.tally.prompt_tokens += result.usage.prompt_tokens
+            self.tally.cached_tokens += result.usage.cached_tokens
         if far > TOLERANCE:
             self.tally.wrong.append(f"{what}: {far:.3f} off, {result.usage}")
 

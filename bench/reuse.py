@@ -1,0 +1,133 @@
+"""Prompts that were computed before: the second turn, the same prompt again, and a turn after kill -9 and a restart.
+
+On tiny models of each kind of memory, or on models by name. Times to the first token are compared with computing all of
+the same prompt; the tiny heads of tiny models make a short chunk over a long cache dearer than it is in real shapes.
+
+python bench/reuse.py [-r 3] [--tokens 2000] [--kinds llama,smollm2-135m,…] [--steps 60] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import report
+
+from llcuda_ffi import Llama, hub
+from tests.support.random_reuse import RandomReuse, Tally
+from tests.support.tiny_architectures import TINY, lively
+
+KINDS = "llama,deepseek2,gemma3,mamba,lfm2,lfm2-window,granite-hybrid,qwen35"
+WANTED: dict[str, Any] = {"max_tokens": 32, "temperature": 0, "ignore_eos": True}
+
+
+def prompt(n: int) -> list[int]:
+    """n tokens."""
+    return [3 + i * i * 7 % 240 for i in range(n)]
+
+
+def load(path: Path, n: int, **settings: Any) -> Llama:
+    """A Llama for two conversations, that has computed something before; one thread, so tiny are the models."""
+    llm = Llama(path, n_ctx=n + 512, n_parallel=2, n_threads=1, **settings)
+    llm.generate([5, 6, 7], max_tokens=2, prefix_cache=False)
+    return llm
+
+
+def second_turn(llm: Llama, n: int) -> tuple[float, float, int]:
+    """Seconds to the second turn's first token, and of the same prompt cold; and tokens kept of the first prompt."""
+    llm.clear_cache()
+    first = llm.generate(prompt(n), **WANTED)
+    again = llm.generate(prompt(n), max_tokens=1)
+    going_on = [*prompt(n), *first.token_ids, *prompt(30)]
+    warm = llm.generate(going_on, max_tokens=1)
+    cold = llm.generate(going_on, max_tokens=1, prefix_cache=False)
+    return warm.timings.ttft_s, cold.timings.ttft_s, again.usage.cached_tokens
+
+
+def after_restart(path: Path, n: int) -> tuple[float, int]:
+    """Seconds to the first token of the second turn in a new process's Llama, and the tokens not computed; the process
+    that computed the first turn was killed."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LLCUDA_FFI_DISK_CACHE"] = folder
+        child = subprocess.Popen([sys.executable, __file__, "--child", str(path), str(n)], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        answer = [int(token) for token in child.stdout.readline().split()]
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        with load(path, n, disk_cache="4GiB") as llm:
+            warm = llm.generate([*prompt(n), *answer, *prompt(30)], max_tokens=1)
+        return warm.timings.ttft_s, warm.usage.cached_tokens
+
+
+def child(path: Path, n: int) -> None:
+    """Compute a first turn, say what it was, and wait to be killed."""
+    from time import sleep
+
+    with load(path, n, disk_cache="4GiB") as llm:
+        first = llm.generate(prompt(n), **WANTED)
+        sleep(1)  # the writing thread
+        print(*first.token_ids, flush=True)
+        sys.stdin.read()
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        child(Path(sys.argv[2]), int(sys.argv[3]))
+        return
+    p = report.parser(__doc__, rounds=3)
+    p.add_argument("--tokens", type=int, default=2000)
+    p.add_argument("--kinds", default=KINDS)
+    p.add_argument("--steps", type=int, default=60, help="random requests of each kind")
+    a = p.parse_args()
+    rows: dict[str, Any] = {}
+    out: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in a.kinds.split(","):
+            path = Path(folder, kind)
+            if kind in TINY:
+                lively(TINY[kind]()).write(path)
+            else:
+                path = hub.resolve(kind)
+            with load(path, a.tokens) as llm:
+                out = out or report.header("reuse", llm.model.library, {"tokens": a.tokens, "steps": a.steps})
+                runs = [second_turn(llm, a.tokens) for _ in range(a.rounds)]
+                memory = llm.metrics().checkpoint_bytes
+            restarts = [after_restart(path, a.tokens) for _ in range(a.rounds)]
+            tally = Tally()
+            if a.steps:
+                run = RandomReuse(path, 1)
+                tally = run.run(a.steps, Path(folder))
+                run.close()
+            cold = sorted(run[1] for run in runs)[a.rounds // 2]
+            warm = sorted(run[0] for run in runs)[a.rounds // 2]
+            restart = sorted(seconds for seconds, _ in restarts)[a.rounds // 2]
+            rows[kind] = {
+                "cold_s": cold,
+                "second_turn": warm / cold,
+                "restart": restart / cold,
+                "same_prompt_kept": runs[0][2],
+                "restart_kept": restarts[0][1],
+                "random_share": tally.share,
+                "random_requests": tally.requests,
+                "random_wrong": len(tally.wrong),
+                "checkpoint_bytes": memory,
+            }
+            print(
+                f"  {kind:>15}: cold {cold * 1000:6.1f} ms; second turn {warm / cold:5.1%}, after a restart "
+                f"{restart / cold:5.1%}; same prompt: {runs[0][2]} of {a.tokens} kept; random: {tally.share:.0%} of "
+                f"prompt tokens kept, {len(tally.wrong)} of {tally.requests} wrong; checkpoints {memory} bytes"
+            )
+    out["kinds"] = rows
+    report.write(out, a.json)
+
+
+if __name__ == "__main__":
+    main()
