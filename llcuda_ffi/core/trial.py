@@ -78,6 +78,7 @@ def tried(
         "context": kind,
         "adapter": None if adapter is None else str(adapter.absolute()),
     }
+    _child.reap()
     key = _key(facts, settings, used)
     verdicts = Verdicts()
     verdict = verdicts.get(key)
@@ -155,6 +156,8 @@ class _Child:
     def _forked(self) -> None:
         if self._end is not None:
             self._end.detach()
+        if self._process is not None:
+            self._process.returncode = 0  # the parent's child, not ours: never waited for
         self._lock, self._process, self._end = threading.Lock(), None, None
 
     @contextmanager
@@ -173,6 +176,16 @@ class _Child:
                 raise
         if not answer:
             _logger.warning("%s was not tried: no child process could be had", job["parts"][0])
+
+    def reap(self) -> None:
+        """Leave nothing of a process that ended because nobody asked it for a while."""
+        process = self._process
+        if process is not None and process.poll() is not None and self._lock.acquire(blocking=False):
+            try:
+                if self._process is process:
+                    self._close()
+            finally:
+                self._lock.release()
 
     def _send(self, bundle: InstalledBundle, job: Mapping[str, Any]) -> bool:
         if self._process is not None and (self._bundle != bundle.path or self._process.poll() is not None):

@@ -43,7 +43,10 @@ def test_readme(smollm2: Path, number: int) -> None:
     assert run_child(_blocks("README.md")[number], timeout=120).strip()
 
 
-@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/troubleshooting.md", "docs/embeddings.md"])
+PROGRAMS = ["tutorial", "troubleshooting", "embeddings", "reliability"]
+
+
+@pytest.mark.parametrize("page", [f"docs/{name}.md" for name in PROGRAMS])
 def test_page_is_a_program(smollm2: Path, minilm: Path, page: str) -> None:
     """The blocks of a page, in order and in one process."""
     assert run_child("\n".join(_blocks(page)), timeout=200).strip()
