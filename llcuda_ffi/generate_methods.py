@@ -13,12 +13,14 @@ from .engine.adapter_turns import adapters_of
 from .engine.answer_params import AnswerParams
 from .engine.generation import Generation
 from .engine.infill import infill_tokens
+from .engine.media import MediaPrompt
 from .engine.prompts import Prompt, prompt_tokens, split_prompts
 from .engine.request import Request, Tokens
 from .engine.results import Chunk, Completion
 from .engine.sampling.chain import pick_seed
 from .engine.state import Engine
 from .errors import ContextOverflow, InvalidRequest, UnsupportedModel
+from .multimodal.encoder import MediaEncoder
 from .params import INT32_MAX, UINT32_MAX, integer
 from .sampling_params import Params, SamplingParams, params_of_each, sampling_params, with_given
 from .sampling_settings import SamplingSettings
@@ -38,6 +40,7 @@ class GenerateMethods:
     contexts: list[Context]
     engine: Engine
     n_ctx: int
+    media: MediaEncoder | None
     _can_shift: bool
 
     @property
@@ -53,6 +56,34 @@ class GenerateMethods:
         """
         return prompt_tokens(self.vocab, prompt)[0]
 
+    def media_prompt(self, parts: Iterable[str | Any]) -> MediaPrompt:
+        """A prompt of texts, images and sounds in order, for `generate` and `stream`.
+
+            llm.generate(llm.media_prompt(["A photo: ", Path("cat.png"), " shows"]))
+
+        Args:
+            parts: a str is text; a sound is a pair (samples, rate); a path, bytes, a PIL image or an array is an image,
+                or a sound where the model does not see. BOS is added, control tokens in texts are read as such.
+
+        Raises:
+            InvalidRequest: the Llama has no projector, a medium cannot be read, or the last part is no text.
+        """
+        if self.media is None:
+            raise InvalidRequest("this Llama has no projector: Llama(model, mmproj=…)")
+        found: list[Any] = []
+        texts = []
+        for i, part in enumerate(parts):
+            if isinstance(part, str):
+                found.append(self.vocab.tokenize(part, add_special=i == 0, parse_special=True))
+                texts.append(part)
+            else:
+                kind = "audio" if isinstance(part, tuple) or not self.media.projector.sees else "image"
+                if i == 0:
+                    found.append(self.vocab.tokenize("", add_special=True))
+                found.append(self.media.read(kind, part))
+                texts.append(f"<{kind}>")
+        return self.media.prompt(found, "".join(texts))
+
     def infill_prompt(self, prefix: str, suffix: str) -> Tokens:
         """The prompt by which a model fills in what stands between two texts (code models: "fill in the middle").
 
@@ -61,7 +92,15 @@ class GenerateMethods:
         """
         return infill_tokens(self.vocab, prefix, suffix)
 
-    def _request(self, tokens: Tokens, text: str | None, params: SamplingParams, seed: int, stream: bool) -> Request:
+    def _request(
+        self,
+        tokens: Tokens,
+        text: str | None,
+        params: SamplingParams,
+        seed: int,
+        stream: bool,
+        media: MediaPrompt | None = None,
+    ) -> Request:
         room = self.n_ctx - len(tokens)
         if room < 1:
             raise ContextOverflow(
@@ -75,6 +114,8 @@ class GenerateMethods:
                 "max_tokens, make the Llama with a larger n_ctx, or choose overflow='stop' or 'shift'"
             )
         if params.overflow == "shift":
+            if media is not None:
+                raise InvalidRequest("a prompt with images or sound cannot be shifted: choose overflow='stop'")
             if not self._can_shift:
                 raise UnsupportedModel("this model's positions cannot be shifted: choose overflow='stop' or 'error'")
             if params.keep > self.n_ctx - 8:
@@ -97,6 +138,7 @@ class GenerateMethods:
             shown=params.shown if isinstance(params, AnswerParams) else frozenset(),
             stream=stream,
             prompt_text=text,
+            media=media,
         )
         if isinstance(params, AnswerParams):
             if params.budget is not None:
@@ -118,10 +160,11 @@ class GenerateMethods:
         """
         tokens, text = prompt_tokens(self.vocab, prompt)
         seed = pick_seed(params)
-        first = self._request(tokens, text, params, seed, stream)
+        media = prompt if isinstance(prompt, MediaPrompt) else None
+        first = self._request(tokens, text, params, seed, stream, media)
         requests = [first]
         for i in range(1, params.n):
-            other = self._request(tokens, text, params, (seed + i) % UINT32_MAX, stream)
+            other = self._request(tokens, text, params, (seed + i) % UINT32_MAX, stream, media)
             other.follow(first, i)
             requests.append(other)
         return requests

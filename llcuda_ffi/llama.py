@@ -11,6 +11,7 @@ from .bundles import InstalledBundle
 from .chat.methods import ChatMethods
 from .core.context import Context
 from .core.model import Model
+from .core.projector import Projector
 from .devices.placement import Room
 from .engine.assembly import (
     DEFAULT_N_CTX,
@@ -25,8 +26,10 @@ from .engine.state import Engine, LlamaState
 from .enums import FlashAttnType, GGMLType
 from .errors import InvalidRequest
 from .generate_methods import GenerateMethods
+from .hub.references import resolve
 from .isolated.opening import open_isolated
 from .keywords import names_unknown
+from .multimodal.encoder import MediaEncoder
 from .params import ContextParams, ModelParams, byte_size, flag, integer, override
 
 if TYPE_CHECKING:
@@ -74,6 +77,7 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
         n_draft: int | None = None,
         backend_sampling: bool = False,
         bundle: str | InstalledBundle | None = None,
+        mmproj: str | os.PathLike[str] | None = None,
         trial: bool = True,
         isolate: bool = False,
         model_params: ModelParams | None = None,
@@ -111,6 +115,8 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
             backend_sampling: sample on the GPU where a request's samplers allow it (not with constraints, log
                 probabilities or drafts).
             bundle: the libraries to use: the name of a pin or of a build ("native"), a folder, an archive.
+            mmproj: the model's projector, a file or a reference of the hub: conversations then take images or sound,
+                and `media_prompt` makes prompts of them. The bundle must have libmtmd (v0.6.0-cpu, or an own build).
             trial: have a model file that was not seen before opened by a child process first, which it ends if it ends
                 one; files that the registry pins are known.
             isolate: compute in a child process. When that dies (an assertion, a driver, too little memory), the
@@ -126,7 +132,10 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
         asked = dict(locals())
         self._owned: list[Any] = []
         self.contexts: list[Context] = []
+        self.media: MediaEncoder | None = None
         if flag("isolate", isolate):
+            if mmproj is not None:
+                raise InvalidRequest("isolate=True computes text only so far: leave mmproj out, or isolate")
             self.n_parallel = integer("n_parallel", n_parallel, 1, 256)
             self.model, remote = open_isolated({name: asked[name] for name in asked if name not in ("self", "isolate")})
             self._owned.append(self.model)
@@ -189,6 +198,10 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
             self.contexts = [scheduler.context for scheduler in self.engine.schedulers]
             self.context = self.contexts[0]
             self.n_parallel = sum(context.n_seq_max for context in self.contexts)
+            if mmproj is not None:
+                projector = Projector.load(self.model, resolve(mmproj), use_gpu=self.model.placement.on_gpu)
+                self._owned.append(projector)
+                self.media = MediaEncoder(projector)
             # asked once: while a context computes, another thread may ask it nothing
             memory = self.context.memory
             self._can_shift = memory is not None and memory.can_shift and not self.model.has_encoder

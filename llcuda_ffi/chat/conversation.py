@@ -9,11 +9,14 @@ from typing import Any
 
 from ..core.model import Model
 from ..engine.answer_params import AnswerParams
+from ..engine.media import MediaPrompt
 from ..engine.sampling.reasoning_budget import ReasoningBudget
 from ..errors import InvalidRequest
+from ..multimodal.encoder import MediaEncoder
 from ..params import flag
 from ..sampling_params import SamplingParams
 from ..structured.grammars import constrained
+from .media import ChatMedia
 from .messages import Message, check_known, normalize, openai_forms, plain, require_text
 from .opening import Opening, check_gbnf, opening, reasoning_marks
 from .options import ToolChoice
@@ -32,8 +35,8 @@ _TAKEN = {"self", "messages", "tools", "documents", "add_generation_prompt", "co
 class Chat:
     """How conversations are held with one model. Any thread may use it."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, media: MediaEncoder | None = None) -> None:
+        self._model, self._media = model, media
         self._vocab = model.vocab
         self._tokens = PromptTokens(model.vocab)
         self._templates: dict[tuple[str, bool], ChatTemplate] = {}
@@ -101,7 +104,13 @@ class Chat:
         if params.echo:
             raise InvalidRequest("echo is for generate(): a chat's prompt is ChatCompletion.prompt")
         jinja = self.template(template, tools=bool(schemas))
-        chat = normalize(messages)
+        media = ChatMedia()
+        chat = normalize(media.take(messages))
+        if media and self._media is None:
+            raise InvalidRequest(
+                f"the conversation has images or sound, and {self._model.path.name} was loaded without a projector: "
+                "Llama(model, mmproj=…)"
+            )
         require_text(chat)
         check_known(chat, jinja.capabilities.mentions)
         chat = openai_forms(chat)
@@ -121,7 +130,12 @@ class Chat:
             continue_final_message=continue_final_message,
             **self._tokens.guard(_variables(chat_template_kwargs)),
         )
-        text, tokens = self._tokens.tokens(rendered)
+        seen: MediaPrompt | None = None
+        if media and self._media is not None:
+            seen = media.prompt(rendered, self._tokens, self._media)
+            text, tokens = seen.text, seen.tokens
+        else:
+            text, tokens = self._tokens.tokens(rendered)
         reasoning = detect_reasoning(jinja.source)
         first = Opening()
         output_of: Callable[[str], str | None] | None = None
@@ -153,7 +167,7 @@ class Chat:
             first.rules,
             self._budget(params.max_reasoning_tokens, format, reasoning, text),
         )
-        return ChatRequest(text, tokens, params, answer, self._model.path.stem, self._tokens)
+        return ChatRequest(text, tokens, params, answer, self._model.path.stem, self._tokens, seen)
 
     def _budget(
         self, most: int | None, format: str, reasoning: tuple[str, str] | None, prompt: str

@@ -46,7 +46,7 @@ class _AsyncEngine(Protocol):
 def chat_of(llm: _Engine) -> Chat:
     """The Chat of a Llama, made when first needed."""
     if llm.chat_format is None:
-        llm.chat_format = Chat(llm.model)
+        llm.chat_format = Chat(llm.model, getattr(llm, "media", None))
     return llm.chat_format
 
 
@@ -135,9 +135,9 @@ class ChatMethods:
         """
         requests, many = prepare_all(self, messages, params, options)
         if many:
-            done = self.generate([r.tokens for r in requests], [r.params for r in requests])
+            done = self.generate([r.prompt for r in requests], [r.params for r in requests])
         else:
-            done = [self.generate(requests[0].tokens, requests[0].params)]
+            done = [self.generate(requests[0].prompt, requests[0].params)]
         answers = [r.answer(d if isinstance(d, list) else [d]) for r, d in zip(requests, done, strict=True)]
         return answers if many else answers[0]
 
@@ -158,7 +158,7 @@ class ChatMethods:
         requests, many = prepare_all(self, messages, params, with_given(options, n=n, json_schema=json_schema))
         if many:
             raise InvalidRequest("a stream answers one conversation: give one list of messages")
-        chunks = self.stream(requests[0].tokens, requests[0].params)
+        chunks = self.stream(requests[0].prompt, requests[0].params)
         return _stream(requests[0], chunks)
 
     def chat_prompt(self: _Engine, messages: Sequence[Message], **options: Any) -> str:
@@ -206,7 +206,7 @@ class AsyncChatMethods:
         """As Llama.chat: a ChatCompletion, or a list of them for a list of conversations."""
         # rendering and compiling a grammar take milliseconds: not in the event loop
         requests, many = await asyncio.to_thread(prepare_all, self.llama, messages, params, options)
-        done = await asyncio.gather(*(self.generate(r.tokens, r.params) for r in requests))
+        done = await asyncio.gather(*(self.generate(r.prompt, r.params) for r in requests))
         answers = [r.answer(d if isinstance(d, list) else [d]) for r, d in zip(requests, done, strict=True)]
         return answers if many else answers[0]
 
@@ -225,7 +225,7 @@ class AsyncChatMethods:
         if many:
             raise InvalidRequest("a stream answers one conversation: give one list of messages")
         stream = requests[0].stream()
-        chunks = self.stream(requests[0].tokens, requests[0].params)
+        chunks = self.stream(requests[0].prompt, requests[0].params)
         try:
             async for chunk in chunks:
                 for piece in stream.feed(chunk):

@@ -50,13 +50,20 @@ class PromptTokens:
             return [self.guard(v) for v in value]
         return value
 
-    def tokens(self, text: str) -> tuple[str, Tokens]:
-        """A rendered prompt without its marks, and its token ids."""
+    def tokens(self, text: str, *, first: bool = True) -> tuple[str, Tokens]:
+        """A rendered prompt without its marks, and its token ids.
+
+        Args:
+            first: whether the prompt begins with it; else it goes on after an image.
+        """
         if _OPEN in text or _CLOSE in text:
             pieces = self._marked.split(text)
             ids = [self._tokenize(piece or "", parse_special=i % 2 == 0) for i, piece in enumerate(pieces)]
             text = "".join(piece or "" for piece in pieces)
-            return text, self._with_bos(np.concatenate(ids))
+            found = np.concatenate(ids)
+            return text, self._with_bos(found) if first else found
+        if not first:
+            return text, self._tokenize(text)
         known, start = self._known(text)
         if start == 0:
             return text, self._with_bos(self._tokenize(text))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..engine.media import MediaPrompt
 from ..engine.results import Chunk, Completion, TokenLogprob, Usage
 from ..sampling_params import SamplingParams
 from .parsing.deltas import Delta, Parsed
@@ -58,6 +59,7 @@ class ChatRequest:
         format: how the answer is taken apart.
         model: the model's name.
         turns: remembers the answer's tokens for the next turn.
+        media: the prompt with its images and sounds, None where it has none.
     """
 
     text: str
@@ -66,8 +68,14 @@ class ChatRequest:
     format: AnswerFormat
     model: str
     turns: PromptTokens
+    media: MediaPrompt | None = None
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def prompt(self) -> Tokens | MediaPrompt:
+        """What is generated from."""
+        return self.tokens if self.media is None else self.media
 
     def leave_reasoning(self) -> None:
         """Leave reasoning in the content, with its marks."""
@@ -98,7 +106,7 @@ class ChatRequest:
         # a stop string may have cut the last call
         if parsed.tool_calls and finish == "stop" and (not _cut(done) or parsed.tool_calls[-1].complete):
             finish = "tool_calls"
-        if done.finish_reason == "eog":
+        if done.finish_reason == "eog" and self.media is None:
             self.turns.remember_answer(self.text, self.tokens, done.token_ids[:-1])
         return ChatChoice(index, message, finish, done.logprobs, done.parsed)
 

@@ -25,12 +25,14 @@ Examples:
 @model_options
 @sampling_options
 @click.option("-s", "--system", help="The system text.")
+@click.option("--image", multiple=True, help="An image that goes with the first message; may be repeated (--mmproj).")
 @click.option("--template", help="A built-in chat template's name, or a Jinja file.")
 @click.option("--no-think", is_flag=True, help="Ask a reasoning model's template not to think (enable_thinking).")
 def command(
     model: str | None,
     model_option: str | None,
     system: str | None,
+    image: tuple[str, ...],
     template: str | None,
     no_think: bool,
     **given: Any,
@@ -53,6 +55,8 @@ def command(
     with Llama(pick_model(model, model_option), n_parallel=1, **settings) as llm:
         use_adapters(llm, adapters)
         conversation = Conversation(llm, system, sampling, options)
+        for file in image:
+            conversation.show(file)
         if sys.stdin.isatty():
             click.secho(f"{llm.model.path.name}, {llm.n_ctx} tokens of context. /help lists the commands.", err=True)
         read = message_reader(COMMANDS)

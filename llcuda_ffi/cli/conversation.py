@@ -23,6 +23,7 @@ HELP = """\
 /history         show the conversation
 /prompt          show the prompt as the model would see it
 /params [K=V …]  show or change settings: temperature=0.2 seed=1 max_tokens=none
+/image FILE      show an image with the next message (--mmproj)
 /save FILE       write the conversation as JSON
 /load FILE       read it back
 /help            this text
@@ -32,7 +33,20 @@ From a file or a pipe each line is a message: one that ends with \\ goes on, a l
 Ctrl-C stops the answer, not the program."""
 
 
-COMMANDS = ("help", "history", "load", "params", "prompt", "quit", "regenerate", "reset", "save", "system", "undo")
+COMMANDS = (
+    "help",
+    "history",
+    "image",
+    "load",
+    "params",
+    "prompt",
+    "quit",
+    "regenerate",
+    "reset",
+    "save",
+    "system",
+    "undo",
+)
 
 
 class Conversation:
@@ -41,6 +55,7 @@ class Conversation:
     def __init__(self, llm: Llama, system: str | None, settings: dict[str, Any], options: dict[str, Any]) -> None:
         self.llm, self.settings, self.options = llm, settings, options
         self.messages: list[dict[str, Any]] = []
+        self.images: list[str] = []
         if system:
             self.messages.append({"role": "system", "content": system})
         self.color = sys.stdout.isatty()
@@ -49,8 +64,19 @@ class Conversation:
 
     def say(self, text: str) -> None:
         """Answer a message."""
-        self.messages.append({"role": "user", "content": text})
+        content: Any = text
+        if self.images:
+            content = [{"type": "image", "image": image} for image in self.images] + [{"type": "text", "text": text}]
+            self.images = []
+        self.messages.append({"role": "user", "content": content})
         self.answer()
+
+    def show(self, image: str) -> None:
+        """Show an image, a file, with the next message."""
+        if self.llm.media is None:
+            raise InvalidRequest("this model sees nothing: give its projector, --mmproj FILE")
+        self.llm.media.read("image", Path(image))
+        self.images.append(image)
 
     def answer(self) -> None:
         """Stream the answer to the last message; on an error the message is taken back.
@@ -187,6 +213,9 @@ class Conversation:
         if not self.messages:
             raise InvalidRequest("the conversation is empty")
         click.echo(self.llm.chat_prompt(self.messages, **self.options))
+
+    def do_image(self, rest: str) -> None:
+        self.show(rest)
 
     def do_params(self, rest: str) -> None:
         from ..params import override

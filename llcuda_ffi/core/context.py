@@ -25,6 +25,7 @@ from .context_settings import (
     memory_kind,
     native_params,
 )
+from .embedding_batch import EmbeddingBatch
 from .memory import Memory
 from .model import Model
 from .trial import tried
@@ -192,6 +193,41 @@ class Context(Handle):
         with self.exclusive():
             self._compute(self._lib.llama_decode, self.pointer, batch)
 
+    def decode_embeddings(self, batch: EmbeddingBatch, *, causal: bool = True) -> None:
+        """Compute embeddings in place of tokens (llama_decode): a piece of an image or of a sound, without outputs.
+
+        Args:
+            causal: False lets all of them attend to each other; they must be one micro-batch then.
+
+        Raises:
+            InvalidRequest: too many, of another width than the model takes, or of another kind of positions.
+            NoKvSlot, Cancelled, BackendFailure: as `decode`.
+        """
+        with self.exclusive():
+            pointer = self.pointer
+            most = self.n_batch if causal else min(self.n_batch, self.n_ubatch)
+            if batch.n_tokens > most:
+                raise InvalidRequest(
+                    f"a piece of an image has {batch.n_tokens} embeddings, more than {most} at once "
+                    f"({'n_batch' if causal else 'n_ubatch'}): make the Llama with a larger one"
+                )
+            width = int(self._lib.llama_model_n_embd_inp(self.model.pointer))
+            if batch.width != width or batch.sections != (4 if self.model.moves_positions else 1):
+                raise InvalidRequest(
+                    f"embeddings of {batch.width} numbers at {batch.sections} positions do not fit "
+                    f"{self.model.path.name}, which takes {width}"
+                )
+            integer("a sequence id", batch.seq_id, 0, self.n_seq_max - 1)
+            turn = causal != self._causal
+            if turn:
+                self._lib.llama_set_causal_attn(pointer, causal)
+            try:
+                self._compute(self._lib.llama_decode, pointer, batch)
+            finally:
+                if turn:
+                    self._lib.llama_set_causal_attn(pointer, self._causal)
+            self._n_outputs = 0
+
     def encode(self, batch: Batch) -> None:
         """Run the encoder over a batch (llama_encode).
 
@@ -224,7 +260,7 @@ class Context(Handle):
             if outputs > most:
                 raise InvalidRequest(f"the batch asks for {outputs} outputs, more than n_outputs_max ({most})")
 
-    def _compute(self, call: Any, pointer: Any, batch: Batch) -> None:
+    def _compute(self, call: Any, pointer: Any, batch: Batch | EmbeddingBatch) -> None:
         """The C call itself, for a batch already checked."""
         with listen() as heard:
             code = call(pointer, batch.native())

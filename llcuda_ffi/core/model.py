@@ -231,6 +231,11 @@ class Model(Handle):
         return RopeType(self._ask("llama_model_rope_type"))
 
     @property
+    def moves_positions(self) -> bool:
+        """Whether positions have several parts (M-RoPE), so that an image takes fewer than it has embeddings."""
+        return self.rope_type in (RopeType.MROPE, RopeType.IMROPE)
+
+    @property
     def has_encoder(self) -> bool:
         """Whether `Context.encode` applies."""
         return bool(self._ask("llama_model_has_encoder"))

@@ -45,6 +45,7 @@ def tried(
     bundle: InstalledBundle | None = None,
     *,
     adapter: Path | None = None,
+    projector: Path | None = None,
     context: ContextParams | None = None,
 ) -> Iterator[None]:
     """Have the files tried while the block runs, which may load the libraries but must not open the files.
@@ -52,7 +53,7 @@ def tried(
     Args:
         parts: the model's files.
         params: what they will be loaded with; params.trial=False tries nothing.
-        adapter: an adapter to open on top of the model.
+        adapter, projector: a file to open on top of the model.
         context: what a context will be made with; None, or one like the default, is tried with the model.
 
     Raises:
@@ -63,7 +64,7 @@ def tried(
         yield
         return
     library = loaded()
-    files = [*parts, *([adapter] if adapter is not None else [])]
+    files = [*parts, *(file for file in (adapter, projector) if file is not None)]
     try:
         size, facts = sum(path.stat().st_size for path in files), [_identity(path) for path in files]
     except OSError:  # a file is gone meanwhile: the load itself says so
@@ -77,6 +78,7 @@ def tried(
         "use_extra_bufts": params.use_extra_bufts,
         "context": kind,
         "adapter": None if adapter is None else str(adapter.absolute()),
+        "projector": None if projector is None else str(projector.absolute()),
     }
     _child.reap()
     key = _key(facts, settings, used)
@@ -127,7 +129,7 @@ def _raise_if_bad(verdict: Mapping[str, Any], files: Sequence[Path]) -> None:
 
 def _key(facts: Sequence[object], settings: Mapping[str, Any], bundle: InstalledBundle) -> str:
     """What a verdict holds for: the files by content or identity, the libraries, the settings."""
-    rest = {name: value for name, value in settings.items() if name not in ("parts", "adapter")}
+    rest = {name: value for name, value in settings.items() if name not in ("parts", "adapter", "projector")}
     text = json.dumps([facts, rest, sorted(bundle.libraries.items())], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

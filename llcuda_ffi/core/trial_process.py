@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..bundles import InstalledBundle
-from ..native.load import Library, load
+from ..native.load import Library, inherited, load
 from ..params import ContextParams, ModelParams
 from .adapter import LoraAdapter, set_adapters
 from .batch import Batch
@@ -42,6 +42,12 @@ def try_model(library: Library, job: dict[str, Any]) -> None:
     )
     size = sum(os.stat(part).st_size for part in job["parts"])
     settings = _SETTINGS.replace(**job["context"])
+    if job["projector"]:
+        from .projector import Projector
+
+        model = Model.load(job["parts"], params.replace(use_extra_bufts=False))
+        Projector.load(model, job["projector"], use_gpu=False, n_threads=1, warmup=True).close()
+        return
     if size > SMALL and not job["adapter"] and not params.vocab_only:
         dry_run(library, Path(job["parts"][0]), params, [settings], lambda model: _tokenize(library, model))
         return
@@ -96,6 +102,7 @@ def _fork(library: Library, job: dict[str, Any], words: IO[bytes]) -> int:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, job["seconds"])
             _limits()
+            inherited()
             try_model(library, job)
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

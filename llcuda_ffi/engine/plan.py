@@ -45,7 +45,7 @@ class Planner:
             rows = self._runs(generating)
         else:
             batch.token[:n] = [slot.last for slot in generating]
-            batch.pos[:n] = [slot.n_past for slot in generating]
+            batch.pos[:n] = [slot.n_past + slot.moved for slot in generating]
             batch.seq[:n, 0] = [slot.index for slot in generating]
             batch.output[:n] = 1
             batch.n_tokens = n
@@ -63,7 +63,9 @@ class Planner:
             self._drafter.propose(generating, max(0, min(self.most - used, self._chunk)))
         for slot in generating:
             tokens = [*slot.run, slot.last, *slot.draft]
-            start, _ = batch.extend(tokens, slot.n_past, slot.index, output="all" if slot.draft else "last")
+            start, _ = batch.extend(
+                tokens, slot.n_past + slot.moved, slot.index, output="all" if slot.draft else "last"
+            )
             rows.append((start + len(slot.run), slot))
         return rows
 
@@ -74,12 +76,17 @@ class Planner:
         for slot in sorted((slot for slot in slots if slot.state is State.PROMPT), key=Slot.arrival):
             if room <= 0:
                 return
-            scoring = slot.request is not None and slot.request.scoring
+            request = slot.request
+            scoring = request is not None and request.scoring
             stop = slot.n_past + (min(room, self._scored) if scoring else room)
+            if request is not None and request.media is not None:
+                stop = min(stop, request.media.text_until(slot.n_past))
+                if stop == slot.n_past:
+                    continue  # an image: see media.py
             chunk = slot.pending_tokens[slot.n_past : min(stop, slot.wanted[0]) if slot.wanted else stop]
             last = slot.n_past + len(chunk) == len(slot.pending_tokens)
             output: Literal["all", "last", "none"] = "all" if scoring else "last" if last else "none"
-            start, stop = batch.extend(chunk, slot.n_past, slot.index, output=output)
+            start, stop = batch.extend(chunk, slot.n_past + slot.moved, slot.index, output=output)
             if scoring:
                 slot.scored, slot.n_scored = start, len(chunk)
             rows.append((stop - 1 if last else -len(chunk), slot))

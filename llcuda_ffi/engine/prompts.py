@@ -9,10 +9,11 @@ import numpy as np
 
 from ..core.vocab import Vocab
 from ..errors import InvalidRequest
+from .media import MediaPrompt
 from .request import Tokens
 
 # a text, its bytes, token ids, or {"prompt": text} or {"prompt_token_ids": ids}
-Prompt = str | bytes | Sequence[int] | Tokens | Mapping[str, Any]
+Prompt = str | bytes | Sequence[int] | Tokens | Mapping[str, Any] | MediaPrompt
 
 _FORMS = "a text, token ids, {'prompt': text} or {'prompt_token_ids': ids}"
 
@@ -26,7 +27,7 @@ def split_prompts(prompt: Prompt | Iterable[Prompt]) -> tuple[list[Prompt], bool
     Raises:
         InvalidRequest: it is none of those.
     """
-    if isinstance(prompt, (str, bytes, Mapping)):
+    if isinstance(prompt, (str, bytes, Mapping, MediaPrompt)):
         return [prompt], False
     if isinstance(prompt, np.ndarray):
         if prompt.ndim == 1 and prompt.dtype.kind in "iu":
@@ -48,6 +49,8 @@ def prompt_tokens(vocab: Vocab, prompt: Prompt) -> tuple[Tokens, str | None]:
     Raises:
         InvalidRequest: an empty prompt, ids outside the vocabulary, or something that is no prompt.
     """
+    if isinstance(prompt, MediaPrompt):
+        return prompt.tokens, prompt.text
     given: Any = _inner(prompt) if isinstance(prompt, Mapping) else prompt
     text: str | None = None
     if isinstance(given, (str, bytes)):

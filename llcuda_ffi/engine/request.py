@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..core.adapter import LoraAdapter
 from ..core.vocab import Vocab
 from ..sampling_params import SamplingParams
+from .media import MediaPrompt
 from .output import ChunkQueue, Output
 from .results import Completion, FinishReason, Timings, TokenLogprob, Usage
 from .sampling.chain import TokenSampler
@@ -99,6 +100,7 @@ class Request:
         prompt_text: the prompt as it was given, where that was a text.
         prompt_logprobs: log probabilities of the prompt's tokens, where they are asked for and so far.
         index: which of n completions of the prompt it is.
+        media: images and sounds of the prompt, None where it is text alone.
         adapters: LoRA adapters of this request alone.
         place: its place in the queue.
         sampler: what chooses its tokens, while it has a slot.
@@ -118,6 +120,7 @@ class Request:
         "error",
         "index",
         "limit",
+        "media",
         "output",
         "params",
         "place",
@@ -143,18 +146,20 @@ class Request:
         shown: Set[int] = frozenset(),
         stream: bool = False,
         prompt_text: str | None = None,
+        media: MediaPrompt | None = None,
     ) -> None:
         """
         Args:
             shown: control tokens that are written into the text.
             stream: whether chunks are made, in `chunks`.
             prompt_text: the prompt as it was given, where that was a text.
+            media: where embeddings stand in `prompt`.
 
         Raises:
             InvalidRequest: a token or word of the settings is not of the vocabulary.
         """
         self.prompt, self.params, self.limit, self.seed = prompt, params, limit, seed
-        self.prompt_text, self.index = prompt_text, 0
+        self.prompt_text, self.index, self.media = prompt_text, 0, media
         self.prompt_logprobs: list[TokenLogprob | None] | None = None if params.prompt_logprobs is None else []
         self.steps: list[LogitStep] = logit_steps(params, vocab, prompt)
         self.adapters: Adapters = ()

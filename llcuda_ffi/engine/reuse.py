@@ -64,13 +64,16 @@ class ReuseSearch:
         reuse: bool,
     ) -> tuple[list[Reuse], int]:
         """The ways to reuse something, the best first; and the longest beginning seen before, reusable or not."""
-        most = len(tokens) - 1
+        most, media = len(tokens) - 1, request.media
+        if media is not None and media.moves_positions:
+            return [], 0  # what a memory holds is told by positions, and these are not the places of the tokens
+        cut = int if media is None else media.cut
         ways, junction = [], 0
         for slot in self._slots:
             # n completions of one prompt share it even where the cache is off
             if slot.key != key if reuse else slot.request is None or slot.request is not request.place.group:
                 continue
-            shared = min(common_prefix(slot.kept, tokens), most)
+            shared = cut(min(common_prefix(slot.kept, tokens), most))
             if shared:
                 held = len(slot.kept) if slot.request is None else -1
                 low = self._sequences.lowest(slot.index) if self._sequences.window else 0
@@ -80,7 +83,7 @@ class ReuseSearch:
         best = max((way.n for way in ways), default=0)
         if reuse:
             for saved in self._host:
-                shared = min(common_prefix(saved.tokens, tokens), most) if saved.key == key else 0
+                shared = cut(min(common_prefix(saved.tokens, tokens), most)) if saved.key == key else 0
                 held = len(saved.tokens)
                 n, checkpoint = self._reach(shared, held, max(0, held - self._sequences.window), known)
                 junction = max(junction, shared)
@@ -88,7 +91,7 @@ class ReuseSearch:
                     ways.append(Reuse(n, saved=saved, checkpoint=checkpoint))
             if self._sequences.kind is MemoryKind.RECURRENT and known and known[-1] > best:
                 ways.append(Reuse(known[-1], checkpoint=True))
-            if disk is not None:
+            if disk is not None and media is None:
                 best = max((way.n for way in ways), default=0)
                 n = disk.longest(tokens[:most])
                 junction = max(junction, n)

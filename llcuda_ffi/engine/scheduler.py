@@ -18,6 +18,7 @@ from .disk_cache import DiskCache
 from .encoder import Encoder
 from .failures import failure_of
 from .lifecycle import Lifecycle
+from .media import MediaDecoder
 from .plan import Planner, Row
 from .prefix_cache import PrefixCache
 from .request import Request
@@ -62,6 +63,7 @@ class Scheduler(Lifecycle):
         self._planner = Planner(context, drafter)
         self._threads = threads
         self._turns = AdapterTurns(context)
+        self._media = MediaDecoder(context)
         self.prefixes = PrefixCache(
             context,
             self.slots,
@@ -89,10 +91,35 @@ class Scheduler(Lifecycle):
         rows = self._planner.plan(slots)
         if rows:
             self._run(rows)
+        seen = self._see(slots)
         if self.prefixes.unsaved and self.idle:
             self.prefixes.write_disk()
         self._unfinished = False
-        return bool(rows)
+        return bool(rows) or seen
+
+    def _see(self, slots: Sequence[Slot]) -> bool:
+        """Compute a piece of the image or sound that the oldest prompt has come to; returns whether there was one."""
+        waiting = [
+            slot
+            for slot in slots
+            if slot.state is State.PROMPT and (media := slot.request and slot.request.media) and media.at(slot.n_past)
+        ]
+        if not waiting:
+            return False
+        slot = min(waiting, key=Slot.arrival)
+        assert slot.request is not None
+        media = slot.request.media
+        assert media is not None
+        try:
+            slot.n_past += self._media.compute(media, slot.n_past, slot.index)
+        except NoKvSlot as error:
+            self._make_room(error)
+        except LlcudaError as error:
+            self._fail(slot, error)
+        else:
+            slot.moved = media.moved(slot.n_past)
+            slot.wanted = [n for n in slot.wanted if n > slot.n_past]
+        return True
 
     def sweep(self) -> None:
         """End what was cancelled or is too late, without computing anything."""
@@ -177,6 +204,7 @@ class Scheduler(Lifecycle):
             progress = request.progress
             progress.cached_tokens = min(progress.cached_tokens, n_past) if request.output.token_ids else n_past
             slot.request, slot.state, slot.pending_tokens, slot.n_past = request, State.PROMPT, tokens, n_past
+            slot.moved = 0 if request.media is None else request.media.moved(n_past)
             slot.used = self._steps
             if request.scoring:
                 request.prompt_logprobs = []  # from the start, where a step was interrupted
@@ -342,9 +370,10 @@ class Scheduler(Lifecycle):
             kept = request.tokens()[: slot.n_past]
         else:
             kept = slot.pending_tokens[: slot.n_past]
+        moved = request.media is not None and request.media.moves_positions
         self._finish(request, reason)
         self._release(slot, request)
-        if self.prefix_cache and request.params.prefix_cache:
+        if self.prefix_cache and request.params.prefix_cache and not moved:
             self.prefixes.keep(slot, request, kept)
         else:
             self.prefixes.forget(slot)

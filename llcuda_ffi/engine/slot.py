@@ -29,6 +29,7 @@ class Slot:
         request: whose it is, None when idle.
         pending_tokens: while PROMPT, all tokens to be computed; `n_past` of them are.
         n_past: tokens in the KV cache.
+        moved: how far its positions are from its tokens: an image of an M-RoPE model takes fewer.
         kept: tokens that the KV cache holds and that other requests may reuse.
         last: the token to be computed next while GENERATING, after `run`.
         run: tokens before it that are accepted but not computed: a constraint left no choice.
@@ -49,6 +50,7 @@ class Slot:
         "kept",
         "key",
         "last",
+        "moved",
         "n_past",
         "n_scored",
         "pending_tokens",
@@ -75,7 +77,7 @@ class Slot:
         self.state = State.IDLE
         self.request: Request | None = None
         self.pending_tokens = _NOTHING
-        self.n_past = 0
+        self.n_past = self.moved = 0
         self.wanted: list[int] = []
         self.last = self.sampled = self.scored = -1
         self.n_scored = 0

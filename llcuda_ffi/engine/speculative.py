@@ -35,6 +35,8 @@ def _most(slot: Slot, n_draft: int, n_ctx: int) -> int:
     """How many tokens may be drafted for a slot: its request and its sequence must have room for them."""
     request = slot.request
     assert request is not None
+    if request.media is not None:
+        return 0  # tokens of an image are no tokens of a text
     if request.output.constraint is not None or request.params.overflow == "shift":
         return 0  # a constraint is asked token by token; a shift moves positions
     if slot.run:

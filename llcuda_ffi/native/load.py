@@ -6,7 +6,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,13 @@ def load(bundle: InstalledBundle | None = None) -> Library:
                 "use another process"
             )
         return _library
+
+
+def inherited() -> None:
+    """In a fork of a process in which nothing was computed yet: its libllama may be used here."""
+    global _library
+    if _library is not None:
+        _library = replace(_library, pid=os.getpid())
 
 
 def loaded() -> Library | None:

@@ -62,7 +62,7 @@ class ChatTurn:
 
         async def work() -> ChatCompletion:
             prepared = await self.prepared(llm)
-            made = await llm.generate(prepared.tokens, prepared.params)
+            made = await llm.generate(prepared.prompt, prepared.params)
             completions = made if isinstance(made, list) else [made]
             self.stopped_by = completions[0].stop_reason
             return prepared.answer(completions)
@@ -78,7 +78,7 @@ class ChatTurn:
         """The answer's pieces, each with the number of its choice."""
         params, done = prepared.params, []
         parsers = [prepared.stream() for _ in range(params.n)]
-        chunks: Any = model.text().stream(prepared.tokens, params)
+        chunks: Any = model.text().stream(prepared.prompt, params)
         async with contextlib.aclosing(chunks):
             async for part in chunks:
                 if part.completion is not None and not part.index:

@@ -140,7 +140,7 @@ def test_template_settings(llm: Llama) -> None:
     start = [*HI, {"role": "assistant", "content": "My name is"}]
     done = llm.chat(start, continue_final_message=True, max_tokens=4, temperature=0)
     assert done.prompt.endswith("<|im_start|>assistant\nMy name is")
-    with pytest.raises(InvalidRequest, match="only text is supported"):
+    with pytest.raises(InvalidRequest, match="without a projector"):
         llm.chat([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}])
 
 

@@ -26,7 +26,7 @@ LAYERS = [
     ["conversion", "tensor"],
     ["hub"],
     ["engine"],
-    ["structured", "embedding"],
+    ["structured", "embedding", "multimodal"],
     ["chat", "embedder", "isolated"],
     ["generate_methods"],
     ["llama"],

@@ -62,7 +62,8 @@ class Selection:
             look_back = max(params.penalty_last_n, params.dry_penalty_last_n)
             if min(params.penalty_last_n, params.dry_penalty_last_n) < 0:
                 look_back = len(request.prompt)
-            chain.accept_all(request.prompt[max(0, len(request.prompt) - look_back) :].tolist())
+            asked = request.prompt[max(0, len(request.prompt) - look_back) :]
+            chain.accept_all(asked[asked >= 0].tolist())  # below 0: of an image
             chain.accept_all(request.output.token_ids)
         return sampler
 

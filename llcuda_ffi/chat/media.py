@@ -1,0 +1,105 @@
+"""Content parts that are images or sounds: a mark in their place for the template, and the media for its prompt."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.projector import Image, Sound
+from ..engine.media import MediaPrompt
+from ..errors import InvalidRequest
+from ..multimodal.encoder import MediaEncoder
+from ..multimodal.media import from_base64
+from .messages import Message
+from .prompts import PromptTokens
+
+# around the number of a medium; the random name keeps what a user writes from being one
+_BEGIN, _END = "\U000f0002", "\U000f0003"
+_IMAGES = ("image_url", "image", "input_image", "image_pil")
+_SOUNDS = ("input_audio", "audio", "audio_url")
+_VIDEOS = ("video", "video_url", "input_video")
+
+
+class ChatMedia:
+    """The images and sounds of one conversation."""
+
+    def __init__(self) -> None:
+        self._name = secrets.token_hex(8)
+        self._given: list[tuple[str, Any, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def take(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with a mark in place of each image and sound.
+
+        Raises:
+            InvalidRequest: a part that is of another shape than OpenAI's or transformers'.
+        """
+        if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+            return messages  # told by `normalize`
+        return [self._message(message, i) for i, message in enumerate(messages)]
+
+    def _message(self, message: Message, i: int) -> Message:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if not isinstance(content, (list, tuple)):
+            return message
+        parts = []
+        for j, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            what = f"messages[{i}]['content'][{j}]"
+            if kind in _VIDEOS:
+                raise InvalidRequest(f"{what} is a video: libmtmd takes images, so give some of its frames as images")
+            if kind in _IMAGES or kind in _SOUNDS:
+                self._given.append(("image" if kind in _IMAGES else "audio", _value(part, kind, what), what))
+                parts.append({"type": "text", "text": f"{_BEGIN}{self._name}:{len(self._given) - 1}{_END}"})
+            else:
+                parts.append(part)
+        return {**message, "content": parts}
+
+    def prompt(self, rendered: str, tokens: PromptTokens, encoder: MediaEncoder) -> MediaPrompt:
+        """The prompt that a template rendered, its marks replaced by what they stand for.
+
+        Raises:
+            InvalidRequest: a medium cannot be read or encoded, or the template left it out or wrote it twice.
+        """
+        pieces = re.split(f"{_BEGIN}{self._name}:(\\d+){_END}", rendered)
+        numbers = [int(number) for number in pieces[1::2]]
+        if sorted(numbers) != list(range(len(self._given))):
+            raise InvalidRequest(
+                f"the chat template writes {len(numbers)} of {len(self._given)} images and sounds: it takes texts only"
+            )
+        parts: list[npt.NDArray[np.int32] | Image | Sound] = []
+        texts = []
+        for i, piece in enumerate(pieces):
+            if i % 2 == 0:
+                text, ids = tokens.tokens(piece, first=i == 0)
+                texts.append(text)
+                parts.append(ids)
+                continue
+            kind, value, what = self._given[int(piece)]
+            try:
+                parts.append(encoder.read(kind, value))
+            except InvalidRequest as error:
+                raise type(error)(f"{what}: {error}") from None
+            texts.append(f"<{kind}>")
+        return encoder.prompt(parts, "".join(texts))
+
+
+def _value(part: Mapping[str, Any], kind: str, what: str) -> Any:
+    """What stands in a part: {"type": "image_url", "image_url": {"url": …}}, {"type": "image", "image": …}, …"""
+    found = part.get(kind)
+    if found is None:
+        found = next((part[k] for k in ("image", "image_url", "audio", "url", "path", "data") if k in part), None)
+    if isinstance(found, Mapping):
+        if kind == "input_audio" and isinstance(found.get("data"), str):
+            return from_base64(found["data"], "sound")
+        found = next((found[k] for k in ("url", "path", "data") if k in found), None)
+    if found is None:
+        raise InvalidRequest(f"{what} is of type {kind!r} without one: {{'type': {kind!r}, {kind!r}: …}}")
+    return found

@@ -1,0 +1,67 @@
+"""A batch of embeddings in place of tokens (struct llama_batch with `embd`): a piece of an image or of a sound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InvalidRequest
+from ..native.load import load
+
+
+class EmbeddingBatch:
+    """Embeddings of one sequence, at positions of their own; none of them has an output.
+
+    Attributes:
+        n_tokens: how many.
+        width: numbers of each.
+        sections: positions of each: 1, or 4 with M-RoPE.
+        seq_id: their sequence.
+    """
+
+    def __init__(self, embeddings: npt.NDArray[np.float32], positions: npt.NDArray[np.int32], seq_id: int) -> None:
+        """
+        Args:
+            embeddings: float32 (n, n_embd_inp).
+            positions: int32 (n,), or (4, n) with M-RoPE: all t, all y, all x, all z.
+
+        Raises:
+            InvalidRequest: a shape that does not fit, a negative position, or a number that is none.
+        """
+        rows = np.ascontiguousarray(embeddings, np.float32)
+        places = np.ascontiguousarray(positions, np.int32)
+        if rows.ndim != 2 or not len(rows):
+            raise InvalidRequest(f"embeddings must be of shape (n, width), not {rows.shape}")
+        if places.shape not in ((len(rows),), (4, len(rows))) or int(places.min()) < 0:
+            raise InvalidRequest(
+                f"{len(rows)} embeddings need positions of shape (n,) or (4, n) from 0, not {places.shape}"
+            )
+        if not np.isfinite(rows).all():
+            raise InvalidRequest("an embedding that is not a finite number would spoil the sequences beside it")
+        self.n_tokens, self.width = rows.shape
+        self.sections = places.ndim and (4 if places.ndim == 2 else 1)
+        self.seq_id = seq_id
+        ffi = load().ffi
+        n = self.n_tokens
+        seq = np.full(n, seq_id, np.int32)
+        ids = seq.ctypes.data + np.arange(n, dtype=np.uintp) * np.uintp(4)
+        counts, outputs = np.ones(n, np.int32), np.zeros(n, np.int8)
+        self._arrays = (rows, places, seq, ids, counts, outputs)
+        self._views = (
+            ffi.from_buffer("float[]", rows),
+            ffi.from_buffer("llama_pos[]", places),
+            ffi.from_buffer("int32_t[]", counts),
+            ffi.from_buffer("int8_t[]", outputs),
+            ffi.from_buffer(ids),
+        )
+        self._struct: Any = ffi.new("struct llama_batch *")
+        struct = self._struct
+        struct.n_tokens, struct.token = n, ffi.NULL
+        struct.embd, struct.pos, struct.n_seq_id, struct.logits = self._views[:4]
+        struct.seq_id = ffi.cast("llama_seq_id **", self._views[4])
+
+    def native(self) -> Any:
+        """The struct to pass by value."""
+        return self._struct[0]

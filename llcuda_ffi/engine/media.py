@@ -1,0 +1,126 @@
+"""Prompts with images and sounds: where embeddings stand in place of tokens, and how they are computed.
+
+In the prompt's token ids a piece of an image is a run of negative numbers made of its content: equal images are equal
+runs, so the prefix cache works on them as on tokens. Such a run is computed in a batch of its own, at most one
+micro-batch a step, so that running streams wait no longer for it than for a part of another prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.context import Context
+from ..core.embedding_batch import EmbeddingBatch
+
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class MediaSpan:
+    """Embeddings in a prompt.
+
+    Attributes:
+        start: where its first stands among the prompt's tokens.
+        embeddings: float32 (n, n_embd_inp).
+        positions: int32 (4, n) from 0 with M-RoPE, else None.
+        n_pos: positions that it takes; n without M-RoPE.
+        whole: it must be computed in one piece.
+    """
+
+    start: int
+    embeddings: npt.NDArray[np.float32]
+    positions: npt.NDArray[np.int32] | None
+    n_pos: int
+    whole: bool
+
+    @property
+    def stop(self) -> int:
+        """Where the token after it stands."""
+        return self.start + len(self.embeddings)
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPrompt:
+    """A prompt with media, as `Llama.generate` takes it.
+
+    Attributes:
+        tokens: int32 token ids, negative where embeddings stand.
+        spans: these, in order.
+        text: the prompt with a word in place of each medium.
+        n_media_tokens: how many of the tokens are embeddings.
+    """
+
+    tokens: Tokens
+    spans: tuple[MediaSpan, ...]
+    text: str = ""
+    n_media_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n_media_tokens", sum(len(span.embeddings) for span in self.spans))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def moves_positions(self) -> bool:
+        """Whether positions are not the places of the tokens (M-RoPE): such prompts are not reused."""
+        return any(span.positions is not None for span in self.spans)
+
+    def at(self, n: int) -> MediaSpan | None:
+        """The span that the token at `n` is of."""
+        return next((span for span in self.spans if span.start <= n < span.stop), None)
+
+    def text_until(self, n: int) -> int:
+        """Up to where tokens follow each other from `n` on; `n` where an embedding stands there."""
+        return next((max(n, span.start) for span in self.spans if span.stop > n), len(self.tokens) + (1 << 30))
+
+    def moved(self, n: int) -> int:
+        """How far positions are from tokens after the first `n`."""
+        return sum(span.n_pos - len(span.embeddings) for span in self.spans if span.stop <= n)
+
+    def cut(self, n: int) -> int:
+        """The most of the first `n` tokens after which computing can go on."""
+        span = self.at(n)
+        return span.start if span is not None and span.whole else n
+
+
+def placeholders(content: bytes, n: int) -> Tokens:
+    """Negative ids for n embeddings of a content: equal for equal contents, else different."""
+    seed = int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
+    return -np.random.default_rng(seed).integers(2, 1 << 31, n, dtype=np.int64).astype(np.int32)
+
+
+class MediaDecoder:
+    """Computes the embeddings of one context's requests."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def compute(self, prompt: MediaPrompt, n_past: int, seq_id: int) -> int:
+        """Compute the next piece of the span at `n_past`.
+
+        Returns:
+            how many embeddings were computed.
+
+        Raises:
+            DecodeError, InvalidRequest: as `Context.decode`.
+        """
+        span = prompt.at(n_past)
+        assert span is not None
+        first = n_past - span.start
+        count = len(span.embeddings) - first
+        if not span.whole:
+            count = min(count, self._context.n_ubatch)
+        begin = span.start + prompt.moved(n_past)
+        positions: npt.NDArray[np.int32]
+        if span.positions is None:
+            positions = np.arange(begin + first, begin + first + count, dtype=np.int32)
+        else:
+            positions = span.positions[:, first : first + count] + np.int32(begin)
+        batch = EmbeddingBatch(span.embeddings[first : first + count], positions, seq_id)
+        self._context.decode_embeddings(batch, causal=not span.whole)
+        return count

@@ -1,0 +1,106 @@
+"""From texts, images and sounds to one prompt: each medium is encoded once and kept by its content, within a budget."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.projector import Image, MediaChunk, Projector, Sound, TokenChunk
+from ..engine.media import MediaPrompt, MediaSpan, placeholders
+from ..errors import InvalidRequest
+from .media import read_image, read_sound
+
+Tokens = npt.NDArray[np.int32]
+
+CACHE_BYTES = 256 << 20
+
+
+class MediaEncoder:
+    """Encodes media for one text model. Any thread may use it; one encodes at a time.
+
+    Attributes:
+        projector: the loaded mmproj file.
+        hits, misses: media that were found in the cache, and encoded.
+    """
+
+    def __init__(self, projector: Projector, cache_bytes: int = CACHE_BYTES) -> None:
+        self.projector = projector
+        self.hits = self.misses = 0
+        self._budget, self._size = cache_bytes, 0
+        self._kept: OrderedDict[bytes, list[TokenChunk | MediaChunk]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, kind: str, value: Any) -> Image | Sound:
+        """An image or a sound as pixels or samples; `kind` is "image" or "audio".
+
+        Raises:
+            InvalidRequest, MissingExtra: see media.py; or the projector does not take it.
+        """
+        if kind == "image":
+            if not self.projector.sees:
+                raise InvalidRequest(f"{self.projector.path.name} takes no images")
+            return value if isinstance(value, Image) else read_image(value)
+        if not self.projector.hears:
+            raise InvalidRequest(f"{self.projector.path.name} takes no sound")
+        return value if isinstance(value, Sound) else read_sound(value, self.projector.sample_rate)
+
+    def chunks(self, medium: Image | Sound) -> tuple[bytes, list[TokenChunk | MediaChunk]]:
+        """What a medium becomes, and the key of its content."""
+        array = medium.pixels if isinstance(medium, Image) else medium.samples
+        key = hashlib.sha256(repr((array.shape, type(medium).__name__)).encode() + array.tobytes()).digest()
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+                self.hits += 1
+                return key, found
+        made = self.projector.encode([medium], add_special=False)
+        size = sum(chunk.embeddings.nbytes for chunk in made if isinstance(chunk, MediaChunk))
+        with self._lock:
+            self.misses += 1
+            if key not in self._kept and size <= self._budget:
+                self._kept[key] = made
+                self._size += size
+                while self._size > self._budget:
+                    _, old = self._kept.popitem(last=False)
+                    self._size -= sum(chunk.embeddings.nbytes for chunk in old if isinstance(chunk, MediaChunk))
+        return key, made
+
+    def prompt(self, parts: Sequence[Tokens | Image | Sound], text: str) -> MediaPrompt:
+        """A prompt of token ids and media, in order.
+
+        Args:
+            parts: int32 token ids (n,), images and sounds.
+            text: the prompt as text.
+
+        Raises:
+            InvalidRequest: a medium cannot be encoded, or the prompt ends with one.
+            BackendFailure: the encoder failed.
+        """
+        tokens: list[Tokens] = []
+        spans: list[MediaSpan] = []
+        n = 0
+        for part in parts:
+            if isinstance(part, np.ndarray):
+                tokens.append(part)
+                n += len(part)
+                continue
+            key, chunks = self.chunks(part)
+            for chunk in chunks:
+                if isinstance(chunk, TokenChunk):
+                    tokens.append(chunk.tokens)
+                    n += len(chunk.tokens)
+                    continue
+                count = len(chunk.embeddings)
+                tokens.append(placeholders(key + repr(chunk.media).encode(), count))
+                spans.append(MediaSpan(n, chunk.embeddings, chunk.positions, chunk.n_pos, chunk.whole))
+                n += count
+        if spans and spans[-1].stop == n:
+            raise InvalidRequest("a prompt must not end with an image or a sound: add the text to go on from")
+        return MediaPrompt(np.concatenate(tokens), tuple(spans), text)

@@ -1,0 +1,197 @@
+"""Images and sounds as users have them, read within bounds: what libmtmd gets is pixels and samples only."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.projector import MOST_PIXELS, MOST_SAMPLES, Image, Sound
+from ..errors import InvalidRequest, MissingExtra
+
+MOST_BYTES = 64 << 20  # of a file or of its base64 text
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of the first frame
+
+
+def read_image(value: Any) -> Image:
+    """An image as pixels, upright, without transparency.
+
+    Args:
+        value: a path, the bytes of a PNG, JPEG, WebP, GIF or BMP file, a "data:" URL, a PIL image, or an array: uint8
+            (height, width), (height, width, 3) or (height, width, 4), or floats from 0 to 1 of these shapes.
+
+    Raises:
+        InvalidRequest: none of these, a damaged file, or one of too many bytes or pixels.
+        MissingExtra: a file was given and Pillow is not installed.
+    """
+    if isinstance(value, np.ndarray):
+        return Image(_pixels(value))
+    if hasattr(value, "convert") and hasattr(value, "size"):  # a PIL image
+        return Image(_upright(value))
+    pillow = _pillow()
+    raw = _bytes(value, "image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pillow.Image.open(io.BytesIO(raw), formats=_FORMATS) as opened:
+                return Image(_upright(opened))
+    except InvalidRequest:
+        raise
+    except pillow.Image.DecompressionBombError:
+        raise InvalidRequest(f"the image is too large: at most {MOST_PIXELS} pixels") from None
+    except Exception as error:  # Pillow raises what its decoders raise: OSError, ValueError, SyntaxError, struct.error
+        raise InvalidRequest(f"the image cannot be read ({type(error).__name__}: {str(error)[:200]})") from None
+
+
+def _pillow() -> Any:
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError:
+        raise MissingExtra("image files need Pillow: pip install '.[media]', or give an array of pixels") from None
+    return PIL
+
+
+def _upright(image: Any) -> npt.NDArray[np.uint8]:
+    """A PIL image as the camera meant it, transparent parts white, as RGB."""
+    pillow = _pillow()
+    width, height = image.size
+    if not 1 <= width * height <= MOST_PIXELS:
+        raise InvalidRequest(f"an image of {width} × {height} pixels: it must have 1 to {MOST_PIXELS}")
+    image = pillow.ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = pillow.Image.new("RGBA", image.size, "white")
+        image = pillow.Image.alpha_composite(white, image)
+    return np.ascontiguousarray(np.asarray(image.convert("RGB"), np.uint8))
+
+
+def _pixels(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all() or float(array.min(initial=0)) < 0 or float(array.max(initial=0)) > 1:
+            raise InvalidRequest("an image of floats must hold numbers from 0 to 1")
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise InvalidRequest(
+            f"an image array must be uint8 of shape (height, width), (height, width, 3) or (height, width, 4), not "
+            f"{array.dtype} {array.shape}"
+        )
+    if not 1 <= array.shape[0] * array.shape[1] <= MOST_PIXELS:
+        raise InvalidRequest(f"an image of {array.shape[1]} × {array.shape[0]} pixels: it must have 1 to {MOST_PIXELS}")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    elif array.shape[2] == 4:
+        alpha = array[:, :, 3:].astype(np.float32) / 255
+        array = np.rint(array[:, :, :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    return np.ascontiguousarray(array)
+
+
+def read_sound(value: Any, sample_rate: int) -> Sound:
+    """A sound as mono samples at `sample_rate` Hz.
+
+    Args:
+        value: a path, the bytes of a WAV, FLAC, OGG or MP3 file, a "data:" URL, or a pair (samples, rate): floats of
+            shape (n,) or (n, channels).
+
+    Raises:
+        InvalidRequest: none of these, a damaged file, or a sound that is too long.
+        MissingExtra: a file was given and soundfile is not installed; or another rate than wanted and soxr is not.
+    """
+    if isinstance(value, tuple) and len(value) == 2:
+        samples, rate = np.asarray(value[0]), value[1]
+        if samples.dtype.kind == "i":
+            samples = samples / float(np.iinfo(samples.dtype).max)
+    else:
+        samples, rate = _decoded(_bytes(value, "sound"))
+    if not isinstance(rate, (int, np.integer)) or not 1000 <= rate <= 384_000:
+        raise InvalidRequest(f"a sound's rate must be 1,000 to 384,000 Hz, not {rate!r:.40}")
+    if samples.dtype.kind != "f" or samples.ndim not in (1, 2) or not samples.size:
+        raise InvalidRequest("a sound must be numbers of shape (n,) or (n, channels)")
+    mono = samples if samples.ndim == 1 else samples.mean(axis=1)
+    if len(mono) * sample_rate / rate > MOST_SAMPLES:
+        raise InvalidRequest(
+            f"a sound of {len(mono) / rate:.0f} s is too long: at most {MOST_SAMPLES // sample_rate} s"
+        )
+    if rate != sample_rate:
+        try:
+            import soxr
+        except ImportError:
+            raise MissingExtra(
+                f"a sound at {rate} Hz must become one at {sample_rate} Hz: pip install '.[media]' (soxr)"
+            ) from None
+        mono = soxr.resample(np.asarray(mono, np.float32), rate, sample_rate)
+    return Sound(np.ascontiguousarray(mono, np.float32))
+
+
+def _decoded(raw: bytes) -> tuple[npt.NDArray[Any], int]:
+    try:
+        import soundfile
+    except ImportError:
+        raise MissingExtra("sound files need soundfile: pip install '.[media]', or give (samples, rate)") from None
+    try:
+        with soundfile.SoundFile(io.BytesIO(raw)) as file:
+            if file.frames > math.ceil(MOST_SAMPLES * file.samplerate / 16_000) or file.channels > 16:
+                raise InvalidRequest(f"a sound of {file.frames} frames and {file.channels} channels is too large")
+            return file.read(dtype="float32"), int(file.samplerate)
+    except InvalidRequest:
+        raise
+    except Exception as error:
+        raise InvalidRequest(f"the sound cannot be read ({type(error).__name__}: {str(error)[:200]})") from None
+
+
+def _bytes(value: Any, what: str) -> bytes:
+    """The bytes of a file, of bytes or of a data URL, at most MOST_BYTES."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raw = bytes(value)
+    elif isinstance(value, str) and value[:5].lower() == "data:":
+        raw = _data_url(value, what)
+    elif isinstance(value, str) and "://" in value[:16]:
+        raise InvalidRequest(
+            f"an {what} is not fetched from {value.split(':', 1)[0]} addresses: give its bytes, a path or a data: URL"
+        )
+    elif isinstance(value, (str, os.PathLike)):
+        path = Path(value)
+        try:
+            size = path.stat().st_size
+            if size > MOST_BYTES:
+                raise InvalidRequest(f"{path} has {size} bytes: an {what} has at most {MOST_BYTES}")
+            raw = path.read_bytes()
+        except (OSError, ValueError) as error:
+            raise InvalidRequest(f"the {what} {str(value)[:200]} cannot be read: {error}") from None
+    else:
+        raise InvalidRequest(f"an {what} is a path, bytes, a data: URL or an array, not {type(value).__name__}")
+    if not raw or len(raw) > MOST_BYTES:
+        raise InvalidRequest(f"the {what} has {len(raw)} bytes: it must have 1 to {MOST_BYTES}")
+    return raw
+
+
+def _data_url(url: str, what: str) -> bytes:
+    head, comma, data = url.partition(",")
+    if not comma or len(data) > 2 * MOST_BYTES:
+        raise InvalidRequest(f"the data: URL of an {what} has no data, or too much")
+    if not head.lower().endswith(";base64"):
+        return unquote_to_bytes(data)
+    return from_base64(data, what)
+
+
+def from_base64(text: str, what: str) -> bytes:
+    """Bytes of a base64 text.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"the base64 of an {what} is damaged: {error}") from None
