@@ -12,11 +12,15 @@ from ..bundles import ensure, own, pins, store
 from ..bundles.select import choose_here
 from ..errors import BundleError, BundleNotFound
 from ..fetch.progress import megabytes
+from . import tune
 
 
 @click.group()
 def command() -> None:
     """Install, list, check and remove bundles of llama.cpp libraries."""
+
+
+command.add_command(tune.command, "tune")
 
 
 @command.command()
