@@ -165,7 +165,7 @@ def test_every_way_gives_the_beginning_of_the_whole(llm: Llama, other: AsyncLlam
         ours, theirs = ([e.logprob for e in entries] for entries in (got.logprobs or [], whole.logprobs[:n]))
         assert ours == pytest.approx(theirs, abs=1e-3)
     assert got.parsed == (whole.parsed if finish != "stop" else None)
-    if whole.finish_reason == "length" and "json_schema" in params and params["json_schema"] == {"type": "integer"}:
+    if whole.finish_reason == "length" and params.get("json_schema") == {"type": "integer"} and text not in ("0", "-0"):
         assert got.parsed is None  # another digit could follow
     if got.chunks:
         assert "".join(piece for piece, _, _ in got.chunks) == text
