@@ -13,7 +13,7 @@ from ..native.load import Library
 from ..native.log import listen
 from ..params import ContextParams, ModelParams, override
 from . import context_settings as contexts
-from . import model as models
+from . import model_settings as models
 
 
 def dry_run(

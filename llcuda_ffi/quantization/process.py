@@ -76,7 +76,7 @@ def _params(ffi: Any, lib: Any, job: dict[str, Any]) -> tuple[Any, list[Any]]:
         keep.append(ffi.new("int32_t[]", [*job["prune_layers"], -1]))
         params.prune_layers = keep[-1]
     if job["kv_overrides"]:
-        from ..core.model import native_kv_overrides
+        from ..core.model_settings import native_kv_overrides
 
         params.kv_overrides = native_kv_overrides(ffi, job["kv_overrides"], keep)
     return params, keep
