@@ -199,7 +199,7 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
             self.context = self.contexts[0]
             self.n_parallel = sum(context.n_seq_max for context in self.contexts)
             if mmproj is not None:
-                projector = Projector.load(self.model, resolve(mmproj), use_gpu=self.model.placement.on_gpu)
+                projector = Projector(self.model, resolve(mmproj), use_gpu=self.model.placement.on_gpu)
                 self._owned.append(projector)
                 self.media = MediaEncoder(projector)
             # asked once: while a context computes, another thread may ask it nothing

@@ -97,15 +97,8 @@ class Projector(Handle):
         sample_rate: of sound, in Hz; 0 where it does not hear.
     """
 
-    path: Path
-    model: Model
-
-    def __init__(self) -> None:
-        raise InvalidRequest("a Projector is made by Projector.load(model, path)")
-
-    @classmethod
-    def load(
-        cls,
+    def __init__(
+        self,
         model: Model,
         path: str | os.PathLike[str],
         *,
@@ -113,7 +106,7 @@ class Projector(Handle):
         use_gpu: bool = True,
         image_max_tokens: int | None = None,
         warmup: bool = False,
-    ) -> Projector:
+    ) -> None:
         """Load an mmproj file (mtmd_init_from_file).
 
         Args:
@@ -143,33 +136,22 @@ class Projector(Handle):
         params.n_threads = integer("n_threads", n_threads, 1, 512)
         if image_max_tokens is not None:
             params.image_max_tokens = integer("image_max_tokens", image_max_tokens, 1, 1 << 16)
-        projector = cls.__new__(cls)
         with model.shared():
-            made, heard = projector._make(
+            made, heard = self._make(
                 lib.mtmd_init_from_file, (os.fsencode(place), model.pointer, params[0]), lib.mtmd_free, model
             )
+            width = int(model.library.lib.llama_model_n_embd_inp(model.pointer))
         if not made:
             raise ModelError(f"the projector {place} does not fit {model.path.name}{heard.why()}")
-        projector.path, projector.model = place, model
-        projector._ffi, projector._lib = ffi, lib
-        projector._encoding = threading.Lock()
-        with projector.shared():
-            pointer = projector.pointer
-            projector.sees = bool(lib.mtmd_support_vision(pointer))
-            projector.hears = bool(lib.mtmd_support_audio(pointer))
-            projector.sample_rate = max(0, int(lib.mtmd_get_audio_sample_rate(pointer)))
-            projector._mrope = bool(lib.mtmd_decode_use_mrope(pointer))
-        projector._width = int(model.library.lib.llama_model_n_embd_inp(model.pointer))
-        return projector
-
-    _ffi: Any
-    _lib: Any
-    _encoding: threading.Lock
-    _mrope: bool
-    _width: int
-    sees: bool
-    hears: bool
-    sample_rate: int
+        self.path, self.model = place, model
+        self._ffi, self._lib, self._width = ffi, lib, width
+        self._encoding = threading.Lock()
+        with self.shared():
+            pointer = self.pointer
+            self.sees = bool(lib.mtmd_support_vision(pointer))
+            self.hears = bool(lib.mtmd_support_audio(pointer))
+            self.sample_rate = max(0, int(lib.mtmd_get_audio_sample_rate(pointer)))
+            self._mrope = bool(lib.mtmd_decode_use_mrope(pointer))
 
     def __repr__(self) -> str:
         what = " and ".join(name for name, has in (("images", self.sees), ("sound", self.hears)) if has)

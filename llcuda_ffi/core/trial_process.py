@@ -46,7 +46,7 @@ def try_model(library: Library, job: dict[str, Any]) -> None:
         from .projector import Projector
 
         model = Model.load(job["parts"], params.replace(use_extra_bufts=False))
-        Projector.load(model, job["projector"], use_gpu=False, n_threads=1, warmup=True).close()
+        Projector(model, job["projector"], use_gpu=False, n_threads=1, warmup=True).close()
         return
     if size > SMALL and not job["adapter"] and not params.vocab_only:
         dry_run(library, Path(job["parts"][0]), params, [settings], lambda model: _tokenize(library, model))

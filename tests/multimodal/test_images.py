@@ -176,7 +176,7 @@ from llcuda_ffi.errors import LlcudaError
 model = Model.load(folder / "text.gguf", bundle=ensure("v0.6.0-cpu"))
 for path in sorted(Path({str(tmp_path)!r}).iterdir()):
     try:
-        with Projector.load(model, path) as projector:
+        with Projector(model, path) as projector:
             projector.encode([Image(one)])
         print(path.name, "loaded")
     except LlcudaError as error:
