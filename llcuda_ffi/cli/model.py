@@ -93,8 +93,9 @@ def fit(reference: str, memory: float | None, as_json: bool) -> None:
     """Show what a model takes with contexts, parallel requests and KV cache types, and what of that fits.
 
     \b
-    llcuda-ffi model fit smollm2-135m
-    llcuda-ffi model fit unsloth/Qwen3-8B-GGUF:Q4_K_M --memory 16
+    Examples:
+      llcuda-ffi model fit smollm2-135m
+      llcuda-ffi model fit unsloth/Qwen3-8B-GGUF:Q4_K_M --memory 16
     """
     from ..devices.memory_fit import plans
     from ..devices.placement import library_for

@@ -90,7 +90,12 @@ def tried(
         return
     with _child.asked(used, {**settings, "seconds": SECONDS + size / 1e8}) as answer:
         yield
-    if answer:
+    if answer and not answer["tried"]:
+        _logger.warning(
+            "%s was not tried: the child process of bundle %s ends with a sound model too (%s)",
+            files[-1], used.name, answer["words"],
+        )  # fmt: skip
+    elif answer:
         if -answer["status"] not in (signal.SIGALRM, signal.SIGKILL, signal.SIGTERM):  # else it was the machine's doing
             verdicts.put(key, answer)
         _raise_if_bad(answer, files)

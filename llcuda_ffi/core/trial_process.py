@@ -24,6 +24,7 @@ from .batch import Batch
 from .context import Context
 from .dry_run import dry_run
 from .model import Model
+from .trial_control import write_control
 
 IDLE_SECONDS = 30.0
 SMALL = 32 << 20  # up to this size a model is loaded whole, and computes
@@ -48,7 +49,7 @@ def try_model(library: Library, job: dict[str, Any]) -> None:
         model = Model.load(job["parts"], params.replace(use_extra_bufts=False))
         Projector(model, job["projector"], use_gpu=False, n_threads=1, warmup=True).close()
         return
-    if size > SMALL and not job["adapter"] and not params.vocab_only:
+    if (size > SMALL or job.get("dry")) and not job["adapter"] and not params.vocab_only:
         dry_run(library, Path(job["parts"][0]), params, [settings], lambda model: _tokenize(library, model))
         return
     model = Model.load(job["parts"], params.replace(use_extra_bufts=params.use_extra_bufts and size <= SMALL))
@@ -112,6 +113,15 @@ def _fork(library: Library, job: dict[str, Any], words: IO[bytes]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+def _to_blame(library: Library, job: dict[str, Any]) -> bool:
+    """Whether a model that is known to be sound can be tried in the same way and lives."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as words:
+        place = Path(folder) / "control.gguf"
+        write_control(place)
+        plain = {**job, "parts": [str(place)], "kv_overrides": {}, "context": {}, "adapter": None, "projector": None}
+        return all(not _fork(library, {**plain, "dry": dry}, words) for dry in (True, False))
+
+
 def _limits() -> None:
     import resource
 
@@ -131,11 +141,13 @@ def main() -> None:
     library = load(InstalledBundle(**{**given, "path": Path(given["path"])}))
     while line := sys.stdin.buffer.readline():
         with tempfile.TemporaryFile() as words:
-            status = _fork(library, json.loads(line), words)
+            job = json.loads(line)
+            status = _fork(library, job, words)
+            sound = status in (0, -signal.SIGALRM) or _to_blame(library, job)
             words.seek(0)
             lines = [line.strip() for line in words.read()[-8000:].decode("utf-8", "replace").splitlines()]
         said = " | ".join([line for line in lines if line][-4:])[-2000:]
-        print(json.dumps({"status": status, "words": said}), file=answers, flush=True)
+        print(json.dumps({"status": status, "words": said, "tried": sound}), file=answers, flush=True)
         if not select.select([sys.stdin], [], [], IDLE_SECONDS)[0]:
             return
 

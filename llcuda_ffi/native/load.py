@@ -217,6 +217,18 @@ def _open(path: Path) -> ctypes.CDLL:
         raise MissingLibrary(f"{path.name} could not be loaded: {error}. {mend}") from error
 
 
+def _load_cpu(bundle: InstalledBundle, lib: Any) -> None:
+    """Register the best CPU backend of a folder and nothing else (as load_all chooses it, by ggml_backend_score)."""
+    scores = {}
+    for name in bundle.libraries:
+        if plain_name(name).startswith("libggml-cpu"):
+            score = getattr(ctypes.CDLL(os.fspath(bundle.path / name)), "ggml_backend_score", None)
+            scores[name] = 1 if score is None else int(score())
+    best = max(scores, key=lambda name: scores[name], default=None)
+    if best is not None and scores[best] > 0:
+        lib.ggml_backend_load(os.fsencode(bundle.path / best))
+
+
 def _start(bundle: InstalledBundle, ffi: Any, lib: Any) -> tuple[str, ...]:
     """Register the backends of the bundle's folder, then initialise libllama."""
     with log.listen() as heard:
@@ -227,7 +239,10 @@ def _start(bundle: InstalledBundle, ffi: Any, lib: Any) -> tuple[str, ...]:
                 if module and not lib.ggml_backend_load(os.fsencode(bundle.path / name)):
                     lacking = _LACKING[bundle.backend]
                     raise MissingLibrary(f"{name} of bundle {bundle.name} could not be loaded: {lacking}{heard.why()}")
-        lib.ggml_backend_load_all_from_path(os.fsencode(bundle.path))
+        if bundle.backend == "cpu" and any(bundle.path.glob("libggml-cuda*")):
+            _load_cpu(bundle, lib)  # a trial's process: CUDA does not survive its forks
+        else:
+            lib.ggml_backend_load_all_from_path(os.fsencode(bundle.path))
     names = tuple(
         ffi.string(lib.ggml_backend_reg_name(lib.ggml_backend_reg_get(i))).decode()
         for i in range(lib.ggml_backend_reg_count())

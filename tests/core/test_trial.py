@@ -20,6 +20,7 @@ from llcuda_ffi.errors import InvalidModelFile
 from llcuda_ffi.gguf.writer import write_gguf
 from llcuda_ffi.params import ContextParams, ModelParams
 
+from ..support.child_process import run_child
 from ..support.tiny_architectures import TINY
 from ..support.tiny_model import make_tiny_llama
 
@@ -155,3 +156,27 @@ def test_context_class() -> None:
     kind = trial.context_class(ContextParams(type_k="Q8_0", n_seq_max=8, embeddings=True))  # type: ignore[arg-type]
     assert kind == {"type_k": 8, "n_seq_max": 2, "embeddings": True}
     assert ModelParams().trial
+
+
+def test_a_broken_child_blames_no_file(tmp_path: Path) -> None:
+    """Where a sound model ends the child too, what is broken is not the file."""
+    out = run_child(
+        """
+        import logging, sys
+        logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
+        from pathlib import Path
+        from llcuda_ffi.core import trial_process
+        folder = Path(sys.argv[1])
+        from llcuda_ffi.native.load import load
+        library = load()
+        def die(library, job):
+            import os, signal
+            os.kill(os.getpid(), signal.SIGSEGV)
+        job = {"parts": [], "seconds": 5}
+        trial_process.try_model = die
+        assert not trial_process._to_blame(library, job)
+        """,
+        tmp_path,
+        timeout=100,
+    )
+    assert "Traceback" not in out
