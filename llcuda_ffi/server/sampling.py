@@ -162,6 +162,8 @@ def _adapters(value: Any, model: ServedModel, asked: object) -> dict[LoraAdapter
     if value is not None:
         if not isinstance(value, list):
             raise InvalidRequest(f"lora must be a list of objects with id and scale, not {value!r:.60}")
+        if value and not loaded:
+            raise InvalidRequest(f"{model.name} has no adapters: start the server with --lora NAME=FILE")
         scales = {}
         for item in value:
             if not isinstance(item, dict) or set(item) - {"id", "scale"}:

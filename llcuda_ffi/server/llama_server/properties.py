@@ -70,6 +70,8 @@ class Properties:
         async with self._text(request.query_params.get("model")) as model:
             names = list(model.loras)
             scales: dict[str, float] = {}
+            if not names and "adapters" in fields:
+                raise InvalidRequest(f"{model.name} has no adapters: start the server with --lora NAME=FILE")
             for i, item in enumerate(fields.objects("adapters", 1024) or ()):
                 if set(item) - {"id", "scale"}:
                     raise InvalidRequest(f"[{i}] must have an id and a scale, nothing more")
