@@ -36,6 +36,7 @@ _CONTEXT_CLASS = (
     "yarn_beta_slow", "yarn_orig_ctx", "n_rs_seq",
 )  # fmt: skip
 _logger = logging.getLogger(__name__)
+_useless: set[Path] = set()  # bundles whose child ends with sound models too
 
 
 @contextmanager
@@ -60,10 +61,15 @@ def tried(
         InvalidModelFile: the child was ended by the file; the message has libllama's last words.
     """
     kind = {} if context is None else context_class(context)
-    if not params.trial or not _possible() or (context is not None and not kind):
+    library = loaded()
+    if (
+        not params.trial
+        or not _possible()
+        or (library and library.bundle.path in _useless)
+        or (context is not None and not kind)
+    ):
         yield
         return
-    library = loaded()
     files = [*parts, *(file for file in (adapter, projector) if file is not None)]
     try:
         size, facts = sum(path.stat().st_size for path in files), [_identity(path) for path in files]
@@ -91,6 +97,7 @@ def tried(
     with _child.asked(used, {**settings, "seconds": SECONDS + size / 1e8}) as answer:
         yield
     if answer and not answer["tried"]:
+        _useless.add(used.path)  # said once, and not tried again by this process
         _logger.warning(
             "%s was not tried: the child process of bundle %s ends with a sound model too (%s)",
             files[-1], used.name, answer["words"],
