@@ -351,17 +351,23 @@ class GenerateMethods:
                 request.wake = wake
 
         def ready() -> bool:
-            return any(request.chunks for request in requests) or all(request.done for request in requests)
+            over = True
+            for request in requests:
+                if request.chunks:
+                    return True
+                over = over and request.done
+            return over
 
         try:
             engine.submit(*requests)
             while True:
-                if not ready():
-                    engine.wait(requests[0], ready)
+                engine.wait(requests[0], ready)
+                over = True
                 for request in requests:
+                    over = over and request.done  # before its chunks are taken: later there are no more
                     while (chunk := request.chunks.pop()) is not None:
                         yield chunk
-                if all(request.done and not request.chunks for request in requests):
+                if over:
                     for request in requests:
                         request.result()
                     return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -185,13 +186,12 @@ class Context(Handle):
             self._compute(self._lib.llama_decode, pointer, batch)
 
     def decode_sound(self, batch: Batch) -> None:
-        """Compute a batch of which the caller knows that it is sound: `decode` without its checks.
+        """Compute a batch of which the caller knows that it is sound, holding `exclusive()`: `decode` without checks.
 
         Raises:
             NoKvSlot, Cancelled, BackendFailure: as `decode`.
         """
-        with self.exclusive():
-            self._compute(self._lib.llama_decode, self.pointer, batch)
+        self._compute(self._lib.llama_decode, self.pointer, batch)
 
     def decode_embeddings(self, batch: EmbeddingBatch, *, causal: bool = True) -> None:
         """Compute embeddings in place of tokens (llama_decode): a piece of an image or of a sound, without outputs.
@@ -316,6 +316,20 @@ class Context(Handle):
         size = 4 * n_outputs * self.n_vocab
         rows: Floats = np.frombuffer(self._ffi.buffer(found, size), np.float32).reshape(n_outputs, self.n_vocab)
         return rows
+
+    def outputs_are_numbers(self, n_outputs: int) -> bool:
+        """Whether the logits of the last decode are numbers, for a caller that holds `exclusive()` (llama_get_logits).
+
+        The first logit of each output is looked at, no more: a hidden state without numbers leaves none in its row.
+        True where there are no logits, because they were sampled on the device.
+        """
+        logits = self._lib.llama_get_logits(self.pointer) if n_outputs else None
+        if not logits:
+            return True
+        for at in range(0, n_outputs * self.n_vocab, self.n_vocab):  # a few numbers: numpy would take longer
+            if isnan(logits[at]):
+                return False
+        return True
 
     def forget_outputs(self) -> None:
         """The outputs of the last decode are gone: a state was restored."""

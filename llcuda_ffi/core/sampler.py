@@ -364,14 +364,6 @@ class SamplerChain(Handle):
             self.attached = True
             return bool(self._lib.llama_set_sampler(context.pointer, seq_id, self.pointer))
 
-    def sample_row(self, context: Context, row: int) -> int:
-        """As `sample`, without its checks (llama_sampler_sample).
-
-        For a caller that holds `context.exclusive()` and knows that the row has logits, and that the chain selects, is
-        of the context's model and has no grammar.
-        """
-        return int(self._lib.llama_sampler_sample(self.pointer, context.pointer, row))
-
     def accept_all(self, tokens: Iterable[int]) -> None:
         """As `accept` for each token, without its checks: of the vocabulary, and the chain has no grammar."""
         with self.exclusive():
@@ -412,6 +404,16 @@ class SamplerChain(Handle):
     def _last_n(self, name: str, value: int) -> int:
         n = integer(name, value, -1, INT32_MAX)
         return min(self.model.n_ctx_train if n < 0 else n, _MOST_LAST_N)
+
+
+def sample_rows(context: Context, jobs: Iterable[tuple[SamplerChain, int]]) -> list[int]:
+    """The tokens that chains choose from rows of the last batch: `SamplerChain.sample` without its checks.
+
+    For a caller that holds `context.exclusive()` and knows that the rows have logits, and that each chain selects, is
+    of the context's model, has no grammar and is used by nobody else (llama_sampler_sample).
+    """
+    sample, pointer = context.model.library.lib.llama_sampler_sample, context.pointer
+    return [sample(chain.pointer, pointer, row) for chain, row in jobs]
 
 
 def _made(pointer: Any) -> Any:

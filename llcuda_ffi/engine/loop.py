@@ -84,11 +84,15 @@ class Replica:
         """Whether there is nothing to do."""
         return not self.commands and self.scheduler.idle
 
-    def advance(self) -> None:
-        """Run the commands, then one step; to be called by the thread that leads."""
+    def advance(self) -> bool:
+        """Run the commands, then one step; to be called by the thread that leads.
+
+        Returns:
+            False where there was nothing to do.
+        """
         if self.commands:
             self._run_commands()
-        self.scheduler.step()
+        return self.scheduler.step()
 
     def _run_commands(self) -> None:
         commands = self.commands
@@ -103,10 +107,11 @@ class Replica:
 
     def pass_on(self) -> None:
         """Wake one waiting thread, to lead."""
-        try:
-            self.waiting[0].set()
-        except IndexError:
-            pass
+        if self.waiting:
+            try:
+                self.waiting[0].set()
+            except IndexError:
+                pass  # meanwhile nobody waits any more
 
 
 class EngineLoop:
@@ -226,16 +231,17 @@ class EngineLoop:
         self._until(self._replicas[request.place.replica], request, ready or (lambda: request.done))
 
     def _until(self, replica: Replica, waiter: Request | Command[Any], ready: Callable[[], bool]) -> None:
-        lead = replica.lead
+        lead, advance = replica.lead, replica.advance
         while not ready():
+            self.check()
             if (self.threaded or lead.locked() or replica.waiting) and not self._sleep(replica, waiter, ready):
                 return
             try:
                 with lead:
                     while not ready():
-                        self.check()
-                        self._advance(replica, replica.advance)
-                        if replica.idle and not ready():
+                        if self._closing or self.failure is not None:
+                            self.check()
+                        if not self._advance(replica, advance) and replica.idle and not ready():
                             self._fail(replica, RuntimeError("a request was lost"))
             finally:
                 replica.pass_on()
@@ -291,14 +297,15 @@ class EngineLoop:
 
     # --- stepping ---
 
-    def _advance(self, replica: Replica, act: Callable[[], object]) -> None:
-        """Step, or do something else with a scheduler, in the thread that leads it."""
+    def _advance(self, replica: Replica, act: Callable[[], T]) -> T | bool:
+        """Step, or do something else with a scheduler, in the thread that leads it; what it returns."""
         try:
-            act()
+            return act()
         except ConcurrentUseError as error:
             # another thread asks something of the context: what was begun is computed again
             log.debug("a step is computed again: %s", error)
             sleep(_PAUSE_S)
+            return True
         except BaseException as error:
             if interrupts(error) and threading.current_thread() is not replica.thread:
                 raise

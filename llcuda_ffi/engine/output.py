@@ -58,13 +58,14 @@ class Output:
         token_ids: every token so far.
         logprobs: an entry for each, None where nobody asked.
         constraint: what the tokens must follow, None where nothing.
+        streams: whether chunks are made.
         stop_reason: the stop string or token that ended it, None for other ends.
         index: which of n completions of a prompt it is.
     """
 
     __slots__ = (
-        "_chars", "_chunks", "_echo", "_limit", "_params", "_sent", "_shown", "_stop_tokens", "_text", "_vocab",
-        "constraint", "index", "logprobs", "stop_reason", "token_ids",
+        "_chars", "_chunks", "_echo", "_ends", "_limit", "_params", "_sent", "_shown", "_stop_tokens", "_text",
+        "_vocab", "constraint", "index", "logprobs", "stop_reason", "streams", "token_ids",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +88,8 @@ class Output:
         """
         self._vocab, self._params, self._limit, self._shown, self._chunks = vocab, params, limit, shown, chunks
         self._echo = echo
+        self.streams = chunks is not None
+        self._ends = not params.ignore_eos  # with the model's own end token
         self._stop_tokens = frozenset(params.stop_token_ids)
         self.index = 0
         self.stop_reason: str | int | None = None
@@ -106,11 +109,6 @@ class Output:
             before=self._echo,
         )
 
-    @property
-    def streams(self) -> bool:
-        """Whether chunks are made."""
-        return self._chunks is not None
-
     def accept(self, token: int, logprob: TokenLogprob | None) -> FinishReason | None:
         """Take the next token. Returns why the output ends with it, None where it goes on.
 
@@ -122,15 +120,16 @@ class Output:
         if logprob is not None:
             assert self.logprobs is not None
             self.logprobs.append(logprob)
-        self.token_ids.append(token)
-        return self._read(token, len(self.token_ids))
+        token_ids = self.token_ids
+        token_ids.append(token)
+        return self._read(token, len(token_ids))
 
     def _read(self, token: int, n: int) -> FinishReason | None:
         """Read the token that is number `n`, counted from 1."""
-        if self._vocab.is_eog(token) and not self._params.ignore_eos:
+        if self._ends and self._vocab.is_eog(token):
             return "eog"
         text, ends = self._text, token in self._stop_tokens and n >= self._params.min_tokens
-        if text is not None and (self._params.include_stop_str_in_output or not ends):
+        if text is not None and (not ends or self._params.include_stop_str_in_output):
             text.push(self._vocab.piece(token, special=token in self._shown))
             if text.stop is not None and not ends:
                 self.stop_reason = text.stop
@@ -161,18 +160,18 @@ class Output:
 
     def release(self) -> bool:
         """Send what can be shown to the reader of the stream, if there is one; returns whether there was anything."""
-        if self._chunks is None or self._text is None or not (text := self._text.take()):
+        if self._text is None or not (text := self._text.take()):
             return False
-        self._send(Chunk(text, self.token_ids[self._sent :], index=self.index))
+        self._send(Chunk(text, self.token_ids[self._sent :], None, None, None, self.index))
         return True
 
     def _send(self, chunk: Chunk) -> None:
-        assert self._chunks is not None
-        start, end = self._sent, self._sent + len(chunk.token_ids)
+        start, end, chars = self._sent, self._sent + len(chunk.token_ids), self._chars
         if self.logprobs is not None:
             chunk.logprobs = self.logprobs[start:end]
-        self._chunks.put(start, self._chars, chunk)
-        self._sent, self._chars = end, self._chars + len(chunk.text)
+        if self._chunks is not None:
+            self._chunks.put(start, chars, chunk)
+        self._sent, self._chars = end, chars + len(chunk.text)
 
     def finalize(self, completion: Completion) -> None:
         """Send the last chunk of a stream."""
@@ -194,7 +193,7 @@ class Output:
         """Whether the token, the last one, is an end and no text."""
         if token in self._stop_tokens:
             return not self._params.include_stop_str_in_output
-        return self._vocab.is_eog(token) and not self._params.ignore_eos
+        return self._ends and self._vocab.is_eog(token)
 
     def parsed(self, reason: FinishReason, text: str) -> object:
         """The value of a structured output, None where it was cut: by a stop string, a limit, or its caller."""

@@ -13,6 +13,9 @@ from .speculative import Drafter
 # a slot, and the batch row of its logits; below 0: minus the tokens of a part of its prompt, which has none
 Row = tuple[int, Slot]
 
+# an attribute of an enum class takes longer to look up
+_GENERATING, _PROMPT = State.GENERATING, State.PROMPT
+
 # logits of a prompt's tokens that one step may have in memory: 64 MB
 _MOST_LOGITS = 1 << 24
 
@@ -23,6 +26,9 @@ class Planner:
     Attributes:
         batch: the batch, used again for each step.
         most: most tokens of one step.
+        n_outputs: rows of the batch that have outputs.
+        drafts: whether tokens may be drafted.
+        prompting: the slots whose prompts were being computed when the batch was planned.
     """
 
     def __init__(self, context: Context, drafter: Drafter | None) -> None:
@@ -33,25 +39,30 @@ class Planner:
         limit = context.params.n_outputs_max
         self._scored = min(outputs, max(1, limit - context.n_seq_max)) if limit else outputs
         self._drafter = drafter
+        self.drafts = drafter is not None
+        self.n_outputs = 0
+        self.prompting: list[Slot] = []
 
     def plan(self, slots: Sequence[Slot]) -> list[Row]:
         """Fill the batch; returns the slots in it."""
         batch = self.batch
-        batch.n_tokens = 0
-        generating = [slot for slot in slots if slot.state is State.GENERATING]
+        batch.n_tokens = self.n_outputs = 0
+        generating = [slot for slot in slots if slot.state is _GENERATING]
         n = len(generating)
         rows: list[Row]
         if self._drafter is not None or any(slot.run for slot in generating):
             rows = self._runs(generating)
         else:
-            batch.token[:n] = [slot.last for slot in generating]
-            batch.pos[:n] = [slot.n_past + slot.moved for slot in generating]
-            batch.seq[:n, 0] = [slot.index for slot in generating]
-            batch.output[:n] = 1
-            batch.n_tokens = n
+            batch.fill(
+                [slot.last for slot in generating],
+                [slot.n_past + slot.moved for slot in generating],
+                [slot.index for slot in generating],
+            )
+            self.n_outputs = n
             rows = list(enumerate(generating))
-        if n < len(slots):
-            self._prompts(slots, rows)
+        self.prompting = [slot for slot in slots if slot.state is _PROMPT] if n < len(slots) else []
+        if self.prompting:
+            self._prompts(rows)
         return rows
 
     def _runs(self, generating: Sequence[Slot]) -> list[Row]:
@@ -67,13 +78,14 @@ class Planner:
                 tokens, slot.n_past + slot.moved, slot.index, output="all" if slot.draft else "last"
             )
             rows.append((start + len(slot.run), slot))
+            self.n_outputs += len(tokens) if slot.draft else 1
         return rows
 
-    def _prompts(self, slots: Sequence[Slot], rows: list[Row]) -> None:
+    def _prompts(self, rows: list[Row]) -> None:
         """Add chunks of prompts: beside running streams one micro-batch of them, so that those never wait longer."""
         batch = self.batch
         room = min(self.most - batch.n_tokens, self._chunk if batch.n_tokens else self.most)
-        for slot in sorted((slot for slot in slots if slot.state is State.PROMPT), key=Slot.arrival):
+        for slot in sorted(self.prompting, key=Slot.arrival):
             if room <= 0:
                 return
             request = slot.request
@@ -87,6 +99,7 @@ class Planner:
             last = slot.n_past + len(chunk) == len(slot.pending_tokens)
             output: Literal["all", "last", "none"] = "all" if scoring else "last" if last else "none"
             start, stop = batch.extend(chunk, slot.n_past + slot.moved, slot.index, output=output)
+            self.n_outputs += len(chunk) if scoring else last
             if scoring:
                 slot.scored, slot.n_scored = start, len(chunk)
             rows.append((stop - 1 if last else -len(chunk), slot))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 
 from .request import Request
@@ -67,8 +67,11 @@ class RequestQueue:
         """The next one that waits; to be called when `ready`."""
         return heapq.heappop(self._heap)[2]
 
-    def overdue(self) -> Iterator[Request]:
+    def overdue(self) -> Iterable[Request]:
         """The live requests that were cancelled or are too late; each must be ended before the next is asked for."""
+        return self._overdue() if self._cancelled or self._deadlines else ()
+
+    def _overdue(self) -> Iterator[Request]:
         while self._cancelled:
             request = self._cancelled[0]
             if request in self._live and not request.done:

@@ -68,11 +68,11 @@ class Progress:
     drafted: int = 0
     accepted: int = 0
 
-    def token(self) -> None:
+    def token(self, now: float) -> None:
         """A token was chosen."""
-        self.t_last = perf_counter()
+        self.t_last = now
         if not self.t_first:
-            self.t_first = self.t_last
+            self.t_first = now
 
     def timings(self, arrival: float, n: int) -> Timings:
         """Of `n` tokens."""

@@ -31,6 +31,8 @@ from .thread_control import ThreadControl
 
 T = TypeVar("T")
 
+_GENERATING = State.GENERATING  # an attribute of an enum class takes longer to look up
+
 
 class Scheduler(Lifecycle):
     """Continuous batching over one context.
@@ -62,6 +64,7 @@ class Scheduler(Lifecycle):
         self.prefix_cache = prefix_cache and self._encoder is None
         self._planner = Planner(context, drafter)
         self._threads = threads
+        self._computed = 0.0  # when the last batch was
         self._turns = AdapterTurns(context)
         self._media = MediaDecoder(context)
         self.prefixes = PrefixCache(
@@ -91,7 +94,7 @@ class Scheduler(Lifecycle):
         rows = self._planner.plan(slots)
         if rows:
             self._run(rows)
-        seen = self._see(slots)
+        seen = self._see(self._planner.prompting) if self._planner.prompting else False
         if self.prefixes.unsaved and self.idle:
             self.prefixes.write_disk()
         self._unfinished = False
@@ -225,10 +228,17 @@ class Scheduler(Lifecycle):
 
     def _run(self, rows: list[Row]) -> None:
         began = perf_counter()
-        n_tokens = self._planner.batch.n_tokens
-        self.prefixes.before_drafts(slot for _, slot in rows if slot.draft)
+        batch = self._planner.batch
+        if self._planner.drafts:
+            self.prefixes.before_drafts(slot for _, slot in rows if slot.draft)
         try:
-            self._decode()
+            with self.context.exclusive():  # from the computation to the tokens nobody else has the context
+                self._decode()
+                self.selection.ahead(rows)
+                sound = self.selection.finite(self._planner.n_outputs)
+                self._computed = computed = perf_counter()
+                if sound:
+                    self.selection.sample(batch)
         except NoKvSlot as error:
             self.prefixes.decoded()
             self._make_room(error)
@@ -239,18 +249,18 @@ class Scheduler(Lifecycle):
             return
         self.prefixes.decoded()
         self._steps += 1
-        if not self.selection.finite(self._planner.batch):
+        if not sound:
             self._purge(rows)
             return
-        now = perf_counter()
-        self.metrics.batch(n_tokens, now - began)
+        self.metrics.batch(batch.n_tokens, computed - began)
         if self._threads is not None:
-            self._threads.observe(n_tokens, now - began)
-        self.selection.ahead(rows, self._planner.batch)
+            self._threads.observe(batch.n_tokens, computed - began)
         for row, slot in rows:
-            if slot.state is State.GENERATING:
-                slot.n_past += 1 + len(slot.run)
-                del slot.run[:]
+            if slot.state is _GENERATING:
+                slot.n_past += 1
+                if slot.run:
+                    slot.n_past += len(slot.run)
+                    slot.run = []
                 if slot.draft:
                     self._verify(row, slot)
                 else:
@@ -265,7 +275,7 @@ class Scheduler(Lifecycle):
                 continue
             slot.n_past = len(slot.pending_tokens)
             slot.kept = slot.pending_tokens
-            slot.state = State.GENERATING
+            slot.state = _GENERATING
             assert slot.request is not None
             if slot.request.limit:
                 self._choose(row, slot)
@@ -320,12 +330,13 @@ class Scheduler(Lifecycle):
 
     def _accept(self, slot: Slot, request: Request, token: int, logprob: TokenLogprob | None) -> bool:
         """Give a request its next token; returns whether it goes on."""
-        request.progress.token()
+        request.progress.token(self._computed)
         slot.last = token
-        if (reason := request.output.accept(token, logprob)) is not None:
+        output = request.output
+        if (reason := output.accept(token, logprob)) is not None:
             self._end(slot, reason)
             return False
-        if request.output.release():
+        if output.streams and output.release():
             request.notify()
         if slot.n_past >= self.n_ctx:
             return self._overflow(slot, request)
@@ -384,7 +395,7 @@ class Scheduler(Lifecycle):
         Masked cells count as 0 × NaN = NaN, so a sequence without numbers spoils those that it shares cells with, and
         what is computed in its cells later. Who caused it is known when it runs alone.
         """
-        spoiled = {slot for row, slot in rows if row >= 0 and not self.selection.finite(self._planner.batch, row)}
+        spoiled = {slot for row, slot in rows if row >= 0 and not self.selection.finite_row(row)}
         active = [slot for slot in self.slots if slot.request is not None]
         self.prefixes.purge()
         for slot in active:

@@ -134,8 +134,9 @@ class TextStream:
         if final and self._held:
             self._parts.append(self._held)
             self._held = ""
-        taken, self._taken = self._taken, len(self._parts)
-        return "".join(self._parts[taken:])
+        parts, taken = self._parts, self._taken
+        self._taken = n = len(parts)
+        return parts[taken] if n == taken + 1 else "".join(parts[taken:])
 
     @property
     def text(self) -> str:

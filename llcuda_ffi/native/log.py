@@ -74,10 +74,15 @@ class Listener:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _here.flush()
-        for listeners in (_here.listeners, _listening):
-            if self in listeners:
-                listeners.remove(self)
+        here = _here.listeners
+        if _here.partial:
+            _here.flush()
+        if here and here[-1] is self:
+            here.pop()
+        elif self in here:
+            here.remove(self)
+        if self in _listening:
+            _listening.remove(self)
         if self.raised is not None and self.raised is not error:
             raise self.raised
 

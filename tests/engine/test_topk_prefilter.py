@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llcuda_ffi import Batch, Context, Llama, Model, SamplerChain, SamplingParams
+from llcuda_ffi.core.sampler import sample_rows
 from llcuda_ffi.engine.sampling import topk_prefilter as shortlist
 from llcuda_ffi.engine.sampling.chain import build_chain
 from llcuda_ffi.engine.sampling.row_pool import RowPool
@@ -90,7 +91,7 @@ def test_as_libllama(
     short = Shortlist(context)
     for together in (True, False, True, False):
         fill(rng, logits)
-        expected = [chain.sample_row(context, row) for row, chain in enumerate(theirs)]
+        expected = sample_rows(context, [(chain, row) for row, chain in enumerate(theirs)])
         jobs = [(chain, row, needed) for row, chain in enumerate(ours)]
         if together:
             assert short.sample(logits, jobs) == expected

@@ -6,7 +6,9 @@ recovery gives another token than `expected`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 from zlib import crc32
@@ -130,12 +132,19 @@ class FakeContext:
         self.decodes: list[list[tuple[int, int, int]]] = []
         self.chosen: dict[int, int] = {}
         self.fail: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def exclusive(self) -> AbstractContextManager[object]:
+        """One thread at a time; a second call inside would wait for ever, so it is refused."""
+        assert not self._lock.locked()
+        return self._lock
 
     def decode_sound(self, batch: Batch) -> None:
-        """Take in a batch; refuses what libllama would refuse or abort on."""
+        """Take in a batch, in `with exclusive()`; refuses what libllama would refuse or abort on."""
         if self.fail is not None:
             error, self.fail = self.fail, None
             raise error
+        assert self._lock.locked()
         n = batch.n_tokens
         assert 0 < n <= self.n_batch
         held = sum(map(len, self.memory.cells))
@@ -163,10 +172,13 @@ class FakeSelection:
     def prepare(self, slot: Slot, request: Request) -> None:
         self.held.add(request)
 
-    def finite(self, batch: Batch, row: int | None = None) -> bool:
+    def ahead(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def finite(self, n_outputs: int) -> bool:
         return True
 
-    def ahead(self, rows: Sequence[Row], batch: Batch) -> None:
+    def sample(self, batch: Batch) -> None:
         pass
 
     def token(self, row: int, slot: Slot, request: Request) -> tuple[int, None]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...core.context import Context
 from ...core.model import Model
-from ...core.sampler import SamplerChain
+from ...core.sampler import SamplerChain, sample_rows
 from ...errors import InvalidRequest
 from ...params import UINT32_MAX
 from ...sampling_params import SamplingParams
@@ -182,7 +182,7 @@ class RowSampler:
             token = self.shortlist.sample(logits[None], [(chain, 0, self.reach)])[0]
         if token < 0:
             with self.context.exclusive():
-                token = chain.sample_row(self.context, row)
+                token = sample_rows(self.context, [(chain, row)])[0]
         if wanted is None:
             return token, None
         return token, token_logprob(self.chain.model.vocab, token, wanted, self.logprobs or 0)

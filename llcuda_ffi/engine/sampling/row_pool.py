@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.context import Context
-from ...core.sampler import SamplerChain
+from ...core.sampler import SamplerChain, sample_rows
 from ...hardware.cpu import usable_cores
 from .topk_prefilter import Shortlist, most_threads, wide
 
@@ -61,38 +61,43 @@ class RowPool:
     def sample(self, jobs: Sequence[Job], output: npt.NDArray[np.int8]) -> list[int]:
         """The next token for each job, in order; -1 where a row has no number to choose by.
 
+        For a caller that holds the context's `exclusive()`, also for the threads: they are done when it returns.
+
         Args:
             output: the batch's output flags, int8 (n_tokens,).
         """
         places = np.cumsum(output, dtype=np.int64).tolist()
         listed = [(chain, places[row] - 1, need) for chain, row, need in jobs if need]
         plain = [(chain, row) for chain, row, need in jobs if not need]
-        threads = self._threads if self.pays(len(plain)) else 1
-        readers = min(self._threads, most_threads(len(listed)))
-        if max(threads, readers) > 1:
-            self._rouse(max(threads, readers))
-        with self._context.exclusive():  # also for the threads: this one waits for them
-            # the first reader waits for the device and sorts the outputs; after that reading changes nothing
-            logits = self._context.output_logits(places[-1])
-            if logits is None:
-                return [-1] * len(jobs)
-            tokens = self.shortlist.sample(logits, listed, self._run, readers) if listed else []
-            if not plain:
-                return tokens
-            from_list, from_rows = iter(tokens), iter(self._plain(plain, threads))
-            return [next(from_list if need else from_rows) for _, _, need in jobs]
+        threads, readers = self._shares(len(plain), len(listed))
+        # the first reader waits for the device and sorts the outputs; after that reading changes nothing
+        logits = self._context.output_logits(places[-1])
+        if logits is None:
+            return [-1] * len(jobs)
+        tokens = self.shortlist.sample(logits, listed, self._run, readers) if listed else []
+        if not plain:
+            return tokens
+        from_list, from_rows = iter(tokens), iter(self._plain(plain, threads))
+        return [next(from_list if need else from_rows) for _, _, need in jobs]
 
     def _plain(self, jobs: Sequence[tuple[SamplerChain, int]], threads: int) -> list[int]:
         share = -(-len(jobs) // threads)
         parts = [jobs[at : at + share] for at in range(0, len(jobs), share)]
-        with closing(self._run([partial(_each, self._context, part) for part in parts])) as found:
+        with closing(self._run([partial(sample_rows, self._context, part) for part in parts])) as found:
             return [token for part in found for token in part]
 
-    def _rouse(self, threads: int) -> None:
-        """Tell the pool that work for so many threads comes within milliseconds."""
-        self._start(threads)
-        for calls in self._calls[: threads - 1]:
-            calls.put(_ROUSE)
+    def _shares(self, n_plain: int, n_listed: int) -> tuple[int, int]:
+        """How many threads sample plain rows, and how many read rows for the shortlist."""
+        return self._threads if self.pays(n_plain) else 1, min(self._threads, most_threads(n_listed))
+
+    def rouse(self, jobs: Sequence[Job]) -> None:
+        """Tell the threads that these come within milliseconds."""
+        n_listed = sum(need > 0 for _, _, need in jobs)
+        threads = max(self._shares(len(jobs) - n_listed, n_listed))
+        if threads > 1:
+            self._start(threads)
+            for calls in self._calls[: threads - 1]:
+                calls.put(_ROUSE)
 
     def _run(self, calls: Sequence[Callable[[], T]]) -> Generator[T]:
         """The results of calls that may run side by side, in order: the first in this thread, the others in the pool.
@@ -131,10 +136,6 @@ class RowPool:
         for calls in self._calls:
             calls.put(None)
         self._calls = []
-
-
-def _each(context: Context, jobs: Sequence[tuple[SamplerChain, int]]) -> list[int]:
-    return [chain.sample_row(context, row) for chain, row in jobs]
 
 
 def _work(calls: SimpleQueue[Any]) -> None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan
 
-import numpy as np
-import numpy.typing as npt
-
 from ...core.batch import Batch
 from ...core.context import Context
+from ...core.sampler import SamplerChain, sample_rows
 from ..plan import Row
 from ..request import Request
 from ..results import TokenLogprob
 from ..slot import Slot
 from .chain import Chains, RowSampler, TokenSampler
-from .constraint import masks_ahead
+from .constraint import Constraint, masks_ahead
 from .device import BackendSampling
-from .row_pool import RowPool
+from .row_pool import Job, RowPool
 from .topk_prefilter import lowered_by, reach
 
 
@@ -33,6 +31,11 @@ class Selection:
         self._context, self._vocab = context, context.model.vocab
         self._chains = Chains(context.model)
         self._backend = BackendSampling(context) if backend_sampling else None
+        # of a step: rows whose highest logit is the token; the slots of the rows that chains sample, here or pooled
+        self._greedy: list[tuple[Slot, TokenSampler, int]] = []
+        self._slots: list[Slot] = []
+        self._jobs: list[tuple[SamplerChain, int]] = []
+        self._pooled: list[Job] = []
 
     def prepare(self, slot: Slot, request: Request) -> None:
         """Give a request that enters a slot its chain; one that comes back has it already."""
@@ -67,45 +70,64 @@ class Selection:
             chain.accept_all(request.output.token_ids)
         return sampler
 
-    def finite(self, batch: Batch, row: int | None = None) -> bool:
-        """Whether the logits of the last decode are numbers, of one batch row or of all.
+    # --- the tokens of a step: ahead, finite, sample, then token for each row ---
 
-        One logit of each row is looked at: a hidden state without numbers leaves none in its row.
-        """
-        outputs = batch.output[: batch.n_tokens]
-        first = self._logits_start(int(np.count_nonzero(outputs)))
-        if first is None:
-            return True  # sampled on the device: there are none
-        if row is not None:
-            first = first[int(np.count_nonzero(outputs[:row])) :][:1]
-        return not any(map(isnan, first.tolist()))  # a few numbers: numpy would take longer
-
-    def _logits_start(self, n_outputs: int) -> npt.NDArray[np.float32] | None:
-        """The first logit of each output, float32 (n_outputs,)."""
-        with self._context.exclusive():
-            logits = self._context.output_logits(n_outputs)
-            return None if logits is None else logits[:, 0]
-
-    def ahead(self, rows: Sequence[Row], batch: Batch) -> None:
-        """After a decode: do for all rows together what is faster so; `token` finds it."""
-        outputs = [slot.request.output for row, slot in rows if row >= 0 and slot.request]
-        constraints = [output.constraint for output in outputs if output.constraint is not None]
-        if len(constraints) > 1:
-            masks_ahead(constraints)  # a GPU still computes meanwhile
-        threaded = self.rows.pays(len(rows))
-        if self._backend is not None or not (threaded or self.rows.wide):
-            return
-        plain, jobs = [], []
+    def ahead(self, rows: Sequence[Row]) -> None:
+        """After a decode, while a device may still compute: what can be done without its logits."""
+        constraints: list[Constraint] = []
+        self._greedy, self._slots, self._jobs, self._pooled = greedy, slots, jobs, pooled = [], [], [], []
+        threaded = self._backend is None and self.rows.pays(len(rows))
+        wide = self._backend is None and self.rows.wide
         for row, slot in rows:
-            sampler = None if slot.request is None else slot.request.sampler
-            if row < 0 or sampler is None or sampler.row is not None or slot.draft:
-                continue
-            if sampler.argmax is None and (threaded or sampler.reach):
-                plain.append(slot)
-                jobs.append((sampler.chain, row, sampler.reach))
-        if jobs:
-            for slot, token in zip(plain, self.rows.sample(jobs, batch.output[: batch.n_tokens]), strict=True):
-                slot.sampled = token
+            if row < 0 or slot.draft or slot.request is None:
+                continue  # drafts are verified one after another
+            sampler = slot.request.sampler
+            assert sampler is not None
+            if sampler.row is not None:
+                if sampler.row.constraint is not None:
+                    constraints.append(sampler.row.constraint)
+            elif sampler.argmax is not None:
+                greedy.append((slot, sampler, row))
+            elif not (threaded or wide):
+                slots.append(slot)
+                jobs.append((sampler.chain, row))
+            elif threaded or sampler.reach:
+                slots.append(slot)
+                pooled.append((sampler.chain, row, sampler.reach))
+        if len(constraints) > 1:
+            masks_ahead(constraints)
+        if pooled:
+            self.rows.rouse(pooled)
+
+    def finite(self, n_outputs: int) -> bool:
+        """Whether the logits of the last decode are numbers; for a caller that holds the context's `exclusive()`."""
+        return self._context.outputs_are_numbers(n_outputs)
+
+    def finite_row(self, row: int) -> bool:
+        """Whether those of one batch row are."""
+        return not isnan(self._context.logits_view(row)[0])
+
+    def sample(self, batch: Batch) -> None:
+        """Choose the tokens that `ahead` found to need no more than a chain; `token` has them.
+
+        For a caller that holds the context's `exclusive()`.
+        """
+        for slot, sampler, row in self._greedy:
+            slot.sampled = self._choose(sampler, row)
+        if self._pooled:
+            tokens = self.rows.sample(self._pooled, batch.output[: batch.n_tokens])
+        else:
+            tokens = sample_rows(self._context, self._jobs)
+        for slot, token in zip(self._slots, tokens, strict=True):
+            slot.sampled = token
+
+    def _choose(self, sampler: TokenSampler, row: int) -> int:
+        """One token by the chain alone; for a caller that holds the context's `exclusive()`."""
+        if sampler.argmax is not None:
+            token = int(self._context.row_logits(row).argmax())
+            if token not in sampler.argmax:
+                return token
+        return sample_rows(self._context, [(sampler.chain, row)])[0]
 
     def token(self, row: int, slot: Slot, request: Request) -> tuple[int, TokenLogprob | None]:
         """The next token of a slot, from batch row `row`.
@@ -114,17 +136,14 @@ class Selection:
             InvalidRequest: a grammar leaves no token to choose.
         """
         token, slot.sampled = slot.sampled, -1
+        if token >= 0:
+            return token, None
         sampler = request.sampler
         assert sampler is not None
         if sampler.row is not None:
             return sampler.row.sample(row)
-        lowered = sampler.argmax
-        if token < 0 and lowered is not None:
-            token = int(self._context.logits_view(row).argmax())
-        if token < 0 or (lowered and token in lowered):
-            with self._context.exclusive():
-                token = sampler.chain.sample_row(self._context, row)
-        return token, None
+        with self._context.exclusive():
+            return self._choose(sampler, row), None
 
     def detach(self, slot: Slot) -> None:
         """Before a slot gives up its request."""
