@@ -326,10 +326,8 @@ class Context(Handle):
         logits = self._lib.llama_get_logits(self.pointer) if n_outputs else None
         if not logits:
             return True
-        for at in range(0, n_outputs * self.n_vocab, self.n_vocab):  # a few numbers: numpy would take longer
-            if isnan(logits[at]):
-                return False
-        return True
+        # a few numbers: numpy would take longer
+        return not any(isnan(logits[at]) for at in range(0, n_outputs * self.n_vocab, self.n_vocab))
 
     def forget_outputs(self) -> None:
         """The outputs of the last decode are gone: a state was restored."""

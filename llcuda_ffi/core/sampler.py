@@ -406,12 +406,14 @@ class SamplerChain(Handle):
         return min(self.model.n_ctx_train if n < 0 else n, _MOST_LAST_N)
 
 
-def sample_rows(context: Context, jobs: Iterable[tuple[SamplerChain, int]]) -> list[int]:
+def sample_rows(context: Context, jobs: Sequence[tuple[SamplerChain, int]]) -> list[int]:
     """The tokens that chains choose from rows of the last batch: `SamplerChain.sample` without its checks.
 
     For a caller that holds `context.exclusive()` and knows that the rows have logits, and that each chain selects, is
     of the context's model, has no grammar and is used by nobody else (llama_sampler_sample).
     """
+    if not jobs:
+        return []
     sample, pointer = context.model.library.lib.llama_sampler_sample, context.pointer
     return [sample(chain.pointer, pointer, row) for chain, row in jobs]
 

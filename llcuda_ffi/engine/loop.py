@@ -12,7 +12,6 @@ a defect: the loop is dead from then on, its `failure` says why, and so does eve
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from time import sleep
 from typing import Any, Generic, TypeVar
 
 from ..errors import Cancelled, ClosedError, ConcurrentUseError, EngineFailure, LlcudaError
+from ..native.handle import generation
 from .failures import interrupts, log
 from .request import Request
 from .scheduler import Scheduler
@@ -107,11 +107,10 @@ class Replica:
 
     def pass_on(self) -> None:
         """Wake one waiting thread, to lead."""
-        if self.waiting:
-            try:
-                self.waiting[0].set()
-            except IndexError:
-                pass  # meanwhile nobody waits any more
+        try:
+            self.waiting[0].set()
+        except IndexError:
+            pass
 
 
 class EngineLoop:
@@ -130,7 +129,7 @@ class EngineLoop:
         self.failure: BaseException | None = None
         self.closed = self._closing = self._stopped = False
         self.threaded = False
-        self._pid = os.getpid()
+        self._generation = generation()
         if len(schedulers) > 1:
             self.start()
 
@@ -155,7 +154,7 @@ class EngineLoop:
             raise ClosedError("this Llama is closed: make a new one")
         if self.failure is not None:
             raise self._dead()
-        if os.getpid() != self._pid:
+        if generation() != self._generation:
             raise ConcurrentUseError(
                 "this Llama was made before a fork, and native threads do not survive one: load it in the child "
                 "process (multiprocessing start method 'spawn')"
@@ -244,7 +243,8 @@ class EngineLoop:
                         if not self._advance(replica, advance) and replica.idle and not ready():
                             self._fail(replica, RuntimeError("a request was lost"))
             finally:
-                replica.pass_on()
+                if replica.waiting:
+                    replica.pass_on()
 
     def _sleep(self, replica: Replica, waiter: Request | Command[Any], ready: Callable[[], bool]) -> bool:
         """Sleep until the waiter has something (False) or nobody leads (True)."""
@@ -386,7 +386,7 @@ class EngineLoop:
         """
         if self.closed:
             return
-        if os.getpid() == self._pid:
+        if generation() == self._generation:
             if self.in_use and not wait:
                 raise ConcurrentUseError("this Llama is generating in another thread: close it when that is done")
             self._closing = True

@@ -303,7 +303,10 @@ class Scheduler(Lifecycle):
         request = slot.request
         assert request is not None
         try:
-            token, logprob = self.selection.token(row, slot, request)
+            token, logprob = slot.sampled, None
+            if token < 0:
+                token, logprob = self.selection.token(row, request)
+            slot.sampled = -1
             if not self._accept(slot, request, token, logprob):
                 return False
             return request.output.constraint is None or self._follow(slot, request)

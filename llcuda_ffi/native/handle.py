@@ -56,6 +56,11 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
+def generation() -> int:
+    """How many forks this process comes from, as far as Python made them; cheaper to ask for than the process id."""
+    return _generation
+
+
 def leaving() -> bool:
     """Whether another thread is ending the process: a callback from C then asks to stop."""
     return _leaver is not None and _leaver != threading.get_ident()

@@ -181,7 +181,7 @@ class FakeSelection:
     def sample(self, batch: Batch) -> None:
         pass
 
-    def token(self, row: int, slot: Slot, request: Request) -> tuple[int, None]:
+    def token(self, row: int, request: Request) -> tuple[int, None]:
         return self._context.chosen[row], None
 
     def detach(self, slot: Slot) -> None:

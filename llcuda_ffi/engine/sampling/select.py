@@ -70,7 +70,7 @@ class Selection:
             chain.accept_all(request.output.token_ids)
         return sampler
 
-    # --- the tokens of a step: ahead, finite, sample, then token for each row ---
+    # --- the tokens of a step: ahead, finite, sample, then token for each other row ---
 
     def ahead(self, rows: Sequence[Row]) -> None:
         """After a decode, while a device may still compute: what can be done without its logits."""
@@ -108,7 +108,7 @@ class Selection:
         return not isnan(self._context.logits_view(row)[0])
 
     def sample(self, batch: Batch) -> None:
-        """Choose the tokens that `ahead` found to need no more than a chain; `token` has them.
+        """Choose the tokens that `ahead` found to need no more than a chain: they are `slot.sampled`.
 
         For a caller that holds the context's `exclusive()`.
         """
@@ -129,15 +129,12 @@ class Selection:
                 return token
         return sample_rows(self._context, [(sampler.chain, row)])[0]
 
-    def token(self, row: int, slot: Slot, request: Request) -> tuple[int, TokenLogprob | None]:
-        """The next token of a slot, from batch row `row`.
+    def token(self, row: int, request: Request) -> tuple[int, TokenLogprob | None]:
+        """The next token of a request for which `sample` left none, from batch row `row`.
 
         Raises:
             InvalidRequest: a grammar leaves no token to choose.
         """
-        token, slot.sampled = slot.sampled, -1
-        if token >= 0:
-            return token, None
         sampler = request.sampler
         assert sampler is not None
         if sampler.row is not None:
