@@ -327,7 +327,8 @@ class Context(Handle):
         if not logits:
             return True
         # a few numbers: numpy would take longer
-        return not any(isnan(logits[at]) for at in range(0, n_outputs * self.n_vocab, self.n_vocab))
+        first = map(logits.__getitem__, range(0, n_outputs * self.n_vocab, self.n_vocab))
+        return not any(map(isnan, first))
 
     def forget_outputs(self) -> None:
         """The outputs of the last decode are gone: a state was restored."""

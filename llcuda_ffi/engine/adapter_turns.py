@@ -50,9 +50,13 @@ class AdapterTurns:
         Raises:
             ClosedError, ModelError: the adapters `now` cannot be used.
         """
+        if not self._now:
+            for slot in slots:
+                if slot.request is not None and slot.request.adapters:
+                    break
+            else:
+                return slots  # as nearly always
         wanted = [slot.request.adapters for slot in slots if slot.request is not None]
-        if not self._now and not any(wanted):
-            return slots
         if self._now in wanted and any(adapter.closed for adapter, _ in self._now):
             raise ClosedError("an adapter was closed while a request used it: close it after the request")
         self._steps += 1

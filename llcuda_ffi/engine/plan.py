@@ -47,21 +47,29 @@ class Planner:
         """Fill the batch; returns the slots in it."""
         batch = self.batch
         batch.n_tokens = self.n_outputs = 0
-        generating = [slot for slot in slots if slot.state is _GENERATING]
-        n = len(generating)
+        generating: list[Slot] = []
+        prompting: list[Slot] = []
+        tokens, positions, seq_ids, runs = [], [], [], self.drafts
+        for slot in slots:
+            state = slot.state
+            if state is _GENERATING:
+                generating.append(slot)
+                tokens.append(slot.last)
+                positions.append(slot.n_past + slot.moved)
+                seq_ids.append(slot.index)
+                if slot.run:
+                    runs = True
+            elif state is _PROMPT:
+                prompting.append(slot)
         rows: list[Row]
-        if self._drafter is not None or any(slot.run for slot in generating):
+        if runs:
             rows = self._runs(generating)
         else:
-            batch.fill(
-                [slot.last for slot in generating],
-                [slot.n_past + slot.moved for slot in generating],
-                [slot.index for slot in generating],
-            )
-            self.n_outputs = n
+            batch.fill(tokens, positions, seq_ids)
+            self.n_outputs = len(generating)
             rows = list(enumerate(generating))
-        self.prompting = [slot for slot in slots if slot.state is _PROMPT] if n < len(slots) else []
-        if self.prompting:
+        self.prompting = prompting
+        if prompting:
             self._prompts(rows)
         return rows
 

@@ -51,11 +51,11 @@ class Listener:
 
     def __init__(self) -> None:
         self.raised: BaseException | None = None
-        self._said: deque[tuple[int, str]] = deque(maxlen=_MOST_LINES)
+        self._said: deque[tuple[int, str]] | None = None  # most calls say nothing
 
     def lines(self, level: int = 0) -> list[str]:
         """What was said, of at least this ggml level (1 debug, 2 info, 3 warning, 4 error)."""
-        return [line for at, line in self._said if at >= level]
+        return [line for at, line in self._said or () if at >= level]
 
     def why(self) -> str:
         """The end of an error's message: libllama's last warnings and errors, else its last lines."""
@@ -64,6 +64,8 @@ class Listener:
 
     def hear(self, level: int, line: str) -> None:
         """Take note of a line."""
+        if self._said is None:
+            self._said = deque(maxlen=_MOST_LINES)
         self._said.append((level, line))
 
     def __enter__(self) -> Listener:
@@ -74,15 +76,11 @@ class Listener:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        here = _here.listeners
         if _here.partial:
             _here.flush()
-        if here and here[-1] is self:
-            here.pop()
-        elif self in here:
-            here.remove(self)
-        if self in _listening:
-            _listening.remove(self)
+        for listeners in (_here.listeners, _listening):
+            if self in listeners:
+                listeners.remove(self)
         if self.raised is not None and self.raised is not error:
             raise self.raised
 
