@@ -31,6 +31,11 @@ def rendered(template: ChatTemplate, settings: dict[str, Any]) -> str:
         return "!" + str(error).split(refused, 1)[1] if refused in str(error) else "!"
 
 
+def more_is_rendered(source: str, theirs: str) -> bool:
+    """Whether transformers fails at a template that changes a list of its own, which is allowed here."""
+    return theirs == "!" and ".append(" in source
+
+
 def test_upstream_templates_render_as_transformers_renders_them() -> None:
     """The 70 real templates by 29 conversations give the text, or the refusal, that transformers gave."""
     reference = json.loads(DATA.read_text(encoding="utf-8"))
@@ -40,8 +45,8 @@ def test_upstream_templates_render_as_transformers_renders_them() -> None:
         template = ChatTemplate(source, VARIABLES)
         for (case, settings), expected in zip(cases(), reference[name], strict=True):
             text = rendered(template, settings)
-            if expected == "!" and ".append(" in source:
-                assert not text.startswith("!"), f"{name}, {case}"  # lists of its own may change here
+            if more_is_rendered(source, expected):
+                assert not text.startswith("!"), f"{name}, {case}"
             else:
                 assert digest(source, text) == expected, f"{name}, {case}"
 
@@ -54,8 +59,11 @@ def test_templates_against_transformers_itself() -> None:
     for name, source in sources.items():
         template = ChatTemplate(source, VARIABLES)
         for case, settings in cases():
-            theirs = by_transformers(source, **settings)
-            assert rendered(template, settings) == theirs, f"{name}, {case}"
+            text, theirs = rendered(template, settings), by_transformers(source, **settings)
+            if more_is_rendered(source, theirs):
+                assert not text.startswith("!"), f"{name}, {case}"
+            else:
+                assert text == theirs, f"{name}, {case}"
 
 
 # templates of our own that lean on one feature each, with what they must write
