@@ -71,7 +71,7 @@ def test_prompts_and_limit_from_the_folder(folder: Path, tmp_path: Path) -> None
     with Embedder(convert_bert(folder, tmp_path / "m.gguf", "f32"), n_contexts=1) as embedder:
         assert embedder.prompts == {"query": "the cat "}
         assert embedder.max_tokens == 8
-        assert np.allclose(embedder.encode("sat", prompt="query"), embedder.encode("the cat sat"), atol=1e-6)
+        assert np.allclose(embedder.encode("sat", prompt_name="query"), embedder.encode("the cat sat"), atol=1e-6)
         first = embedder.encode_tokens("sat")[0]
         assert np.allclose(embedder.encode("sat", normalize=False), first, atol=1e-5)
         with pytest.raises(ContextOverflow):
@@ -85,7 +85,7 @@ def test_reranker_scores(tmp_path: Path) -> None:
     weights = SafeTensors(folder / "model.safetensors")
     with Reranker(path) as reranker, Embedder(path, pooling="cls", n_contexts=1) as embedder:
         scores = reranker.scores("the red cat", DOCUMENTS)
-        tokens = [reranker._pair("the red cat", document) for document in DOCUMENTS]
+        tokens = [reranker._pair("the red cat", document, False) for document in DOCUMENTS]
         from llcuda_ffi.enums import PoolingType
 
         hidden = np.stack(embedder._queue(PoolingType.CLS).compute(tokens, 64))

@@ -162,7 +162,7 @@ def test_close(smollm2: Path) -> None:
     llm = Llama(smollm2, n_contexts=2, **SETTINGS)
     stream = llm.stream(LONG, max_tokens=150, ignore_eos=True)
     next(stream)
-    thread = threading.Thread(target=llm.generate, args=(LONG,), kwargs={"max_tokens": 100, "ignore_eos": True})
+    thread = threading.Thread(target=llm.generate, args=(LONG,), kwargs={"max_tokens": 20, "ignore_eos": True})
     thread.start()
     while not llm.engine.in_use:
         time.sleep(0.001)

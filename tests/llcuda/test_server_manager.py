@@ -89,7 +89,7 @@ def _ask_through_an_engine(url: str) -> None:
     assert len(pieces) > 3
     assert [r.text for r in engine.batch_infer(["Once upon a time"] * 3, **asked)] == [answer.text] * 3
     assert engine.get_metrics()["latency"]["sample_count"] == 5
-    bad = engine.infer("a", max_tokens=10**6)
+    bad = engine.infer("word " * 5000, max_tokens=4)
     assert not bad.success
     assert "context" in str(bad.error_message)
     gone = llcuda.InferenceEngine(server_url=f"http://127.0.0.1:{_free_port()}/v1")
@@ -104,7 +104,7 @@ def test_loud_failures(smollm2: Path, tmp_path: Path) -> None:
     manager = llcuda.ServerManager()
     with pytest.raises(ModelNotFound):
         manager.start_server("no-such-model")
-    with pytest.raises(LoadError, match="n_parallel"):
+    with pytest.raises(LoadError, match="parallel"):
         manager.start_server(smollm2, port=_free_port(), n_parallel=1000)
     (tmp_path / "x.gguf").write_bytes(b"no model")
     with pytest.raises(LoadError, match=r"status 1: error: .*x\.gguf"):

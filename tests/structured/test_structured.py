@@ -214,7 +214,7 @@ BAD = [
     ({"json_schema": {"type": "string", "format": "shoe-size"}}, "shoe-size"),
     ({"json_schema": "{"}, "not JSON"),
     ({"json_schema": object}, "no JSON schema"),
-    ({"json_schema": 7}, "no JSON schema"),
+    ({"json_schema": 7}, "must be a JSON schema"),
     ({"regex": "(a"}, "regex"),
     ({"regex": ""}, "regex"),
     ({"choices": []}, "choices"),
