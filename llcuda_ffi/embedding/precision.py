@@ -1,4 +1,4 @@
-"""Vectors as 8-bit integers or bits, computed as sentence-transformers does, so that indexes made with either agree."""
+"""Vectors as 8-bit integers or bits, computed as sentence-transformers (6.2) does: indexes made with either agree."""
 
 from __future__ import annotations
 
@@ -61,12 +61,8 @@ def quantize_embeddings(
                 "more texts together, or give quantize_embeddings() ranges or calibration_embeddings"
             )
         ranges = np.stack([known.min(axis=0), known.max(axis=0)]) if len(known) else np.zeros((2, vectors.shape[1]))
-    low, high = np.asarray(ranges)
+    low, high = np.asarray(ranges, np.float32)
     steps = (high - low) / 255
-    scaled = (vectors - low) / np.where(steps == 0, 1, steps)
-    whole: Array = (
-        np.clip(scaled, 0, 255).astype(np.uint8)
-        if precision == "uint8"
-        else np.clip(scaled - 128, -128, 127).astype(np.int8)
-    )
-    return whole
+    whole = np.clip(np.floor((vectors - low) / np.where(steps == 0, 1, steps)), 0, 255)
+    quantized: Array = whole.astype(np.uint8) if precision == "uint8" else (whole - 128).astype(np.int8)
+    return quantized

@@ -78,6 +78,8 @@ def test_precisions(tiny: Embedder) -> None:
         found = tiny.encode(TEXTS, precision=precision)
         assert found.dtype == np.dtype(precision)
         assert (np.abs((found.astype(float) + shift) * step + low - vectors) <= step * 1.01 + 1e-7).all()
+    int8, uint8 = (tiny.encode(TEXTS, precision=precision).astype(int) for precision in ("int8", "uint8"))
+    assert np.array_equal(int8 + 128, uint8)
     assert tiny.encode(TEXTS[0], precision="binary").shape == (4,)
     with pytest.raises(InvalidRequest, match="more texts"):
         tiny.encode(TEXTS[0], precision="int8")
@@ -126,10 +128,10 @@ def test_tensor_without_torch(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore")  # warnings of other packages are theirs
 def test_precisions_are_those_of_sentence_transformers() -> None:
     """Bit for bit, of the same vectors."""
-    from sentence_transformers.quantization import quantize_embeddings as theirs
-
+    theirs = pytest.importorskip("sentence_transformers.util.quantization").quantize_embeddings
     vectors = np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)
     for precision in ("int8", "uint8", "binary", "ubinary"):
         assert np.array_equal(quantize_embeddings(vectors, precision), theirs(vectors, precision=precision))
