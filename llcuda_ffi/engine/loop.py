@@ -338,8 +338,8 @@ class EngineLoop:
     def _note(self, error: BaseException) -> None:
         """Keep the first exception that ended the loop, and have every thread see it."""
         if self.failure is None:
-            self.failure = error
             log.error("the engine of a Llama stopped because of an unexpected exception", exc_info=error)
+            self.failure = error
         for replica in self._replicas:
             replica.work.set()
 

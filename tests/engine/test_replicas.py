@@ -143,6 +143,9 @@ def test_failure(smollm2: Path, two: Llama, caplog: pytest.LogCaptureFixture) ->
             request.result()
     assert isinstance(llm.failure, RuntimeError)
     assert llm.metrics().failure == "RuntimeError: made by this test"
+    end = time.monotonic() + 60  # each context's thread ends its own requests
+    while llm.metrics().failed < len(requests) and time.monotonic() < end:
+        time.sleep(0.01)
     assert llm.metrics().failed == len(requests)
     assert llm.metrics().running == llm.metrics().queued == 0
     with pytest.raises(EngineFailure) as caught:
