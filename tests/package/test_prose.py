@@ -21,7 +21,7 @@ FILES = sorted(
 
 _FULL = 104  # a line that the next word would still have left below this was broken early
 _ENDS = (".", ":", ";", "!", "?", "…", ")", "`", '"', ",")  # an early end may be meant after these
-_CODE = ("import ", "from ", ">>> ", "python ", "pytest ")  # examples are no prose
+_CODE = ("import ", "from ", ">>> ", "python ", "pytest ", "llcuda-ffi ")  # examples are no prose
 _PIECE = 16  # a piece of a message this short, between two others, was cut off by a wrap
 
 
