@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+import pytest
+
+from llcuda_ffi.errors import LlcudaError
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,16 @@ class Snippet:
         exec(compile(self.code, f"<{self.name}>", "exec"), namespace)
         return namespace
 
+    def verify(self) -> None:
+        """It runs as written and gives what it should; or the error says what to do."""
+        if self.error:
+            with pytest.raises(LlcudaError, match=self.error):
+                self.run()
+            return
+        made = self.run()
+        assert eval(self.check, made), made
+        close_all(made)
+
 
 def close_all(namespace: dict[str, Any]) -> None:
     """Free what the code made."""
@@ -39,6 +52,3 @@ def close_all(namespace: dict[str, Any]) -> None:
 def snippet_id(snippet: Snippet) -> str:
     """For pytest's list."""
     return snippet.name
-
-
-MODEL = Path("model.gguf")

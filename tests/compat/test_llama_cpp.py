@@ -9,10 +9,9 @@ import pytest
 from huggingface_hub import constants
 
 from llcuda_ffi.compat.llama_cpp import Llama
-from llcuda_ffi.errors import LlcudaError
 
 from ..support.tiny_model import make_tiny_bert, make_tiny_llama
-from .snippets import Snippet, close_all, snippet_id
+from .snippets import Snippet, snippet_id
 
 HEAD = "from llcuda_ffi.compat.llama_cpp import *\n"
 LOAD = HEAD + "llm = Llama(model_path='./model.gguf', n_ctx=256, verbose=False, seed=1)\n"
@@ -239,13 +238,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=snippet_id)
 def test_snippet(snippet: Snippet, folder: Path) -> None:
     """It runs as written and gives what it should; or the error says what to do."""
-    if snippet.error:
-        with pytest.raises(LlcudaError, match=snippet.error):
-            snippet.run()
-        return
-    made = snippet.run()
-    assert eval(snippet.check, made), made
-    close_all(made)
+    snippet.verify()
 
 
 def test_pickled(folder: Path) -> None:

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llcuda_ffi.errors import LlcudaError
-
 from ..support.tiny_model import make_tiny_bert
-from .snippets import Snippet, close_all, snippet_id
+from .snippets import Snippet, snippet_id
 
 HEAD = "from llcuda_ffi.compat.sentence_transformers import SentenceTransformer, CrossEncoder, util\n"
 LOAD = HEAD + "model = SentenceTransformer('bert.gguf')\n"
@@ -128,13 +126,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=snippet_id)
 def test_snippet(snippet: Snippet, folder: Path) -> None:
     """It runs as written and gives what it should; or the error says what to do."""
-    if snippet.error:
-        with pytest.raises(LlcudaError, match=snippet.error):
-            snippet.run()
-        return
-    made = snippet.run()
-    assert eval(snippet.check, made), made
-    close_all(made)
+    snippet.verify()
 
 
 def test_names_with_and_without_owner(minilm: Path) -> None:
