@@ -11,6 +11,10 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess  # the child, whose first lines these are too, has no use for it
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -27,6 +31,20 @@ def import_path() -> list[str]:
     except OSError:  # it was removed
         current = ""
     return [entry for entry in sys.path if os.path.isabs(entry) and (not current or os.path.realpath(entry) != current)]
+
+
+def end_child(process: subprocess.Popen[bytes], owner: int) -> None:
+    """Kill a child and leave nothing of it; in a fork of `owner`, the process that started it, do nothing."""
+    if os.getpid() != owner:
+        return
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            try:
+                pipe.close()
+            except OSError:  # unsent bytes to a process that is gone
+                pass
 
 
 def _main() -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundles import InstalledBundle, ensure
-from ..child_process import python_command
+from ..child_process import end_child, python_command
 from ..errors import InvalidModelFile
 from ..native.load import loaded
 from ..params import ContextParams, ModelParams
@@ -232,7 +232,7 @@ class _Child:
             start_new_session=True,  # a terminal's Ctrl-C is for us
         )
         self._bundle = bundle.path
-        self._end = weakref.finalize(self, _end, self._process)
+        self._end = weakref.finalize(self, end_child, self._process, os.getpid())
         libraries = {name: sha for name, sha in bundle.libraries.items() if not name.startswith("libggml-cuda")}
         cpu = dataclasses.replace(bundle, backend="cpu", libraries=libraries)
         assert self._process.stdin is not None
@@ -261,17 +261,6 @@ class _Child:
         if self._end is not None:
             self._end()
         self._process = self._end = None
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            try:
-                pipe.close()
-            except OSError:
-                pass
 
 
 _child = _Child()

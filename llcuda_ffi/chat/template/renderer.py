@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from ...child_process import end_child
 from ...errors import InvalidRequest, LlcudaError
 
 MAX_MEMORY = 768 << 20
@@ -98,7 +99,7 @@ class Renderer:
             start_new_session=True,  # a terminal's Ctrl-C is for us, not for it
         )
         self._process, self._owner = process, os.getpid()
-        self._finalizer = weakref.finalize(self, _end, process, os.getpid())
+        self._finalizer = weakref.finalize(self, end_child, process, os.getpid())
         timer = threading.Timer(START_TIMEOUT, process.kill)
         timer.daemon = True
         timer.start()
@@ -130,19 +131,6 @@ class Renderer:
         if self._finalizer is not None:
             self._finalizer()
         self._process = self._finalizer = None
-
-
-def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    if os.getpid() != owner:
-        return
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            try:
-                pipe.close()
-            except OSError:  # unsent bytes to a process that is gone
-                pass
 
 
 def _read(pipe: IO[bytes], size: int) -> bytes:
