@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,17 @@ def python_command(module: str, *arguments: str) -> list[str]:
 
 
 def import_path() -> list[str]:
-    """This process's import path without the current folder."""
+    """This process's import path without the current folder; of a Python's own folders none is left out."""
     try:
         current = os.path.realpath(os.getcwd())
     except OSError:  # it was removed
         current = ""
-    return [entry for entry in sys.path if os.path.isabs(entry) and (not current or os.path.realpath(entry) != current)]
+    own = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return [
+        entry
+        for entry in sys.path
+        if os.path.isabs(entry) and ((real := os.path.realpath(entry)) != current or real in own)
+    ]
 
 
 def end_child(process: subprocess.Popen[bytes], owner: int) -> None:

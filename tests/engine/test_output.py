@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llcuda_ffi.engine.output import ChunkQueue, Output
@@ -87,6 +87,7 @@ def drain(queue: ChunkQueue) -> list[Chunk]:
 PLACES = ["constraint", "logprob", "text", "put", "sent"]
 
 
+@example([EOG], [], 0, "text")
 @given(
     st.lists(st.integers(0, EOG), min_size=1, max_size=14),
     st.lists(st.sampled_from(["ab", "é", "🙂a", " t", "b the"]), max_size=2, unique=True),
@@ -153,12 +154,16 @@ def _break(patch: pytest.MonkeyPatch, output: Output, place: str) -> None:
 
 
 class _Raising(list[int]):
-    """Raises where something is added."""
+    """Raises where something is added, and where the text is read."""
 
     def append(self, item: int) -> None:
         raise KeyboardInterrupt
 
     def push(self, piece: bytes) -> bool:
+        raise KeyboardInterrupt
+
+    @property
+    def text(self) -> str:
         raise KeyboardInterrupt
 
 
