@@ -73,9 +73,9 @@ class PrefixCache:
         # cross attention belongs to the last text that was encoded
         self._reuses = not context.model.has_encoder
 
-    def key(self, adapters: Adapters = ()) -> Hashable:
+    def key(self, adapters: Adapters | None = None) -> Hashable:
         """What a request's tokens are computed with now: a sequence computed otherwise is no use to it."""
-        return adapters or self._turns.base, control_vector(self._context)
+        return self._turns.base if adapters is None else adapters, control_vector(self._context)
 
     def shared(self, request: Request) -> int:
         """The longest beginning of its prompt that a slot keeps; from any thread, so it may be out of date."""

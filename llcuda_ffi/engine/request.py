@@ -25,7 +25,7 @@ Tokens = npt.NDArray[np.int32]
 
 _numbers = itertools.count()
 
-# adapters with their scales; empty: those that the context has for all requests
+# adapters with their scales
 Adapters = tuple[tuple[LoraAdapter, float], ...]
 
 
@@ -101,7 +101,7 @@ class Request:
         prompt_logprobs: log probabilities of the prompt's tokens, where they are asked for and so far.
         index: which of n completions of the prompt it is.
         media: images and sounds of the prompt, None where it is text alone.
-        adapters: LoRA adapters of this request alone.
+        adapters: LoRA adapters of this request alone; None: those that the context has for all requests.
         place: its place in the queue.
         sampler: what chooses its tokens, while it has a slot.
         output: what it has written.
@@ -162,7 +162,7 @@ class Request:
         self.prompt_text, self.index, self.media = prompt_text, 0, media
         self.prompt_logprobs: list[TokenLogprob | None] | None = None if params.prompt_logprobs is None else []
         self.steps: list[LogitStep] = logit_steps(params, vocab, prompt)
-        self.adapters: Adapters = ()
+        self.adapters: Adapters | None = None
         arrival = perf_counter()
         self.place = Place(arrival, None if params.timeout is None else arrival + params.timeout)
         self.chunks = ChunkQueue()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import TypeVar
 
-from ..core.adapter import LoraAdapter, active_adapters, set_adapters
+from ..core.adapter import LoraAdapter
 from ..core.context import Context
 from ..errors import Cancelled, ContextOverflow, DecodeError, LlcudaError, NoKvSlot
 from .adapter_turns import AdapterTurns
@@ -133,6 +133,7 @@ class Scheduler(Lifecycle):
         """Call `function(self)` where a step would begin. What it leaves in the middle is computed again."""
         self._begin()
         try:
+            self._turns.rest()  # what it asks of the context, or changes, is for all requests
             result = function(self)
         except LlcudaError:
             self._unfinished = False  # refused, or failed in a way that it knows
@@ -143,11 +144,9 @@ class Scheduler(Lifecycle):
     def set_adapters(self, adapters: Mapping[LoraAdapter, float]) -> dict[LoraAdapter, float]:
         """Compute with these adapters where a request has none of its own; returns those of before. Between steps.
 
-        What was kept is forgotten: it was computed with the adapters of its time.
+        The requests that there are keep those of before. What idle slots kept is forgotten: nothing may continue it.
         """
-        self._in_turn()  # takes off what single requests had
-        before = active_adapters(self.context)
-        set_adapters(self.context, adapters)
+        before = self._turns.change(adapters, self._requests)
         self.prefixes.clear()
         return before
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 from ..core.adapter import LoraAdapter
 from ..engine.scheduler import Scheduler
-from ..errors import ConcurrentUseError
 from ..llama import Llama
 
 
@@ -20,22 +19,20 @@ def load(llm: Llama, path: str | os.PathLike[str]) -> LoraAdapter:
 def swap(llm: Llama, adapters: Mapping[LoraAdapter, float]) -> dict[LoraAdapter, float]:
     """Use these adapters, with their scales, for all requests from now on. {} goes back to the base model.
 
-    For a single request there is `SamplingParams.lora`. One batch has one set of adapters, so this waits for nobody: no
-    request may be running. Kept prefixes are forgotten, because they were computed with the adapters of their time.
+    Under load it happens between two steps. Requests that are running or waiting end with the adapters they came to;
+    one batch has one set, so they and the new ones take turns. For a single request there is `SamplingParams.lora`.
+    Kept prefixes are forgotten, because they were computed with the adapters of their time.
 
     Returns:
-        what was set before.
+        what was set before. Close it only when the requests of before are over.
 
     Raises:
-        ConcurrentUseError: requests are running or waiting.
-        InvalidRequest, ClosedError: an adapter of another model, or a closed one.
+        InvalidRequest, ClosedError: an adapter of another model, or a closed one; nothing is changed.
     """
 
     def change(scheduler: Scheduler) -> dict[LoraAdapter, float]:
         return scheduler.set_adapters(adapters)
 
-    if not llm.engine.idle:
-        raise ConcurrentUseError("adapters are swapped between requests: wait until the running ones are done")
     return llm.between_steps(change)[0]
 
 

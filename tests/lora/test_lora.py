@@ -185,6 +185,42 @@ def test_requests_with_adapters_of_their_own(base: Path, tmp_path: Path) -> None
         assert llm.generate(prompt, **settings).token_ids == alone[0]
 
 
+def test_swapped_under_load(base: Path, tmp_path: Path) -> None:
+    """Requests that run or wait end with the adapters they came to, later ones have those of the swap; what is saved
+    meanwhile says rightly how it was computed."""
+    files = [lora.convert(peft_folder(tmp_path / f"p{i}", i), base, tmp_path / f"{i}.gguf") for i in range(2)]
+    prompt = "the quick brown fox jumps over the lazy dog and over"
+    settings: dict[str, Any] = {"temperature": 0.0, "max_tokens": 30, "ignore_eos": True}
+    with Llama(base, n_ctx=128, n_parallel=2) as llm:
+        one, two = (lora.load(llm, file) for file in files)
+        kinds: list[dict[Any, float]] = [{}, {one: 1.0}, {two: 1.0}, {}, {one: 0.5}, {}]
+        alone = []
+        for kind in kinds:
+            with lora.applied(llm, kind):
+                alone.append(llm.generate(prompt, **settings).token_ids)
+        assert len({tuple(tokens) for tokens in alone}) == 4
+        streams, seen = [], []
+        for kind in kinds:  # more than run at once
+            lora.swap(llm, kind)
+            streams.append(llm.stream(prompt, **settings))
+            seen.append([next(streams[-1])])
+        own = llm.stream(prompt, **settings, lora={two: 1.0})
+        next(own)
+        with pytest.raises(InvalidRequest, match="finite"):
+            lora.swap(llm, {one: float("nan")})
+        saved = llm.save_state()
+        for stream, chunks in zip(streams, seen, strict=True):
+            chunks += list(stream)
+        assert [[i for chunk in chunks for i in chunk.token_ids] for chunks in seen] == alone
+        assert list(own)[-1].completion.token_ids == alone[2]
+        assert llm.generate(prompt, **settings).token_ids == alone[0]
+        llm.load_state(saved)
+        lora.swap(llm, {one: 1.0})
+        if saved.states:
+            with pytest.raises(InvalidRequest, match="adapters"):
+                llm.load_state(saved)
+
+
 def test_refused_adapters_of_a_request(base: Path, tmp_path: Path) -> None:
     """What is no adapter of this model is refused; one closed meanwhile ends its own requests only."""
     file = lora.convert(peft_folder(tmp_path / "p"), base, tmp_path / "a.gguf")
