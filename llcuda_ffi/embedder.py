@@ -223,7 +223,8 @@ class Embedder(TextModel):
 
     def tokenize(self, text: str, prompt: str | None = None, prompt_name: str | None = None) -> npt.NDArray[np.int32]:
         """The tokens that `encode` computes for a text, of any length."""
-        return self._tokens(self._prompt(prompt, prompt_name) + text)
+        with self._call():
+            return self._tokens(self._prompt(prompt, prompt_name) + text)
 
     def _compute(
         self,
@@ -240,10 +241,11 @@ class Embedder(TextModel):
         given = check_texts(texts)
         places: dict[str, int] = {}
         tokens: list[npt.NDArray[np.int32]] = []
-        for i, text in enumerate(given):
-            if text not in places:
-                places[text] = len(tokens)
-                tokens.append(self._fit(self._tokens(before + text), i, truncate))
+        with self._call():
+            for i, text in enumerate(given):
+                if text not in places:
+                    places[text] = len(tokens)
+                    tokens.append(self._fit(self._tokens(before + text), i, truncate))
         if not tokens:
             return []
         with _Bar(len(tokens), show_progress) as report:

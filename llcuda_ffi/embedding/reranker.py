@@ -66,10 +66,11 @@ class Reranker(TextModel):
         queue = self._queue(PoolingType.RANK)
         if not isinstance(query, str):
             raise InvalidRequest(f"query must be a str, not {type(query).__name__}")
-        pairs = [
-            self._fit(self._pair(query, document, truncate), i, truncate, "document")
-            for i, document in enumerate(check_texts(documents))
-        ]
+        with self._call():
+            pairs = [
+                self._fit(self._pair(query, document, truncate), i, truncate, "document")
+                for i, document in enumerate(check_texts(documents))
+            ]
         if not pairs:
             return np.empty(0, np.float32)
         found = queue.compute(pairs, self.batch_tokens)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..core.model import Model
 from ..devices.placement import Room
 from ..engine.assembly import open_model
 from ..enums import FlashAttnType, PoolingType
-from ..errors import ClosedError, ContextOverflow, InvalidRequest
+from ..errors import ClosedError, ConcurrentUseError, ContextOverflow, InvalidRequest
 from ..hardware.cpu import usable_cores
 from ..params import ModelParams, flag, integer, override
 from .packing import PackingQueue, open_contexts
@@ -160,6 +161,16 @@ class TextModel:
             "embeddings": True,
         }
         return PackingQueue(open_contexts(self.model, self._n_contexts, **settings), spare=spare)
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """Around a call that reads texts: another thread's `close` may take the model away in the middle of it."""
+        try:
+            yield
+        except ConcurrentUseError as error:
+            if self._closed:
+                raise ClosedError(f"this {type(self).__name__} was closed while the call ran") from error
+            raise
 
     def _tokens(self, text: str, add_special: bool = True) -> npt.NDArray[np.int32]:
         """The tokens of a text, of any length."""
