@@ -171,7 +171,7 @@ def test_forced_calls_parse(llm: Llama, format: str) -> None:
     if format == "none":
         return
     settings: dict[str, Any] = {"tools": [CITY], "tool_choice": "find", "tool_format": format}
-    settings |= {"temperature": 0, "max_tokens": 128, "prefix_cache": False}
+    settings |= {"temperature": 0, "max_tokens": 128}
     question = [{"role": "user", "content": "Paris or Rome?"}]
     done = llm.chat(question, **settings)
     [call] = done.tool_calls

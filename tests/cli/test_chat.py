@@ -7,6 +7,7 @@ import pty
 import select
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 
@@ -63,11 +64,18 @@ def bundle_path() -> str:
     return str(bundles.ensure(progress=False).path)
 
 
-def test_a_full_context_forgets_the_oldest_turns(llm: Llama, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def small(smollm2: Path) -> Iterator[Llama]:
+    """A context that is soon full."""
+    with Llama(smollm2, n_ctx=160, n_parallel=1) as llm:
+        yield llm
+
+
+def test_a_full_context_forgets_the_oldest_turns(small: Llama, capsys: pytest.CaptureFixture[str]) -> None:
     """A conversation longer than the context goes on: the oldest turns are left out, the system text stays."""
-    conversation = Conversation(llm, "Be terse.", {"max_tokens": 4, "temperature": 0.0}, {})
+    conversation = Conversation(small, "Be terse.", {"max_tokens": 4, "temperature": 0.0}, {})
     for i in range(5):
-        conversation.say(f"Message {i}: " + "word " * 150)
+        conversation.say(f"Message {i}: " + "word " * 45)
     said = capsys.readouterr()
     assert "forgotten" in said.err
     assert "error" not in said.err
@@ -76,6 +84,6 @@ def test_a_full_context_forgets_the_oldest_turns(llm: Llama, capsys: pytest.Capt
     assert users[-1].startswith("Message 4")
     assert not any(text.startswith("Message 0") for text in users)
 
-    conversation.say("word " * 2000)  # alone too long: told, and taken back
+    conversation.say("word " * 400)  # alone too long: told, and taken back
     assert "error" in capsys.readouterr().err
     assert conversation.messages[-1]["role"] == "assistant"
