@@ -103,8 +103,8 @@ def test_bad_input_and_close(smollm2: Path) -> None:
     asyncio.run(main())
 
 
-def test_600_requests_with_cancellations(llm: AsyncLlama) -> None:
-    """600 short requests, a tenth of them cancelled at random: all accounted for, none mixed up, nothing left."""
+def test_200_requests_with_cancellations(llm: AsyncLlama) -> None:
+    """200 short requests, a tenth of them cancelled at random: all accounted for, none mixed up, nothing left."""
     import random
 
     async def main() -> None:
@@ -130,10 +130,10 @@ def test_600_requests_with_cancellations(llm: AsyncLlama) -> None:
                     assert result.token_ids == want[text]
                     done += 1
 
-        await asyncio.gather(*(one(i) for i in range(600)))
+        await asyncio.gather(*(one(i) for i in range(200)))
         await _settled(llm)
         after = llm.metrics()
-        assert done + cancelled == 600
+        assert done + cancelled == 200
         assert after.requests - before.requests >= done
         assert after.failed == before.failed
 
