@@ -99,8 +99,8 @@ def tried(
     if answer and not answer["tried"]:
         _useless.add(used.path)  # said once, and not tried again by this process
         _logger.warning(
-            "%s was not tried: the child process of bundle %s ends with a sound model too (%s)",
-            files[-1], used.name, answer["words"],
+            "%s was not tried: the child process of bundle %s ends with a sound model too (%s: %s)",
+            files[-1], used.name, _how(answer["status"]), answer["words"] or "no words",
         )  # fmt: skip
     elif answer:
         if -answer["status"] not in (signal.SIGALRM, signal.SIGKILL, signal.SIGTERM):  # else it was the machine's doing
@@ -132,11 +132,14 @@ def _raise_if_bad(verdict: Mapping[str, Any], files: Sequence[Path]) -> None:
     if status == -signal.SIGALRM:
         raise InvalidModelFile(f"{what} was not opened within the time for it, in a process of its own")
     said = verdict.get("words") or "nothing"
-    how = signal.Signals(-status).name if status < 0 else f"status {status}"
     raise InvalidModelFile(
-        f"{what} ended the process that tried it ({how}): libllama's last words are: {said}. "
+        f"{what} ended the process that tried it ({_how(status)}): libllama's last words are: {said}. "
         "trial=False loads it all the same"
     )
+
+
+def _how(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"status {status}"
 
 
 def _key(facts: Sequence[object], settings: Mapping[str, Any], bundle: InstalledBundle) -> str:

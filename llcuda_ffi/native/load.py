@@ -21,6 +21,8 @@ _LACKING = {
     "vulkan": "libvulkan.so.1 or a device that speaks Vulkan is missing",
 }
 
+_CXX = "libstdc++.so.6"
+
 _lock = threading.Lock()
 _library: Library | None = None
 
@@ -180,6 +182,9 @@ def _open_foreign(folder: Path, names: Sequence[str]) -> None:
     The npm packages' libraries have the search path `$ORIGIN:`, whose empty end is the current folder: a libstdc++ that
     lies there would be loaded. What is loaded already under its SONAME is not searched for.
 
+    A build with a libstdc++ of its own inside gets the system's for all: another module (numpy) brings that one too,
+    and where each library takes a part of the other's, streams use the wrong facets and end the process.
+
     Raises:
         MissingLibrary: the system lacks one, and a library of the bundle would take it from the current folder.
     """
@@ -203,6 +208,11 @@ def _open_foreign(folder: Path, names: Sequence[str]) -> None:
                     f"{name} needs {needed}, which is not on this system, and would take it from the current folder: "
                     "install it (`llcuda-ffi doctor`)"
                 )
+    if _CXX not in found:
+        try:
+            ctypes.CDLL(_CXX, ctypes.RTLD_GLOBAL)
+        except OSError:  # then nothing else brings it either
+            pass
 
 
 def _open(path: Path) -> ctypes.CDLL:

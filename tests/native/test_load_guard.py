@@ -352,3 +352,23 @@ def test_measure_names_what_differs(copy: Copy, tmp_path: Path) -> None:
     path.write_bytes(b"\x7fELF" + bytes(200))
     with pytest.raises(AbiMismatch, match=path.name):
         own.measure(copy.path, "the build")
+
+
+def test_a_build_with_its_own_libstdcxx(tmp_path: Path) -> None:
+    """Where no library of a bundle needs libstdc++, the system's is the one that all of them find first."""
+    out = run_child(
+        """
+        import ctypes, sys
+        from pathlib import Path
+        from llcuda_ffi.errors import MissingLibrary
+        from llcuda_ffi.native.load import open_core
+        print(hasattr(ctypes.CDLL(None), "_ZNSt6locale7classicEv"))
+        names = ["libggml-base.so.0", "libggml.so.0", "libllama.so.0"]
+        try:
+            open_core(Path(sys.argv[1]), names)  # not there: what comes before them is opened all the same
+        except MissingLibrary:
+            print(hasattr(ctypes.CDLL(None), "_ZNSt6locale7classicEv"))
+        """,
+        tmp_path,
+    )
+    assert out.split() == ["False", "True"]
