@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections import Counter
@@ -18,28 +19,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from llcuda_ffi.core.batch import Batch
-from llcuda_ffi.core.context import Context
-from llcuda_ffi.core.model import Model
-from llcuda_ffi.core.state import save_state
-from tests.support.gguf_fuzz import Worker, mutated, mutated_adapter, mutated_state
-from tests.support.tiny_model import make_tiny_llama
+from tests.support.gguf_fuzz import STATE_KINDS, Worker, mutated, mutated_adapter, mutated_state
+from tests.support.gguf_worker import Base
 
 
-def maker(kind: str, folder: Path) -> Callable[[int], bytes]:
+def maker(kind: str, folder: Path, base: str) -> Callable[[int], bytes]:
     """What makes the file of a seed."""
     if kind != "state":
         return mutated if kind == "model" else mutated_adapter
-    path = folder / "sound.gguf"
-    make_tiny_llama(path)
-    with Model.load(path) as model, Context(model, n_ctx=64, n_batch=64, n_threads=1) as context:
-        batch = Batch(16)
-        batch.extend(np.arange(1, 13, dtype=np.int32), 0, 0, output="last")
-        context.decode(batch)
-        sound = save_state(context, 0, tokens=range(1, 13))
-    return partial(mutated_state, sound=sound)
+    return partial(mutated_state, sound=Base(folder, base).states())
 
 
 def main() -> None:
@@ -49,16 +37,21 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--kind", choices=["model", "adapter", "state"], default="model")
+    parser.add_argument("--base", choices=STATE_KINDS, default="llama", help="the model whose states are changed")
     parser.add_argument("--bundle", default="v0.5.0-cpu")
+    parser.add_argument("--longest", type=float, default=20, help="seconds that a file may take")
     parser.add_argument("--no-trial", action="store_true", help="preflight alone: its gaps end the process")
     given = parser.parse_args()
     counts: Counter[str] = Counter()
     seeds: dict[str, list[int]] = {}
     until = time.monotonic() + given.seconds
     with tempfile.TemporaryDirectory() as folder:
-        make = maker(given.kind, Path(folder))
-        options = [] if given.no_trial else ["--trial"]
-        worker = Worker(Path(folder), given.bundle, *options, *([] if given.kind == "model" else [f"--{given.kind}"]))
+        os.environ["LLCUDA_FFI_BUNDLE"] = given.bundle  # whose states are changed here, and read there
+        make = maker(given.kind, Path(folder), given.base)
+        options = {"model": [], "adapter": ["--adapter"], "state": ["--state", given.base]}[given.kind]
+        worker = Worker(
+            Path(folder), given.bundle, *([] if given.no_trial else ["--trial"]), *options, longest=given.longest
+        )
         seed = given.first
         while seed < given.first + given.files and time.monotonic() < until:
             kind, detail = worker.ask(make(seed))
@@ -70,7 +63,19 @@ def main() -> None:
                 print(f"seed {seed}: {kind}: {detail[:600]}", flush=True)
             seed += 1
         worker.close()
-    print(json.dumps({"first": given.first, "last": seed - 1, "bundle": given.bundle, **counts, "seeds": seeds}))
+    print(
+        json.dumps(
+            {
+                "kind": given.kind,
+                "base": given.base,
+                "first": given.first,
+                "last": seed - 1,
+                "bundle": given.bundle,
+                **counts,
+                "seeds": seeds,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

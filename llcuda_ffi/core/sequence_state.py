@@ -3,7 +3,8 @@
 A state (llama_state_seq_get_data) is a magic number, the sequence's id, the cache of the full attention layers, and
 what PARTIAL_ONLY gives alone: the window's cache and the recurrent rows. A cache is the number of streams, the cells of
 each (position, number of sequences, with M-RoPE 12 more bytes, sequence), then for each layer the rows of K, and of V,
-which without flash attention are columns. Models with other caches are not known here and refused.
+which without flash attention are columns. Models with other caches are not known here and refused. Generations of
+llama.cpp differ in what comes first and between the counts and the rows (`_FORMATS`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from .context import Context
 from .memory import MemoryKind
 
 Bytes = npt.NDArray[np.uint8]
-_HEAD = 8  # the magic number and the sequence's id
+# ABI profile → bytes of the magic number and the sequence's id, and bytes that follow the number of layers
+_FORMATS = {"b7698": (0, 0), "b11669": (8, 8), "v0.6.0": (8, 8)}
+_USUAL = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,16 @@ class StateLayout:
         kind, window: of its memory.
         n_stream: streams of its caches.
         extra: bytes of a cell beside its position and sequence.
+        head: bytes before the first cache.
+        gap: bytes between a cache's number of layers and its rows.
     """
 
     kind: MemoryKind
     window: int
     n_stream: int
     extra: int
+    head: int = _USUAL[0]
+    gap: int = _USUAL[1]
 
     @property
     def has_base(self) -> bool:
@@ -61,7 +68,8 @@ class StateLayout:
             raise UnsupportedModel(f"{context.model.path.name} keeps no memory between batches: it has no state")
         mrope = context.model.rope_type in (RopeType.MROPE, RopeType.IMROPE)
         streams = 1 if context.kv_unified else context.n_seq_max
-        return cls(memory.kind, memory.window, streams, 12 if mrope else 0)
+        form = _FORMATS.get(context.model.library.profile.name, _USUAL)
+        return cls(memory.kind, memory.window, streams, 12 if mrope else 0, *form)
 
 
 @dataclass(frozen=True)
@@ -89,12 +97,14 @@ class KVRows:
         start: the first one's position.
         cells: uint8 (tokens, extra bytes of a cell).
         transposed: whether V is kept in columns.
+        gap: what follows the number of layers.
         keys, values: of each layer; some models have no values.
     """
 
     start: int
     cells: Bytes
     transposed: bool
+    gap: bytes
     keys: tuple[_Part, ...]
     values: tuple[_Part, ...]
 
@@ -160,7 +170,7 @@ class KVRows:
             cells[:, :4] = np.arange(self.start, self.start + n, dtype="<i4")[:, None].view(np.uint8)
             cells[:, 4] = 1
             cells[:, 8 : cells.shape[1] - 4] = self.cells
-            out += [cells.tobytes(), struct.pack("<II", self.transposed, len(self.keys))]
+            out += [cells.tobytes(), struct.pack("<II", self.transposed, len(self.keys)), self.gap]
             out += [piece for part in (*self.keys, *self.values) for piece in (part.head, part.rows.tobytes())]
         out.append(bytes(4 * (n_stream - 1)))
         return out
@@ -194,7 +204,7 @@ class _Reader:
                 if found is not None:
                     raise InvalidRequest("the state holds several sequences")
                 found = self._rows(n, layout, has_values)
-        return found or KVRows(0, np.zeros((0, layout.extra), np.uint8), False, (), ()), n_stream
+        return found or KVRows(0, np.zeros((0, layout.extra), np.uint8), False, b"", (), ()), n_stream
 
     def base(self, layout: StateLayout, end: int) -> KVRows:
         """The first cache, which ends at `end`: without values where the keys reach it (MLA)."""
@@ -226,9 +236,10 @@ class _Reader:
         transposed, n_layer = self.numbers("II")
         if transposed > 1 or n_layer > 1 << 16:
             raise InvalidRequest("the state is not one of this kind of model")
+        gap = self.take(layout.gap).tobytes()
         keys = tuple(self._part(n, False) for _ in range(n_layer))
         values = tuple(self._part(n, bool(transposed)) for _ in range(n_layer if has_values else 0))
-        rows = KVRows(start, cells[:, 8 : size - 4], bool(transposed), keys, values)
+        rows = KVRows(start, cells[:, 8 : size - 4], bool(transposed), gap, keys, values)
         return rows if (order[1:] > order[:-1]).all() else rows._take(order, start)
 
     def _part(self, n: int, transposed: bool) -> _Part:
@@ -268,10 +279,10 @@ class SequenceState:
             InvalidRequest: it is no state of such a model.
         """
         read = _Reader(data)
-        head = read.take(_HEAD).tobytes()
+        head = read.take(layout.head).tobytes()
         base = window = None
         if layout.kind is not MemoryKind.RECURRENT:
-            end = len(data) if layout.kind is MemoryKind.FULL else len(data) - partial_size + _HEAD
+            end = len(data) if layout.kind is MemoryKind.FULL else len(data) - partial_size + layout.head
             base = read.base(layout, end)
             if layout.window and layout.kind is not MemoryKind.FULL:
                 window, _ = read.cache(layout, bool(base.values) or not base.keys)
@@ -292,7 +303,7 @@ class SequenceState:
         if layout.kind is MemoryKind.FULL:
             raise InvalidRequest("a model with full attention has no partial states")
         read = _Reader(data)
-        head, window = read.take(_HEAD).tobytes(), None
+        head, window = read.take(layout.head).tobytes(), None
         if layout.kind is MemoryKind.WINDOW:
             window = read.base(layout, len(data))
         elif layout.window:

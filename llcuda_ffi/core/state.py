@@ -22,9 +22,10 @@ import numpy.typing as npt
 from ..enums import StateSeqFlags
 from ..errors import BackendFailure, InvalidRequest, UnsupportedByBundle, UnsupportedModel
 from ..native.log import Listener, listen
-from ..params import integer
+from ..params import UINT32_MAX, integer
 from .context import Context
 from .sequence_state import SequenceState, StateLayout
+from .state_check import check_context, check_sequence
 from .state_key import state_key
 
 MAGIC = b"LLCUDAFFISTATE01"
@@ -75,11 +76,24 @@ class SavedState:
         if hashlib.sha256(view[start:]).digest() != bytes(view[len(MAGIC) : start]):
             raise InvalidRequest("the saved state is damaged: its SHA-256 is not the one that it was saved with")
         n = int.from_bytes(view[start : start + 8], "little")
-        header = json.loads(bytes(view[start + 8 : start + 8 + n]))
         at = start + 8 + n
         size = int.from_bytes(view[at : at + 8], "little")
-        tokens = np.frombuffer(view[at + 8 : at + 8 + size], "<i4").astype(np.int32)
+        try:
+            header = json.loads(bytes(view[start + 8 : at]))
+            tokens = np.frombuffer(view[at + 8 : at + 8 + size], "<i4").astype(np.int32)
+        except (ValueError, RecursionError):
+            header, tokens = None, np.zeros(0, np.int32)
+        if not _sound(header) or tokens.nbytes != size:
+            raise InvalidRequest("this is no state saved by llcuda_ffi: its parts do not fit each other")
         return cls(header, tokens, bytes(view[at + 8 + size :]))
+
+
+def _sound(header: Any) -> bool:
+    """Whether a header has what is read of it without being compared with a context."""
+    if not isinstance(header, dict) or header.get("kind") not in ("context", "sequence"):
+        return False
+    sizes = [header.get(name) for name in ("n_stream", "partial_size")]
+    return all(size is None or (type(size) is int and 0 <= size <= UINT32_MAX) for size in sizes)
 
 
 def state_size(context: Context, seq_id: int | None = None, *, partial_only: bool = False) -> int:
@@ -189,7 +203,8 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
         the tokens saved with it.
 
     Raises:
-        InvalidRequest: the state belongs to another model, ABI or kind of context; nothing was changed.
+        InvalidRequest: the state belongs to another model, ABI or kind of context, or its counts and sizes are not
+            those of a state; nothing was changed.
         BackendFailure: libllama could not restore it (most often: no room); the sequence is then empty.
     """
     if not isinstance(state, SavedState):
@@ -197,10 +212,12 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
     if state.whole != (seq_id is None):
         wants = "no seq_id: it holds a whole context" if state.whole else "a seq_id: it holds one sequence"
         raise InvalidRequest(f"this state wants {wants}")
+    _needs_memory(context)
+    _check_header(context, state.header)
+    _check_data(context, state, seq_id or 0)
     with context.exclusive(), listen() as heard:
         pointer, library = context.pointer, context.model.library
         ffi, lib = library.ffi, library.lib
-        _needs_memory(context)
         separate = context.n_seq_max > 1 and not context.kv_unified
         if seq_id is None and separate and not context.model.library.profile.has("llama_set_adapters_lora"):
             # seen on b7698: libllama reports success and then computes wrong logits
@@ -208,7 +225,6 @@ def restore_state(context: Context, state: SavedState, seq_id: int | None = None
                 f"bundle {context.model.library.bundle.name} does not restore several sequences at once correctly: "
                 "restore them one by one (seq_id), make the context with kv_unified=True, or use bundle v0.5.0-cpu"
             )
-        _check_header(context, state.header)
         if seq_id is None:
             got = lib.llama_state_set_data(pointer, ffi.from_buffer("uint8_t[]", state.data), len(state.data))
             context.forget_outputs()
@@ -277,7 +293,33 @@ def checkpoint_data(context: Context, state: SavedState) -> bytes | bytearray:
     if not state.partial:
         raise InvalidRequest("this state is no checkpoint: it holds a whole sequence")
     _check_header(context, state.header)
+    _check_data(context, state, 0)
     return _moved(context, state)
+
+
+def _check_data(context: Context, state: SavedState, seq_id: int) -> None:
+    """Look at what libllama would believe.
+
+    Raises:
+        InvalidRequest: it is no state of this kind of model.
+    """
+    layout = StateLayout.of(context)
+
+    def check(data: bytes | bytearray, n_stream: int) -> None:
+        if state.whole:
+            check_context(data, layout, context.n_seq_max)
+        else:
+            check_sequence(data, layout, n_stream, partial=state.partial)
+
+    try:
+        check(state.data, state.header.get("n_stream") or layout.n_stream)
+    except InvalidRequest:
+        own = save_state(context, None if state.whole else seq_id, partial_only=state.partial)
+        try:
+            check(own.data, layout.n_stream)
+        except InvalidRequest:
+            return  # a kind of memory that is not known here
+        raise
 
 
 def _moved(context: Context, state: SavedState) -> bytes | bytearray:
@@ -287,7 +329,7 @@ def _moved(context: Context, state: SavedState) -> bytes | bytearray:
         return state.data
     if state.partial:
         return SequenceState.parse_partial(state.data, layout).partial_bytes(layout.n_stream)
-    return SequenceState.parse(state.data, layout, state.header["partial_size"]).to_bytes(layout.n_stream)
+    return SequenceState.parse(state.data, layout, state.header.get("partial_size") or 0).to_bytes(layout.n_stream)
 
 
 def _header(context: Context, kind: str, partial_only: bool) -> dict[str, Any]:

@@ -70,9 +70,10 @@ def test_apart_and_together(tmp_path: Path, name: str, flash_attn: str) -> None:
             np.testing.assert_allclose(feed(target, [5], len(TOKENS), 1), expected, atol=2e-2)
         layout = StateLayout.of(first)
         partial = len(read_sequence(first, 2, partial_only=True))
-        broken = [b"", data[:8], data[:8] + b"\2" + data[9:]]  # two streams, or two recurrent states
+        h = layout.head
+        broken = [b"", data[:h], data[:h] + b"\2" + data[h + 1 :]]  # two streams, or two recurrent states
         if state.base is not None:
-            broken += [data[:-1], data[:40], data + b"\0", data[:12] + b"\xff\xff\xff\x7f" + data[16:]]
+            broken += [data[:-1], data[:40], data + b"\0", data[: h + 4] + b"\xff\xff\xff\x7f" + data[h + 8 :]]
         for bad in broken:
             with pytest.raises(InvalidRequest):
                 SequenceState.parse(bad, layout, partial)

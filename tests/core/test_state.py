@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +13,18 @@ import pytest
 from llcuda_ffi.core.batch import Batch
 from llcuda_ffi.core.context import Context
 from llcuda_ffi.core.model import Model
-from llcuda_ffi.core.state import SavedState, load_state_file, restore_state, save_state, save_state_file, state_size
+from llcuda_ffi.core.state import (
+    MAGIC,
+    SavedState,
+    load_state_file,
+    restore_state,
+    save_state,
+    save_state_file,
+    state_size,
+)
 from llcuda_ffi.errors import BackendFailure, InvalidRequest, UnsupportedModel
 
+from ..support.tiny_architectures import TINY
 from ..support.tiny_model import make_tiny_bert, make_tiny_llama
 
 TOKENS = [11, 45, 3, 99, 7, 60]
@@ -111,13 +123,16 @@ def test_foreign(path: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_below_the_header(path: Path) -> None:
-    """Bytes that libllama itself cannot read end in an exception, and the context goes on."""
+    """Bytes that are no state, or not for this cache, end in an exception, and the context goes on."""
     with Model.load(path) as model, make(model) as context:
         feed(context, TOKENS)
         state = save_state(context, 0)
         for data in (b"", b"\xff" * 64, state.data[:40], state.data[: len(state.data) // 2]):
-            with pytest.raises(BackendFailure, match="could not restore"):
+            with pytest.raises(InvalidRequest, match="do not fit"):
                 restore_state(context, SavedState(state.header, state.tokens, data), 1)
+        unfit = bytes(state.data).replace(struct.pack("<iQ", 1, 32), struct.pack("<iQ", 0, 32))  # rows of F32
+        with pytest.raises(BackendFailure, match="could not restore"):
+            restore_state(context, SavedState(state.header, state.tokens, unfit), 1)
         restore_state(context, state, 1)
         feed(context, [5], len(TOKENS), seq=1)
 
@@ -139,3 +154,40 @@ def test_model_without_memory(tmp_path: Path) -> None:
         assert context.memory is None
         with pytest.raises(UnsupportedModel, match="no memory"):
             save_state(context)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_hostile(tmp_path: Path, kind: str) -> None:
+    """Counts, positions and sequences that libllama would believe are refused under a hash that is right, for one
+    sequence and for all; what the context holds stays. What stands before the data is looked at too."""
+    TINY[kind]().write(tmp_path / "model")
+    with Model.load(tmp_path / "model") as model, make(model) as context:
+        feed(context, TOKENS)
+        feed(context, TOKENS, seq=1)
+        one, whole = save_state(context, 0, tokens=TOKENS), save_state(context, tokens=TOKENS)
+        streams = () if kind == "mamba" else (struct.pack("<I", 2),)
+        for state, at, cells in ((one, 8, 1), (whole, 4 + len(model.architecture), 2)):
+            start = at + 4 * len(streams)
+            n = cells if kind == "mamba" else len(TOKENS)
+            assert struct.unpack_from("<I", state.data, start) == (n,)
+            for place, value in (
+                (start, 2**32 - 1),
+                (start, 2**31 - 1),
+                (start, n + 1),
+                (start + 4, 2**31),
+                (start + 8, 7),
+            ):
+                data = bytearray(state.data)
+                data[place : place + 4] = value.to_bytes(4, "little")
+                forged = SavedState.from_bytes(dataclasses.replace(state, data=data).to_bytes())
+                with pytest.raises(InvalidRequest, match="do not fit"):
+                    restore_state(context, forged, None if state.whole else 0)
+        assert context.memory is not None
+        assert context.memory.positions(0) == context.memory.positions(1)
+        for changes in ({"kind": []}, {"n_stream": "2"}, {"n_stream": -1}, {"partial_size": 1.5}):
+            with pytest.raises(InvalidRequest, match="its parts"):
+                SavedState.from_bytes(dataclasses.replace(one, header={**one.header, **changes}).to_bytes())
+        for body in (bytes(8) + b"[", b"\xff" * 64, (2).to_bytes(8, "little") + b"{}" + bytes(8)):
+            raw = MAGIC + hashlib.sha256(body.ljust(64, b"[")).digest() + body.ljust(64, b"[")
+            with pytest.raises(InvalidRequest, match="its parts"):
+                SavedState.from_bytes(raw)

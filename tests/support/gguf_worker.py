@@ -1,8 +1,9 @@
 """Opens files in a process of its own, named on stdin, one answer a line on stdout: `python -m
-tests.support.gguf_worker [--trial] [--adapter | --state]`: model files, or adapters or saved states of a tiny llama.
+tests.support.gguf_worker [--trial] [--adapter | --state KIND]`: model files, adapters of a tiny llama, or saved states
+of a tiny model of that kind.
 
-An answer is JSON: ["ok", tokens], ["refused", message] for an exception of ours, ["bug",
-traceback] for any other.
+The first line says that it has started. An answer is JSON: ["ok", tokens], ["refused", message] for an exception of
+ours, ["bug", traceback] for any other.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from llcuda_ffi.core.adapter import LoraAdapter, set_adapters
 from llcuda_ffi.core.batch import Batch
 from llcuda_ffi.core.context import Context
 from llcuda_ffi.core.model import Model
-from llcuda_ffi.core.state import SavedState, restore_state
+from llcuda_ffi.core.state import SavedState, restore_state, save_state
 from llcuda_ffi.enums import VocabType
 from llcuda_ffi.errors import LlcudaError
 
-from .tiny_model import make_tiny_llama
+from .tiny_architectures import TINY
 
 # without it every file is opened here: what would end this process shows what the preflight does not know
 TRIAL = "--trial" in sys.argv
@@ -68,44 +69,68 @@ def use(path: str) -> list[object]:
 
 
 class Base:
-    """A tiny llama on which adapters and states are opened."""
+    """A tiny model on which adapters and states are opened.
 
-    def __init__(self, folder: Path) -> None:
+    Attributes:
+        context: of two sequences, each with cells of its own.
+    """
+
+    def __init__(self, folder: Path, kind: str = "llama") -> None:
         path = folder / "base.gguf"
-        make_tiny_llama(path)
+        TINY[kind]().write(path)
         self.model = Model.load(path, trial=TRIAL)
-        self.context = Context(self.model, n_ctx=64, n_batch=64, n_threads=1, n_threads_batch=1)
+        self.context = Context(self.model, n_ctx=512, n_batch=64, n_seq_max=2, n_threads=1, n_threads_batch=1)
 
-    def decode(self, position: int) -> list[object]:
-        """Four tokens from there on."""
-        batch = Batch(8)
-        for token in range(4):
-            batch.add(token + 1, position + token, output=True)
+    def decode(self, position: int, n: int = 4, seq_id: int = 0) -> list[object]:
+        """So many tokens from there on."""
+        batch = Batch(64)
+        for token in range(n):
+            batch.add(token + 1, position + token, seq_id, output=True)
         self.context.decode(batch)
-        return ["ok", 4]
+        return ["ok", n]
+
+    def states(self) -> list[SavedState]:
+        """States of every form: of a sequence, what of it cannot be rolled back, of the context."""
+        self.decode(0, 12)
+        self.decode(0, 5, 1)
+        return [
+            save_state(self.context, 0, tokens=range(1, 13)),
+            save_state(self.context, 1, tokens=range(1, 6)),
+            save_state(self.context, 0, tokens=range(1, 13), partial_only=True),
+            save_state(self.context, tokens=range(1, 13)),
+        ]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        assert self.context.memory is not None
+        self.context.memory.clear()
 
     def use_adapter(self, path: str) -> list[object]:
         """Load it, and decode with it."""
         with LoraAdapter.load(self.model, path) as adapter:
             set_adapters(self.context, {adapter: 1.0})
-            assert self.context.memory is not None
-            self.context.memory.clear()
+            self.clear()
             return self.decode(0)
 
     def use_state(self, path: str) -> list[object]:
-        """Restore it, and decode after it."""
-        assert self.context.memory is not None
-        self.context.memory.clear()
-        with open(path, "rb") as file:
-            tokens = restore_state(self.context, SavedState.from_bytes(file.read()), 0)
-        return self.decode(len(tokens))
+        """Restore it where it belongs, and decode after it, in both sequences."""
+        self.clear()
+        state = SavedState.from_bytes(Path(path).read_bytes())
+        restore_state(self.context, state, None if state.whole else 0)
+        memory = self.context.memory
+        assert memory is not None
+        for seq_id in (0, 1):
+            held = memory.positions(seq_id)
+            self.decode(0 if held is None else held[1] + 1, 4, seq_id)
+        return ["ok", 4]
 
 
 def opener() -> Callable[[str], list[object]]:
     """What opens the files."""
-    if "--adapter" in sys.argv or "--state" in sys.argv:
-        base = Base(Path(tempfile.mkdtemp()))
-        return base.use_adapter if "--adapter" in sys.argv else base.use_state
+    if "--adapter" in sys.argv:
+        return Base(Path(tempfile.mkdtemp())).use_adapter
+    if "--state" in sys.argv:
+        return Base(Path(tempfile.mkdtemp()), sys.argv[sys.argv.index("--state") + 1]).use_state
     return use
 
 
@@ -113,6 +138,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (32 << 30, 32 << 30))
     open_file = opener()
+    print('["ready"]', flush=True)
     for line in sys.stdin:
         try:
             answer = open_file(line.rstrip("\n"))
