@@ -236,7 +236,7 @@ class Embedder(TextModel):
         show_progress: bool | None,
     ) -> list[npt.NDArray[np.float32]]:
         queue = self._queue(pooling)
-        per_pack = self._tokens_per_pack(batch_tokens)
+        per_batch = self._tokens_per_batch(batch_tokens)
         flag("truncate", truncate)
         given = check_texts(texts)
         places: dict[str, int] = {}
@@ -249,7 +249,7 @@ class Embedder(TextModel):
         if not tokens:
             return []
         with _Bar(len(tokens), show_progress) as report:
-            found = queue.compute(tokens, per_pack, report)
+            found = queue.compute(tokens, per_batch, report)
         return found if len(found) == len(given) else [found[places[text]] for text in given]
 
     def _prompt(self, prompt: str | None, name: str | None) -> str:

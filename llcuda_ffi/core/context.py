@@ -93,7 +93,7 @@ class Context(Outputs):
         on_gpu = model.placement.on_gpu
         if on_gpu:
             flash = params.flash_attn_type != FlashAttnType.DISABLED
-            graphs.settle(model.path, flash_attn=flash, embeddings=params.embeddings)
+            graphs.decide(model.path, flash_attn=flash, embeddings=params.embeddings)
         with model.shared():
             made, heard = self._make(lib.llama_init_from_model, (model.pointer, native[0]), lib.llama_free, model)
         if not made:
@@ -114,7 +114,7 @@ class Context(Outputs):
         self.flash_attn = flash_attn_of(params, heard.lines())
         if on_gpu:
             if flash and not self.flash_attn:
-                graphs.settle(model.path, flash_attn=False, embeddings=params.embeddings)
+                graphs.decide(model.path, flash_attn=False, embeddings=params.embeddings)
             graphs.used()
         self.n_vocab = model.vocab.n_tokens
         self.pooling_type = PoolingType(lib.llama_pooling_type(pointer))

@@ -1,7 +1,7 @@
-"""One queue of tokenized texts, whoever asked; any thread that waits computes packs from it.
+"""One queue of tokenized texts, whoever asked; any thread that waits computes batches from it.
 
-A pack is one batch: many texts, a sequence each. There are no threads of its own between calls: a caller computes
-packs, its own or another caller's, until its texts are done; for many texts it starts helpers, one for each further
+A batch holds many texts, a sequence each. There are no threads of its own between calls: a caller computes
+batches, its own or another caller's, until its texts are done; for many texts it starts helpers, one for each further
 context, which end with the work.
 """
 
@@ -43,8 +43,8 @@ class PackingQueue:
 
         Args:
             texts: at least one; none empty, none longer than a context's micro-batch.
-            batch_tokens: most tokens in a pack, unless one text alone has more.
-            report: called with the number of texts done by each pack.
+            batch_tokens: most tokens in a batch, unless one text alone has more.
+            report: called with the number of texts done by each batch.
 
         Raises:
             ClosedError: the queue was closed.
@@ -58,8 +58,8 @@ class PackingQueue:
                     raise ClosedError("the embedder is closed")
                 self._pending.add(job)
                 self._changed.notify_all()
-            packs = sum(len(text) for text in texts) // batch_tokens
-            for _ in range(min(packs, len(self._contexts) - 1)):
+            n_batches = sum(len(text) for text in texts) // batch_tokens
+            for _ in range(min(n_batches, len(self._contexts) - 1)):
                 helpers.append(threading.Thread(target=self._work, args=(job,), name="llcuda-embed", daemon=True))
                 helpers[-1].start()
             self._work(job)
@@ -74,7 +74,7 @@ class PackingQueue:
         return [result for result in job.results if result is not None]
 
     def _work(self, job: Job) -> None:
-        """Compute packs until `job` is done."""
+        """Compute batches until `job` is done."""
         while True:
             with self._changed:
                 while job.left and job.error is None and not (self._free and self._pending):
@@ -85,12 +85,12 @@ class PackingQueue:
                 if not job.left or job.error is not None:
                     return
                 worker = self._free.popleft()
-                pack = self._pending.take(worker[0].n_ubatch - self._spare, worker[0].n_seq_max - self._spare)
+                taken = self._pending.take(worker[0].n_ubatch - self._spare, worker[0].n_seq_max - self._spare)
             try:
-                self._compute(*worker, pack)
+                self._compute(*worker, taken)
             except BaseException as error:
                 with self._changed:
-                    for owner in {id(item[0]): item[0] for item in pack}.values():
+                    for owner in {id(item[0]): item[0] for item in taken}.values():
                         owner.error = owner.error or error
                         self._pending.drop(owner)
                 if not isinstance(error, Exception):
@@ -100,21 +100,21 @@ class PackingQueue:
                     self._free.append(worker)
                     self._changed.notify_all()
 
-    def _compute(self, context: Context, batch: Batch, repeats: Repeats, pack: list[tuple[Job, int]]) -> None:
+    def _compute(self, context: Context, batch: Batch, repeats: Repeats, taken: list[tuple[Job, int]]) -> None:
         batch.clear()
-        rows = [batch.extend(job.texts[i], seq_id=s, output="all") for s, (job, i) in enumerate(pack)]
-        if repeats.again(batch.n_tokens, len(pack)):
-            batch.extend(batch.token[:1], seq_id=len(pack), output="all")
+        rows = [batch.extend(job.texts[i], seq_id=s, output="all") for s, (job, i) in enumerate(taken)]
+        if repeats.again(batch.n_tokens, len(taken)):
+            batch.extend(batch.token[:1], seq_id=len(taken), output="all")
         if context.memory is not None:
             context.memory.clear()
         (context.encode if context.model.has_encoder else context.decode)(batch)
         if context.pooling_type == PoolingType.NONE:
             found = [np.stack([context.embeddings(row) for row in range(*span)]) for span in rows]
         else:
-            found = [context.sequence_embedding(s) for s in range(len(pack))]
+            found = [context.sequence_embedding(s) for s in range(len(taken))]
         done: dict[int, tuple[Job, int]] = {}
         with self._changed:
-            for (job, i), result in zip(pack, found, strict=True):
+            for (job, i), result in zip(taken, found, strict=True):
                 job.results[i] = result
                 job.left -= 1
                 done[id(job)] = job, done.get(id(job), (job, 0))[1] + 1
@@ -130,7 +130,7 @@ class PackingQueue:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait for packs in the making, then free the contexts; calls that wait raise ClosedError."""
+        """Wait for batches in the making, then free the contexts; calls that wait raise ClosedError."""
         with self._changed:
             self._closed = True
             self._pending.clear()

@@ -25,8 +25,8 @@ from .wordpiece import WordPiece, needs_wordpiece
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Attention computes a square of the pack, masked between texts, and the mask is made by the CPU; docs/embeddings.md has
-# the measurements.
+# Attention computes a square of the batch, masked between texts, and the mask is made by the CPU; docs/embeddings.md
+# has the measurements.
 CPU_BATCH_TOKENS = 128
 GPU_BATCH_TOKENS = 512
 GPU_CONTEXTS = 4
@@ -42,7 +42,7 @@ class TextModel:
     Attributes:
         model: the loaded model.
         max_tokens: most tokens of a text, special ones included.
-        batch_tokens: tokens of a pack.
+        batch_tokens: tokens of a batch.
     """
 
     def __init__(
@@ -207,8 +207,8 @@ class TextModel:
             raise InvalidRequest(f"{what} {index} is empty, and this model adds no tokens of its own: leave it out")
         return tokens
 
-    def _tokens_per_pack(self, asked: int | None) -> int:
-        """Pack size of one call."""
+    def _tokens_per_batch(self, asked: int | None) -> int:
+        """Batch size of one call."""
         if asked is None:
             return self.batch_tokens
         return integer("batch_tokens", asked, 1, max(self.batch_tokens, self.max_tokens))

@@ -1,8 +1,8 @@
-"""The texts that wait for a pack, found by their length.
+"""The texts that wait for a batch, found by their length.
 
-A pack is filled best-fit: the longest text that waits, then always the longest that still fits. Full packs matter
+A batch is filled best-fit: the longest text that waits, then always the longest that still fits. Full batches matter
 because libllama computes attention in squares of 64 tokens: 70 tokens cost as much as 128, and fewer than 64 take a
-slower way. Against packs of neighbours in the order of length that is 9% more texts per second (bench/embeddings.py).
+slower way. Against batches of neighbours in the order of length that is 9% more texts per second (bench/embeddings.py).
 """
 
 from __future__ import annotations
@@ -80,24 +80,24 @@ class Waiting:
         self._jobs.clear()
 
     def take(self, most_tokens: int, most_texts: int) -> list[tuple[Job, int]]:
-        """The next pack: the longest text of the oldest job, and what fits with it, older jobs first.
+        """The next batch: the longest text of the oldest job, and what fits with it, older jobs first.
 
         Args:
             most_tokens: what the context can compute at once.
             most_texts: sequences of the context.
         """
-        pack: list[tuple[Job, int]] = []
+        taken: list[tuple[Job, int]] = []
         used, limit = 0, _ANY
         for job in self._jobs:
-            while len(pack) < most_texts:
-                mine = not pack or job is pack[0][0]
+            while len(taken) < most_texts:
+                mine = not taken or job is taken[0][0]
                 i = job.take((limit if mine else min(limit, job.batch_tokens)) - used)
                 if i is None:
                     break
                 used += len(job.texts[i])
-                if not pack:
-                    # a text longer than a pack pays for whole squares: others fill the last one
+                if not taken:
+                    # a text longer than a batch pays for whole squares: others fill the last one
                     limit = min(most_tokens, max(job.batch_tokens, used + -used % _TILE))
-                pack.append((job, i))
+                taken.append((job, i))
         self._jobs = deque(job for job in self._jobs if job.waits)
-        return pack
+        return taken

@@ -89,10 +89,10 @@ def auto_configure_for_model(
     """Settings for a model: from its real layers, tensors and KV cache, and the GPU's free memory.
 
     Args:
-        vram_gb: GiB of GPU memory to reckon with; None asks the GPUs.
+        vram_gb: GiB of GPU memory to plan with; None asks the GPUs.
 
     Returns:
-        gpu_layers, ctx_size, batch_size, ubatch_size, n_parallel, n_layers, and the reckoning in words.
+        gpu_layers, ctx_size, batch_size, ubatch_size, n_parallel, n_layers, and the estimate in words.
     """
     path = Path(model_path)
     with GGUFReader(path) as reader:

@@ -5,8 +5,8 @@ from the third on: single streams gain 8% by it. With kernels of cuBLAS in it, a
 another shape was seen to give wrong numbers, to end the process with "an illegal instruction was encountered", and to
 hang (llama.cpp 0c1e57098, CUDA 13, H200). cuBLAS multiplies float matrices, and computes attention where flash
 attention is off; models of quantized matrices with flash attention were right in every one of 480 shapes. So the first
-context that would need cuBLAS turns graphs off for the process. Where they are in use already, packs of texts are kept
-from repeating their shape, and for other contexts there is a warning.
+context that would need cuBLAS turns graphs off for the process. Where they are in use already, batches of texts are
+kept from repeating their shape, and for other contexts there is a warning.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def multiplies_floats(path: Path) -> bool:
         )
 
 
-def settle(path: Path, *, flash_attn: bool, embeddings: bool) -> None:
+def decide(path: Path, *, flash_attn: bool, embeddings: bool) -> None:
     """Decide before a context on a GPU computes; again when it is known whether it has flash attention."""
     if not cuda.in_force().graphs:
         return
@@ -63,7 +63,7 @@ def used() -> None:
 
 
 class Repeats:
-    """Watches the shapes of the packs of one context.
+    """Watches the shapes of the batches of one context.
 
     Attributes:
         matter: whether two of one shape in a row are to be avoided.
@@ -74,7 +74,7 @@ class Repeats:
         self._last: tuple[int, int] | None = None
 
     def again(self, n_tokens: int, n_texts: int) -> bool:
-        """Whether the pack before had this shape, so that this one must get another token."""
+        """Whether the batch before had this shape, so that this one must get another token."""
         repeated = self.matter and (n_tokens, n_texts) == self._last
         self._last = n_tokens + repeated, n_texts
         return repeated

@@ -38,10 +38,10 @@ def test_models(smollm2: Path, minilm: Path, tmp_path: Path) -> None:
 
 def test_off_where_they_may_be_wrong(smollm2: Path, minilm: Path) -> None:
     """Float matrices, no flash attention, embeddings: off; else they stay."""
-    graphs.settle(smollm2, flash_attn=True, embeddings=False)
+    graphs.decide(smollm2, flash_attn=True, embeddings=False)
     assert cuda.in_force().graphs
     for path, flash, embeddings in ((smollm2, False, False), (smollm2, True, True), (minilm, True, False)):
-        graphs.settle(path, flash_attn=flash, embeddings=embeddings)
+        graphs.decide(path, flash_attn=flash, embeddings=embeddings)
         assert not cuda.in_force().graphs
         del os.environ[SWITCH]
 
@@ -49,7 +49,7 @@ def test_off_where_they_may_be_wrong(smollm2: Path, minilm: Path) -> None:
 def test_not_where_they_were_asked_for(minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """configure(graphs=True) keeps them; the switch itself is understood."""
     monkeypatch.setattr(cuda, "_asked_for_graphs", True)
-    graphs.settle(minilm, flash_attn=False, embeddings=True)
+    graphs.decide(minilm, flash_attn=False, embeddings=True)
     assert cuda.in_force().graphs
     monkeypatch.setenv(SWITCH, "1")
     assert not cuda.in_force().graphs
@@ -59,9 +59,9 @@ def test_too_late(smollm2: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where a context computes with them already, the switch would change nothing: a warning, but not for texts."""
     graphs.used()
     with caplog.at_level(logging.WARNING, "llcuda_ffi"):
-        graphs.settle(smollm2, flash_attn=False, embeddings=True)
+        graphs.decide(smollm2, flash_attn=False, embeddings=True)
         assert not caplog.records
-        graphs.settle(smollm2, flash_attn=False, embeddings=False)
+        graphs.decide(smollm2, flash_attn=False, embeddings=False)
     assert "configure(graphs=False)" in caplog.text
     assert cuda.in_force().graphs
 
