@@ -14,6 +14,7 @@ from .engine.metrics import MetricsSnapshot
 from .engine.prompts import Prompt
 from .engine.request import Request, Tokens
 from .engine.results import Chunk, Completion
+from .engine.wake import LoopWake
 from .errors import ClosedError
 from .llama import Llama
 from .sampling_params import Params, sampling_params, with_given
@@ -29,28 +30,6 @@ T = TypeVar("T")
 
 _SHORT = 8192  # characters or ids: what takes well below a millisecond is prepared in the event loop
 _SLICE = 512  # requests submitted at a time, between which other coroutines run
-
-
-class _Wake:
-    """What a request sets when it has something, from the engine's thread: wakes a coroutine of one event loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
-        self._set = False  # many requests may set it before the loop comes to it
-
-    def set(self) -> None:
-        if not self._set:
-            self._set = True
-            try:
-                self._loop.call_soon_threadsafe(self._event.set)
-            except RuntimeError:
-                pass  # the loop was closed: nobody waits any more
-
-    async def wait(self) -> None:
-        await self._event.wait()
-        self._event.clear()
-        self._set = False
 
 
 class AsyncLlama(AsyncChatMethods):
@@ -188,7 +167,7 @@ class AsyncLlama(AsyncChatMethods):
             not _is_short(prompt, params, settings),
             lambda: llama.prepare(prompt, params, settings, return_exceptions=return_exceptions),
         )
-        requests, wake = generation.requests, _Wake()
+        requests, wake = generation.requests, LoopWake()
         try:
             for start in range(0, len(requests), _SLICE):
                 if start:
@@ -225,7 +204,7 @@ class AsyncLlama(AsyncChatMethods):
         llama = await self._ready()
         asked = sampling_params(params, with_given(settings, n=n, json_schema=json_schema))
         requests = await _off_loop(not _is_short(prompt, asked, {}), lambda: llama.requests(prompt, asked, stream=True))
-        wake = _Wake()
+        wake = LoopWake()
         try:
             _submit(llama, requests, wake)
             while True:
@@ -282,7 +261,7 @@ async def _off_loop(long: bool, function: Callable[[], T]) -> T:
     return await asyncio.to_thread(function) if long else function()
 
 
-def _submit(llama: Llama, requests: Sequence[Request], wake: _Wake) -> None:
+def _submit(llama: Llama, requests: Sequence[Request], wake: LoopWake) -> None:
     for request in requests:
         request.wake = wake  # type: ignore[assignment]
     llama.engine.submit(*requests)

@@ -43,6 +43,7 @@ class Lifecycle:
         self._unfinished = False  # a step was left in the middle
         self._full = False  # a request had to make room: nobody is admitted before another one ends
         self._steps = 0
+        self._told: list[Request] = []  # have a chunk that their readers are to be woken for
 
     # --- from any thread ---
 
@@ -78,6 +79,16 @@ class Lifecycle:
     def busy(self) -> float:
         """Requests that run or wait, for each slot."""
         return len(self._requests) / len(self.slots)
+
+    def _tell(self) -> None:
+        """Wake the readers of new chunks.
+
+        Right before a computation: their threads want the interpreter's lock, which it leaves to them.
+        """
+        if self._told:
+            told, self._told = self._told, []
+            for request in told:
+                request.notify()
 
     # --- ends ---
 

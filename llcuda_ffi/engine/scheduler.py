@@ -94,6 +94,8 @@ class Scheduler(Lifecycle):
         rows = self._planner.plan(slots)
         if rows:
             self._run(rows)
+        else:
+            self._tell()
         seen = self._see(self._planner.prompting) if self._planner.prompting else False
         if self.prefixes.unsaved and self.idle:
             self.prefixes.write_disk()
@@ -232,6 +234,7 @@ class Scheduler(Lifecycle):
             self.prefixes.before_drafts(slot for _, slot in rows if slot.draft)
         try:
             with self.context.exclusive():  # from the computation to the tokens nobody else has the context
+                self._tell()
                 self._decode()
                 self.selection.ahead(rows)
                 sound = self.selection.finite(self._planner.n_outputs)
@@ -339,7 +342,7 @@ class Scheduler(Lifecycle):
             self._end(slot, reason)
             return False
         if output.streams and output.release():
-            request.notify()
+            self._told.append(request)
         if slot.n_past >= self.n_ctx:
             return self._overflow(slot, request)
         return True
