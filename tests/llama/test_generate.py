@@ -128,8 +128,8 @@ def test_context_overflow(llm: Llama) -> None:
     assert len(stopped.token_ids) == 12
     unlimited = llm.generate(tokens, max_tokens=None, ignore_eos=True)
     assert len(unlimited.token_ids) == 12
-    shifted = llm.generate(tokens, max_tokens=300, overflow="shift", keep=4, ignore_eos=True)
-    assert len(shifted.token_ids) == 300
+    shifted = llm.generate(tokens, max_tokens=60, overflow="shift", keep=4, ignore_eos=True)
+    assert len(shifted.token_ids) == 60
 
 
 def test_cancel_by_leaving_the_stream(llm: Llama) -> None:

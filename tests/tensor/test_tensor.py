@@ -128,7 +128,7 @@ def test_lifetime() -> None:
 
 
 def test_many() -> None:
-    """A thousand operations leave no memory behind."""
+    """Hundreds of operations leave no memory behind."""
     from pathlib import Path
 
     def resident() -> int:
@@ -137,8 +137,8 @@ def test_many() -> None:
     with Device("cpu") as device:
         weight = Tensor.from_numpy(random(64, 64), device)
         x = Tensor.from_numpy(random(16, 64), device)
-        for i in range(600):
+        for i in range(250):
             x = x.linear(weight).softmax()
-            if i == 100:
+            if i == 50:
                 before = resident()
-        assert resident() - before < 20 << 20
+        assert resident() - before < 8 << 20
