@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -20,6 +19,7 @@ from .embedding.text_model import TextModel, check_texts
 from .embedding.vectors import normalized, to_tensor
 from .enums import PoolingType
 from .errors import InvalidRequest, UnsupportedModel
+from .fetch.progress import Progress, on_screen
 from .hub.registry import prompts_of
 from .keywords import names_unknown
 from .params import ModelParams, flag, integer
@@ -248,8 +248,9 @@ class Embedder(TextModel):
                     tokens.append(self._fit(self._tokens(before + text), i, truncate))
         if not tokens:
             return []
-        with _Bar(len(tokens), show_progress) as report:
-            found = queue.compute(tokens, per_batch, report)
+        show = on_screen() and len(tokens) >= _MANY if show_progress is None else show_progress
+        with Progress("", len(tokens), show, unit="text") as shows:
+            found = queue.compute(tokens, per_batch, shows.advance)
         return found if len(found) == len(given) else [found[places[text]] for text in given]
 
     def _prompt(self, prompt: str | None, name: str | None) -> str:
@@ -284,22 +285,3 @@ def _model_pooling(model: Model) -> PoolingType:
     stated = model.metadata.get(f"{model.architecture}.pooling_type", "")
     found = PoolingType(int(stated)) if stated.isdigit() and int(stated) <= 4 else PoolingType.MEAN
     return PoolingType.MEAN if found == PoolingType.NONE else found
-
-
-class _Bar:
-    """A progress bar with rate and remaining time, where it is wanted."""
-
-    def __init__(self, total: int, show: bool | None) -> None:
-        wanted = show if show is not None else total >= _MANY and sys.stderr is not None and sys.stderr.isatty()
-        self._bar: Any = None
-        if wanted:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit=" texts", file=sys.stderr)
-
-    def __enter__(self) -> Callable[[int], object] | None:
-        return None if self._bar is None else self._bar.update
-
-    def __exit__(self, *_exc: object) -> None:
-        if self._bar is not None:
-            self._bar.close()

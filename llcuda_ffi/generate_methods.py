@@ -20,6 +20,7 @@ from .engine.results import Chunk, Completion
 from .engine.sampling.chain import pick_seed
 from .engine.state import Engine
 from .errors import ContextOverflow, InvalidRequest, UnsupportedModel
+from .fetch.progress import Progress
 from .multimodal.encoder import MediaEncoder
 from .params import INT32_MAX, UINT32_MAX, integer
 from .sampling_params import Params, SamplingParams, params_of_each, sampling_params, with_given
@@ -252,7 +253,7 @@ class GenerateMethods:
             prompt: a text, token ids, {"prompt": …} or {"prompt_token_ids": …}; or any iterable of those (a list, a
                 Series, a generator), computed together.
             params: settings for all, or a list with one for each prompt.
-            progress: show a progress bar for a list.
+            progress: show how many prompts are done: a bar on a terminal or in a notebook, plain lines elsewhere.
             return_exceptions: put the exception of a prompt in the place of its result, instead of raising the first.
             **settings: fields of SamplingParams, over `params`.
 
@@ -302,24 +303,16 @@ class GenerateMethods:
         return done
 
     def _run(self, requests: Sequence[Request], progress: bool = False) -> None:
-        bar = None
-        if progress:
-            from tqdm.auto import tqdm
-
-            bar = tqdm(total=len(requests), unit="prompt")
         try:
             self.engine.submit(*requests)
-            for request in requests:
-                if not request.done:
-                    self.engine.wait(request)
-                if bar is not None:
-                    bar.update(1)
+            with Progress("", len(requests), progress, unit="prompt") as shows:
+                for request in requests:
+                    if not request.done:
+                        self.engine.wait(request)
+                    shows.advance(1)
         except BaseException:
             self.engine.cancel(*requests)
             raise
-        finally:
-            if bar is not None:
-                bar.close()
 
     def stream(
         self,

@@ -18,6 +18,7 @@ import click
 
 from ..engine.request import Request
 from ..errors import EngineFailure, InvalidRequest, LlcudaError
+from ..fetch.progress import Progress
 from ..llama import Llama
 from ..params import override
 from ..sampling_params import SamplingParams
@@ -31,8 +32,6 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
     Returns:
         how many lines failed in this run.
     """
-    from tqdm import tqdm
-
     piped = str(output) == "-"
     done = 0 if piped else _resume(output)
     with source.open("rb") as lines:
@@ -45,7 +44,7 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
     failed = 0
     with (
         open(1, "wb", closefd=False) if piped else output.open("ab") as out,
-        tqdm(total=total, initial=done, unit="prompt", disable=None) as bar,
+        Progress("", total, None, unit="prompt", done=done) as shows,
     ):
 
         def write_first() -> None:
@@ -61,7 +60,7 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
             failed += "error" in result
             out.write(json.dumps(result, ensure_ascii=False).encode() + b"\n")
             out.flush()
-            bar.update(1)
+            shows.advance(1)
 
         try:
             for line in _lines(source, done):

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..errors import InvalidRequest
+from ..fetch.progress import Progress
 from ..hub.references import resolve
 from ..quantization.files import Quantized, QuantizePlan, plan_quantize, quantize
 
@@ -59,14 +60,8 @@ def command(
     if target is None:
         _report(plan_quantize(path, ftype, **options), as_json)
         return
-    from tqdm import tqdm
-
-    with tqdm(total=100, unit="%", desc=target.name, disable=None, leave=False) as bar:
-
-        def show(share: float) -> None:
-            bar.update(int(share * 100) - bar.n)
-
-        done = quantize(path, target, ftype, progress=show, **options)
+    with Progress("", 100, None, unit="%") as shows:
+        done = quantize(path, target, ftype, progress=lambda share: shows.at(int(share * 100)), **options)
     _report(done, as_json)
 
 

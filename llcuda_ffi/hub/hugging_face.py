@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from ..errors import DownloadError, ModelNotFound
 from ..fetch.cache import disk_error, folder, offline
 from ..fetch.integrity import Expected, file_sha256
-from ..fetch.progress import megabytes, note
+from ..fetch.progress import Progress
 
 HUB_SECONDS = 10.0
 
@@ -32,17 +31,26 @@ def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or None
 
 
-def _silent() -> type:
+def _telling(shows: Progress) -> type:
+    """The class that huggingface_hub makes its bar of: nothing is drawn, the bytes are told to `shows`."""
     from tqdm import tqdm
 
-    class Silent(tqdm):  # type: ignore[type-arg]
+    bars: list[object] = []
+
+    class Telling(tqdm):  # type: ignore[type-arg]
         """A bar that is never drawn."""
 
         def __init__(self, *args: Any, **keywords: Any) -> None:
             keywords.pop("name", None)
             super().__init__(*args, **{**keywords, "disable": True})
+            bars.append(self)
+            self.update(keywords.get("initial", 0))
 
-    return Silent
+        def update(self, n: float | None = 1) -> None:
+            if self is bars[0]:  # a second one counts the same bytes on their way
+                shows.advance(int(n or 0))
+
+    return Telling
 
 
 def _translated(error: Exception, repo: str, file: str, revision: str | None) -> Exception:
@@ -148,18 +156,17 @@ def fetch(stated: HubFile, target: Path, expected: Expected, *, progress: bool |
     import huggingface_hub as hub
 
     staging = folder(target.parent / f".fetch-hub-{stated.commit[:12]}")
-    on_terminal = progress is not False and sys.stderr is not None and sys.stderr.isatty()
-    note(f"fetching {stated.file} of {stated.repo} ({megabytes(stated.size)})", progress)
     try:
-        path = hub.hf_hub_download(
-            stated.repo,
-            stated.file,
-            revision=stated.commit,
-            local_dir=staging,
-            endpoint=_endpoint(),
-            etag_timeout=HUB_SECONDS,
-            tqdm_class=None if on_terminal else _silent(),
-        )
+        with Progress(f"{stated.file} of {stated.repo}", stated.size, progress) as shows:
+            path = hub.hf_hub_download(
+                stated.repo,
+                stated.file,
+                revision=stated.commit,
+                local_dir=staging,
+                endpoint=_endpoint(),
+                etag_timeout=HUB_SECONDS,
+                tqdm_class=_telling(shows),
+            )
         arrived = Path(path)
         digest = check(arrived, expected, stated)
         arrived.replace(target)

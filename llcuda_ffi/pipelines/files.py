@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from ..embedder import Embedder
 from ..errors import InvalidRequest
+from ..fetch.progress import Progress
 from .rows import BadRow, parquet, read_texts
 
 Array = npt.NDArray[Any]
@@ -127,14 +128,12 @@ def _compute(
     show_progress: bool,
     options: dict[str, Any],
 ) -> int:
-    from tqdm import tqdm
-
     total = sum(1 for _ in read_texts(origin, column)) if show_progress else None
     resumed = 0
     # the rate and the time left are of what this run computes
     there = len(list(work.glob("part-*.npy"))) * part_rows
     there = there if total is None else min(there, total)
-    with tqdm(total=total, initial=there, unit=" rows", disable=not show_progress) as bar:
+    with Progress("", total, show_progress, unit="row", done=there) as shows:
         for number, texts in enumerate(_parts(read_texts(origin, column), part_rows)):
             place = work / f"part-{number:07}.npy"
             if place.is_file():
@@ -150,7 +149,7 @@ def _compute(
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(fresh, place)
-                bar.update(len(texts))
+                shows.advance(len(texts))
     return resumed
 
 

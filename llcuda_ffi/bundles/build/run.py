@@ -19,7 +19,7 @@ from pathlib import Path
 from ...errors import BundleError
 from ...fetch.cache import cache_root, disk_error, folder
 from ...fetch.lock import entry_lock
-from ...fetch.progress import Steps, note
+from ...fetch.progress import Progress, note
 from ...hardware.cpu import cpu_flags, usable_cores
 from ...hardware.gpu import survey
 from ...hardware.memory import free_system_memory
@@ -125,15 +125,15 @@ def _compile(
     try:
         with log.open("w", encoding="utf-8") as out:
             out.write(first + "\n")
-        with Steps("configuring", progress) as shows:
+        with Progress("configuring", None, progress, unit="step") as shows:
             _run(configure, have, log, shows)
-        with Steps("compiling", progress) as shows:
+        with Progress("compiling", None, progress, unit="step") as shows:
             _run([have.ninja, "-C", str(place), f"-j{jobs}", *targets], have, log, shows)
     except OSError as error:
         raise disk_error(error, log) from error
 
 
-def _run(command: Sequence[str], have: tools.Tools, log: Path, shows: Steps) -> None:
+def _run(command: Sequence[str], have: tools.Tools, log: Path, shows: Progress) -> None:
     """Run one program, its output into the log, its steps shown; its whole process group ends with us."""
     environment = {**have.environment, "NINJA_STATUS": "[%f/%t] ", "LC_ALL": "C"}
     with log.open("a", encoding="utf-8", errors="replace") as out:
