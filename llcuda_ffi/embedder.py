@@ -20,6 +20,7 @@ from .embedding.vectors import normalized, to_tensor
 from .enums import PoolingType
 from .errors import InvalidRequest, UnsupportedModel
 from .fetch.progress import Progress, on_screen
+from .html_view import table
 from .hub.registry import prompts_of
 from .keywords import names_unknown
 from .params import ModelParams, flag, integer
@@ -108,6 +109,11 @@ class Embedder(TextModel):
 
     def __repr__(self) -> str:
         return f"<Embedder {self.model.path.name} dim={self.dim} {self._pooling.name.lower()} pooling>"
+
+    def _repr_html_(self) -> str:
+        facts = {"model": self.model.path.name, "dim": self.dim, "pooling": self._pooling.name.lower()}
+        facts |= {"most tokens of a text": self.max_tokens}
+        return table([*facts.items(), *((f"prompt {name!r}", repr(text)) for name, text in self.prompts.items())])
 
     @overload
     def encode(

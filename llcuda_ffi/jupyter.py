@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import MissingExtra
+from .errors import LlcudaError, MissingExtra
+from .html_view import block
 from .llama import Llama
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 Engine = Any  # a Llama, or llcuda's InferenceEngine
 
+T = TypeVar("T", str, "dict[float, str]", "list[tuple[int, str]]")
 _COLOURS = ("#dbeafe", "#dcfce7", "#fef9c3", "#fee2e2", "#ede9fe")
 
 
@@ -27,6 +30,13 @@ def _display() -> Any:
         return import_module("IPython.display")
     except ImportError:
         raise MissingExtra("the notebook helpers need IPython: pip install ipython ipywidgets") from None
+
+
+def _shown(value: T) -> T:
+    """The value, of a class that shows nothing as a cell's last line: what it holds was shown already."""
+    kind = type("Shown", (type(value),), {"_ipython_display_": lambda self: None})
+    made: T = kind(value)
+    return made
 
 
 def _widgets() -> Any:
@@ -46,14 +56,14 @@ def stream_generate(engine: Engine, prompt: str, markdown: bool = False, **setti
     display = _display()
 
     def show(text: str) -> Any:
-        return display.Markdown(text) if markdown else display.HTML(_plain(text))
+        return display.Markdown(text) if markdown else display.HTML(block(text))
 
     handle, text = display.display(show(""), display_id=True), ""
     for chunk in _llama(engine).stream(prompt, **settings):
         if chunk.text:
             text += chunk.text
             handle.update(show(text))
-    return text
+    return _shown(text)
 
 
 def progress_generate(engine: Engine, prompts: Sequence[str], **settings: Any) -> list[str]:
@@ -63,11 +73,7 @@ def progress_generate(engine: Engine, prompts: Sequence[str], **settings: Any) -
 
 def display_metrics(engine: Engine) -> None:
     """Show the counters as a table."""
-    found = _llama(engine).metrics()
-    rows = [(name, getattr(found, name)) for name in found.__dataclass_fields__]
-    cells = "".join(f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in rows)
-    display = _display()
-    display.display(display.HTML(f"<table>{cells}</table>"))
+    _display().display(_llama(engine).metrics())
 
 
 def compare_temperatures(
@@ -80,10 +86,10 @@ def compare_temperatures(
     params = [SamplingParams(temperature=t).replace(**settings) for t in chosen]
     texts = [done.text for done in _llama(engine).generate([prompt] * len(chosen), params)]
     head = "".join(f"<th>{t:g}</th>" for t in chosen)
-    cells = "".join(f'<td style="text-align:left;vertical-align:top">{_plain(text)}</td>' for text in texts)
+    cells = "".join(f'<td style="text-align:left;vertical-align:top">{block(text)}</td>' for text in texts)
     display = _display()
     display.display(display.HTML(f"<table><tr>{head}</tr><tr>{cells}</tr></table>"))
-    return dict(zip(chosen, texts, strict=True))
+    return _shown(dict(zip(chosen, texts, strict=True)))
 
 
 def visualize_tokens(engine: Engine, text: str) -> list[tuple[int, str]]:
@@ -97,11 +103,11 @@ def visualize_tokens(engine: Engine, text: str) -> list[tuple[int, str]]:
     )
     display = _display()
     display.display(display.HTML(f'<div style="line-height:2">{spans}</div><p>{len(tokens)} tokens</p>'))
-    return tokens
+    return _shown(tokens)
 
 
 class ChatWidget:
-    """A conversation in a cell: a text field, a button, streamed answers.
+    """A conversation in a cell: a text field, a button, streamed answers. As a cell's last line it shows itself.
 
     Attributes:
         messages: the conversation so far.
@@ -116,13 +122,26 @@ class ChatWidget:
         self._log = widgets.HTML()
         self._field = widgets.Text(placeholder="Write a message", layout=widgets.Layout(width="80%"))
         self._send, self._clear = widgets.Button(description="Send"), widgets.Button(description="Clear")
-        self._send.on_click(lambda _button: self.send(self._field.value))
+        self._send.on_click(lambda _button: self._submit())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # what it advises sends when the field is left, too
+            self._field.on_submit(lambda _field: self._submit())
         self._clear.on_click(lambda _button: self.clear())
         self.widget = widgets.VBox([self._log, widgets.HBox([self._field, self._send, self._clear])])
 
     def display(self) -> None:
-        """Show it in the cell."""
+        """Show it in the cell, where it is not the last line."""
         _display().display(self.widget)
+
+    def _repr_mimebundle_(self, **wanted: Any) -> Any:
+        return self.widget._repr_mimebundle_(**wanted)
+
+    def _submit(self) -> None:
+        try:
+            self.send(self._field.value)
+        except LlcudaError as error:  # a notebook shows no traceback of a click
+            self._show()
+            self._log.value += f'<p style="color:#b91c1c">{html.escape(str(error))}</p>'
 
     def send(self, text: str, on_text: Callable[[str], object] | None = None) -> str:
         """What the button does: send a message, show the answer while it comes; returns the answer."""
@@ -156,8 +175,4 @@ class ChatWidget:
         shown = [m for m in self.messages if m["role"] != "system"]
         if partial is not None:
             shown = [*shown, {"role": "assistant", "content": partial}]
-        self._log.value = "".join(f"<p><b>{m['role']}</b></p>{_plain(m['content'])}" for m in shown)
-
-
-def _plain(text: str) -> str:
-    return f'<pre style="white-space:pre-wrap">{html.escape(text)}</pre>'
+        self._log.value = "".join(f"<p><b>{m['role']}</b></p>{block(m['content'])}" for m in shown)

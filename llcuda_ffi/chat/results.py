@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from ..engine.results import Timings, TokenLogprob, Usage
+from ..html_view import block, counted, folded, small
 from .parsing.deltas import CallDelta, ToolCall
 
 ChatFinish = Literal["stop", "length", "tool_calls", "cancelled"]
@@ -52,6 +53,15 @@ class ChatChoice:
     finish_reason: ChatFinish
     logprobs: list[TokenLogprob] | None = None
     parsed: Any = None
+
+    def as_html(self) -> str:
+        """The answer for a notebook's cell: its thinking folded, its calls, its value."""
+        message = self.message
+        parts = [folded("thinking", message.reasoning_content)] if message.reasoning_content else []
+        parts += [block(message.content)] if message.content else []
+        parts += [block(f"{call.name}({call.arguments})") for call in message.tool_calls]
+        parts += [block(repr(self.parsed))] if self.parsed is not None else []
+        return "".join([*parts, small(self.finish_reason)])
 
 
 if TYPE_CHECKING:
@@ -115,6 +125,10 @@ class ChatCompletion(Generic[T]):
 
     def __str__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        shown = "".join(choice.as_html() for choice in self.choices)
+        return shown + small(self.model, *counted(self.usage, self.timings.tokens_per_s))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of OpenAI's chat.completion."""

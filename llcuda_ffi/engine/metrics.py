@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from time import perf_counter
 
+from ..html_view import table
 from .request import Request
 
 _WINDOW = 1024
@@ -20,6 +21,9 @@ class Percentiles:
     p95: float
     p99: float
     mean: float
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field.name} {getattr(self, field.name):.4g}" for field in fields(self))
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,9 @@ class MetricsSnapshot:
     reused: Mapping[str, int] = field(default_factory=dict)
     checkpoint_bytes: int = 0
     host_cache_bytes: int = 0
+
+    def _repr_html_(self) -> str:
+        return table((field.name, getattr(self, field.name)) for field in fields(self))
 
     @property
     def hit_ratio(self) -> float:

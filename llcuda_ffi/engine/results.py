@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
+from ..html_view import block, counted, small
+
 FinishReason = Literal["stop", "length", "eog", "cancelled"]
 
 
@@ -131,6 +133,11 @@ class Completion(Generic[T]):
 
     def __str__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        parsed = "" if self.parsed is None else block(repr(self.parsed))
+        ended = f"ended by {self.stop_reason!r}" if self.finish_reason == "stop" else self.finish_reason
+        return block(self.text) + parsed + small(ended, *counted(self.usage, self.timings.tokens_per_s))
 
 
 @dataclass(slots=True)  # not frozen: a frozen one takes three times as long to make, for each token

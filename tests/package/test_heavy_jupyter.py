@@ -23,10 +23,16 @@ CELLS = [
     "jupyter.display_metrics(llm)",
     "found = jupyter.compare_temperatures(llm, 'the dog', (0.0, 1.5), **S)\nassert list(found) == [0.0, 1.5]",
     "tokens = jupyter.visualize_tokens(llm, 'the quick <b>')\nassert ''.join(p for _, p in tokens) == 'the quick <b>'",
+    "jupyter.stream_generate(llm, 'the quick', **S)",
+    "llm.generate('the <b>quick', **S)",
+    "llm.chat([{'role': 'user', 'content': 'hi'}], template='chatml', **S)",
+    "llm.metrics()",
+    "jupyter.ChatWidget(llm, template='chatml', **S)",
     "chat = jupyter.ChatWidget(llm, 'Be brief.', max_tokens=8, ignore_eos=True)\nchat.display()\n"
     "pieces = []\nanswer = chat.send('hello', pieces.append)\nassert ''.join(pieces) == answer and answer\n"
     "assert [m['role'] for m in chat.messages] == ['system', 'user', 'assistant']\nchat.clear()\n"
-    "assert len(chat.messages) == 1\nchat._send.click()\nllm.close()",
+    "assert len(chat.messages) == 1\nchat._send.click()\n"
+    "chat._field.value = 'x ' * 500\nchat._send.click()\nassert 'context' in chat._log.value\nllm.close()",
 ]
 
 
@@ -46,7 +52,12 @@ def test_notebook(tmp_path: Path) -> None:
     assert "completion_tokens" in shown[4]
     assert "<table>" in shown[5]
     assert "&lt;</span>" in shown[6]
-    assert "widget-view" in shown[7]
+    assert shown[7].count("output_type") == 1  # what was streamed is not shown again as the cell's value
+    assert "tokens/s" in shown[8]
+    assert "tokens/s" in shown[9]
+    assert "completion_tokens" in shown[10]
+    assert "widget-view" in shown[11]
+    assert "widget-view" in shown[12]
 
 
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own deprecations are not ours
