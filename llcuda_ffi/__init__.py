@@ -95,7 +95,11 @@ def __getattr__(name: str) -> object:
         return import_module(f".{name}", __name__)
     where = _WHERE.get(name)
     if where is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .keywords import nearest
+
+        near = [] if name.startswith("_") else nearest(name, __all__)
+        hint = f": did you mean {' or '.join(near)}?" if near else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     value = getattr(import_module(f".{where}", __name__), name)
     globals()[name] = value
     return value

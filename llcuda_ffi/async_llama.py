@@ -16,6 +16,7 @@ from .engine.request import Request, Tokens
 from .engine.results import Chunk, Completion
 from .engine.wake import LoopWake
 from .errors import ClosedError
+from .keywords import names_methods
 from .llama import Llama
 from .sampling_params import Params, sampling_params, with_given
 from .sampling_settings import SamplingSettings
@@ -32,6 +33,7 @@ _SHORT = 8192  # characters or ids: what takes well below a millisecond is prepa
 _SLICE = 512  # requests submitted at a time, between which other coroutines run
 
 
+@names_methods
 class AsyncLlama(AsyncChatMethods):
     """Llama for asyncio. Takes what Llama takes; any number of tasks may use it, also of several event loops.
 

@@ -22,7 +22,7 @@ from .errors import InvalidRequest, UnsupportedModel
 from .fetch.progress import Progress, on_screen
 from .html_view import table
 from .hub.registry import prompts_of
-from .keywords import names_unknown
+from .keywords import names_methods, names_unknown
 from .params import ModelParams, flag, integer
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _PROMPT = "llcuda_ffi.prompt."
 _MANY = 5000  # with so many texts on a terminal, a progress bar is shown unless told otherwise
 
 
+@names_methods
 @names_unknown
 class Embedder(TextModel):
     """A model that turns texts into vectors. Safe to use from many threads; their texts share batches.

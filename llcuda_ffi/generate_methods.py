@@ -106,13 +106,13 @@ class GenerateMethods:
         if room < 1:
             raise ContextOverflow(
                 f"the prompt has {len(tokens)} tokens, the context holds {self.n_ctx} with at least one for the "
-                "answer: shorten it, or make the Llama with a larger n_ctx"
+                "answer: shorten it, or take a larger n_ctx"
             )
         wanted = params.max_tokens
         if wanted is not None and wanted > room and params.overflow == "error":
             raise ContextOverflow(
                 f"{len(tokens)} prompt tokens and max_tokens={wanted} exceed the context of {self.n_ctx}: lower "
-                "max_tokens, make the Llama with a larger n_ctx, or choose overflow='stop' or 'shift'"
+                "max_tokens, take a larger n_ctx, or choose overflow='stop' or overflow='shift'"
             )
         if params.overflow == "shift":
             if media is not None:

@@ -27,7 +27,7 @@ ELSEWHERE = {
     "guided_json": "json_schema",
     "guided_regex": "regex",
     "logits_processor": "logits_processors",
-    "lora_path": "lora=LoraAdapter(...)",
+    "lora_path": "lora=llcuda_ffi.lora.load(llm, path)",
     "lora_request": "lora",
     "max_completion_tokens": "max_tokens",
     "max_length": "max_tokens",
@@ -67,21 +67,61 @@ ELSEWHERE = {
     "verbose": "logging.getLogger('llcuda_ffi')",
 }
 
+# the same of methods
+METHODS_ELSEWHERE = {
+    "__call__": "generate(prompt).text, or llcuda_ffi.compat.llama_cpp.Llama",
+    "apply_chat_template": "chat_prompt()",
+    "beam_search": "llcuda_ffi.engine.beam_search.beam_search(llm, prompt)",
+    "complete": "generate()",
+    "create_chat_completion": "chat(), or llcuda_ffi.compat.llama_cpp.Llama",
+    "create_completion": "generate(), or llcuda_ffi.compat.llama_cpp.Llama",
+    "create_embedding": "the class Embedder",
+    "detokenize": "vocab.detokenize(ids)",
+    "embed": "the class Embedder: encode(texts)",
+    "encode": "the class Embedder: encode(texts)",
+    "eval": "context.decode() (docs/low-level.md)",
+    "get_sentence_embedding_dimension": "dim",
+    "get_tokenizer": "vocab",
+    "infer": "generate(), or llcuda_ffi.llcuda.InferenceEngine",
+    "invoke": "generate() or chat()",
+    "n_vocab": "vocab.n_tokens",
+    "predict": "scores(query, documents) of Reranker",
+    "rank": "rank(query, documents) of Reranker",
+    "reset": "clear_cache()",
+    "score": "scores(query, documents) of Reranker",
+    "set_cache": "always on (docs/cache.md)",
+    "stream_chat": "chat_stream()",
+    "stream_generate": "stream()",
+    "token_bos": "vocab.bos",
+    "token_eos": "vocab.eos",
+    "tokenize": "vocab.tokenize(text)",
+}
+
+_FEW = 30  # names of a message
+_NEAR = 0.1  # names that are as much less alike than the nearest one are not named
+
 _Class = TypeVar("_Class", bound=type)
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The names that are most like a wrong one, at most three."""
+    import difflib
+
+    found = difflib.get_close_matches(name, known, 3)
+    alike = [difflib.SequenceMatcher(None, one, name).ratio() for one in found]
+    return [one for one, ratio in zip(found, alike, strict=True) if ratio > alike[0] - _NEAR]
 
 
 def unknown_keyword(name: str, owner: str, known: Iterable[str]) -> UnknownSetting:
     """The exception for a keyword that `owner` does not take: it says which one was probably meant."""
-    import difflib
-
     known = list(known)
-    near = difflib.get_close_matches(name, known, 3)
+    near = nearest(name, known)
     if name in ELSEWHERE:
         hint = f"here it is {ELSEWHERE[name]}"
     elif near:
         hint = f"did you mean {' or '.join(near)}?"
     else:
-        hint = f"it takes {', '.join(known)}"
+        hint = f"it takes {', '.join(known)}" if len(known) <= _FEW else f"help({owner}) lists them"
     return UnknownSetting(f"unknown setting {name!r} of {owner}: {hint}")
 
 
@@ -91,6 +131,29 @@ def check_keywords(given: Iterable[str], owner: str, known: Iterable[str]) -> No
     for name in given:
         if name not in known:
             raise unknown_keyword(name, owner, known)
+
+
+def names_methods(cls: _Class) -> _Class:
+    """A class decorator: a method that other libraries have raises an AttributeError that says what it is here.
+
+    A call of an object that generates raises a TypeError that does. Type checkers do not see these two methods.
+    """
+
+    def __getattr__(self: Any, name: str) -> Any:
+        plain = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if name in METHODS_ELSEWHERE:
+            plain += f": here it is {METHODS_ELSEWHERE[name]}"
+        elif not name.startswith("_") and (near := nearest(name, dir(type(self)))):
+            plain += f": did you mean {' or '.join(near)}?"
+        raise AttributeError(plain)
+
+    def __call__(self: Any, *args: Any, **keywords: Any) -> Any:
+        raise TypeError(f"{type(self).__name__!r} object is not callable: here it is {METHODS_ELSEWHERE['__call__']}")
+
+    cls.__getattr__ = __getattr__  # type: ignore[attr-defined]
+    if hasattr(cls, "generate"):
+        cls.__call__ = __call__  # type: ignore[method-assign]
+    return cls
 
 
 def names_unknown(cls: _Class) -> _Class:

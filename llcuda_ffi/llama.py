@@ -28,7 +28,7 @@ from .errors import InvalidRequest
 from .generate_methods import GenerateMethods
 from .hub.references import resolve
 from .isolated.opening import open_isolated
-from .keywords import names_unknown
+from .keywords import names_methods, names_unknown
 from .multimodal.encoder import MediaEncoder
 from .params import ContextParams, ModelParams, byte_size, flag, integer, override
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@names_methods
 @names_unknown
 class Llama(LlamaState, GenerateMethods, ChatMethods):
     """A model ready to generate. Any number of threads may use one Llama; their requests share its batches.

@@ -158,6 +158,8 @@ class SamplingParams(_Checked):
         if self.max_reasoning_tokens is not None:
             integer("max_reasoning_tokens", self.max_reasoning_tokens, 0, INT32_MAX)
         for name in ("logprobs", "prompt_logprobs"):
+            if isinstance(getattr(self, name), bool):
+                raise InvalidRequest(f"{name} is how many of the likeliest tokens to list at each place, 0 for none")
             if getattr(self, name) is not None:
                 integer(name, getattr(self, name), 0, 1000)
         integer("n", self.n, 1, 1024)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from ..core.model import Model
 from ..engine.results import Chunk
-from ..errors import InvalidRequest
+from ..engine.state import Engine
+from ..errors import InvalidRequest, LlcudaError
 from ..sampling_params import Params, SamplingParams, sampling_params, with_given
 from ..sampling_settings import SamplingSettings
 from .conversation import Chat
@@ -27,9 +28,10 @@ Conversations = Sequence[Message] | Sequence[Sequence[Message]]
 
 class _Engine(Protocol):
     model: Model
+    engine: Engine
     chat_format: Chat | None
 
-    def generate(self, prompt: Any, params: Any = None) -> Any: ...
+    def generate(self, prompt: Any, params: Any = None, *, return_exceptions: bool) -> Any: ...
 
     def stream(self, prompt: Any, params: SamplingParams | None = None) -> Iterator[Chunk]: ...
 
@@ -38,7 +40,7 @@ class _AsyncEngine(Protocol):
     @property
     def llama(self) -> Any: ...
 
-    async def generate(self, prompt: Any, params: SamplingParams | None = None) -> Any: ...
+    async def generate(self, prompt: Any, params: SamplingParams | None = None, *, return_exceptions: bool) -> Any: ...
 
     def stream(self, prompt: Any, params: SamplingParams | None = None) -> AsyncIterator[Chunk]: ...
 
@@ -51,13 +53,23 @@ def chat_of(llm: _Engine) -> Chat:
 
 
 def prepare_all(
-    llm: _Engine, messages: Conversations, params: Params | None, options: Mapping[str, Any]
+    llm: _Engine,
+    messages: Conversations,
+    params: Params | None,
+    options: Mapping[str, Any],
+    refused: list[tuple[int, LlcudaError]] | None = None,
 ) -> tuple[list[ChatRequest], bool]:
     """The conversations ready to be generated, and whether there was a list of them.
 
+    Args:
+        refused: gets the place and the exception of each conversation that cannot be answered, instead of the first
+            exception being raised.
+
     Raises:
         InvalidRequest: as `Llama.chat`; of several conversations the message says which.
+        ClosedError, EngineFailure, ConcurrentUseError: as `Llama.generate`.
     """
+    llm.engine.check()
     names = {n: options[n] for n in _OPTIONS if n in options}
     settings = {n: v for n, v in options.items() if n not in _OPTIONS}
     # an answer ends where the model ends it, unless the caller says otherwise
@@ -66,15 +78,26 @@ def prepare_all(
     params = sampling_params(params, settings)
     chat = chat_of(llm)
     many = isinstance(messages, Sequence) and len(messages) > 0 and isinstance(messages[0], (list, tuple))
-    if not many:
-        return [chat.prepare(messages, params, **names)], False  # type: ignore[arg-type]
     requests = []
-    for i, conversation in enumerate(messages):
+    for i, conversation in enumerate(messages if many else [messages]):
         try:
             requests.append(chat.prepare(conversation, params, **names))  # type: ignore[arg-type]
         except InvalidRequest as error:
-            raise type(error)(f"conversation {i}: {error}") from None
-    return requests, True
+            if refused is None:
+                raise (type(error)(f"conversation {i}: {error}") if many else error) from None
+            refused.append((i, error))
+    return requests, many
+
+
+def _answers(requests: Sequence[ChatRequest], done: Sequence[Any], refused: Sequence[tuple[int, LlcudaError]]) -> Any:
+    """The answers in the conversations' order; an exception stays as it is, and stands in its place."""
+    found: list[Any] = [
+        d if isinstance(d, LlcudaError) else r.answer(d if isinstance(d, list) else [d])
+        for r, d in zip(requests, done, strict=True)
+    ]
+    for place, error in refused:
+        found.insert(place, error)
+    return found
 
 
 _OPTIONS = frozenset(ChatOptions.__annotations__) - frozenset(SamplingSettings.__annotations__)
@@ -115,7 +138,25 @@ class ChatMethods:
         n: int = ...,
         **options: Unpack[ChatOptions],
     ) -> list[ChatCompletion]: ...
-    def chat(self: _Engine, messages: Conversations, params: Params | None = None, **options: Any) -> Any:
+    @overload
+    def chat(
+        self: _Engine,
+        messages: Conversations,
+        params: Params | None = None,
+        *,
+        return_exceptions: bool,
+        json_schema: Any = ...,
+        n: int = ...,
+        **options: Unpack[ChatOptions],
+    ) -> Any: ...
+    def chat(
+        self: _Engine,
+        messages: Conversations,
+        params: Params | None = None,
+        *,
+        return_exceptions: bool = False,
+        **options: Any,
+    ) -> Any:
         """Answer a conversation.
 
             llm.chat([{"role": "user", "content": "Hi"}]).text
@@ -124,6 +165,8 @@ class ChatMethods:
             messages: OpenAI's messages; a list of such lists is answered together. A ChatMessage of an earlier
                 answer may stand in it.
             params: settings; without them the answer is as long as the model makes it (max_tokens=None).
+            return_exceptions: put the exception of a conversation in the place of its answer, instead of raising the
+                first.
             **options: see ChatOptions; fields of SamplingParams among them, over `params`.
 
         Returns:
@@ -133,12 +176,14 @@ class ChatMethods:
             InvalidRequest: the conversation, a tool or a setting is not acceptable, or the template refuses.
             as `generate` otherwise.
         """
-        requests, many = prepare_all(self, messages, params, options)
+        refused: list[tuple[int, LlcudaError]] = []
+        requests, many = prepare_all(self, messages, params, options, refused if return_exceptions else None)
         if many:
-            done = self.generate([r.prompt for r in requests], [r.params for r in requests])
+            prompts, settings = [r.prompt for r in requests], [r.params for r in requests]
+            done = self.generate(prompts, settings, return_exceptions=return_exceptions)
         else:
-            done = [self.generate(requests[0].prompt, requests[0].params)]
-        answers = [r.answer(d if isinstance(d, list) else [d]) for r, d in zip(requests, done, strict=True)]
+            done = [self.generate(r.prompt, r.params, return_exceptions=return_exceptions) for r in requests]
+        answers = _answers(requests, done, refused)
         return answers if many else answers[0]
 
     def chat_stream(
@@ -202,12 +247,34 @@ class AsyncChatMethods:
         n: int = ...,
         **options: Unpack[ChatOptions],
     ) -> list[ChatCompletion]: ...
-    async def chat(self: _AsyncEngine, messages: Conversations, params: Params | None = None, **options: Any) -> Any:
+    @overload
+    async def chat(
+        self: _AsyncEngine,
+        messages: Conversations,
+        params: Params | None = None,
+        *,
+        return_exceptions: bool,
+        json_schema: Any = ...,
+        n: int = ...,
+        **options: Unpack[ChatOptions],
+    ) -> Any: ...
+    async def chat(
+        self: _AsyncEngine,
+        messages: Conversations,
+        params: Params | None = None,
+        *,
+        return_exceptions: bool = False,
+        **options: Any,
+    ) -> Any:
         """As Llama.chat: a ChatCompletion, or a list of them for a list of conversations."""
+        refused: list[tuple[int, LlcudaError]] = []
+        kept = refused if return_exceptions else None
         # rendering and compiling a grammar take milliseconds: not in the event loop
-        requests, many = await asyncio.to_thread(prepare_all, self.llama, messages, params, options)
-        done = await asyncio.gather(*(self.generate(r.prompt, r.params) for r in requests))
-        answers = [r.answer(d if isinstance(d, list) else [d]) for r, d in zip(requests, done, strict=True)]
+        requests, many = await asyncio.to_thread(prepare_all, self.llama, messages, params, options, kept)
+        done = await asyncio.gather(
+            *(self.generate(r.prompt, r.params, return_exceptions=return_exceptions) for r in requests)
+        )
+        answers = _answers(requests, done, refused)
         return answers if many else answers[0]
 
     async def chat_stream(

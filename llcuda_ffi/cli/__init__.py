@@ -9,6 +9,7 @@ import sys
 import click
 
 from ..errors import LlcudaError
+from ..keywords import nearest
 
 # command → module below this package; the module's `command` is the click command
 COMMANDS = {
@@ -38,6 +39,17 @@ class _Commands(click.Group):
             return None
         found: click.Command = importlib.import_module(f".{module}", __name__).command
         return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = nearest(args[0], COMMANDS)
+            if not near or "mean" in error.message:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {' or '.join(near)}?", ctx) from None
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,16 +8,10 @@ from typing import Any
 
 import click
 
-from .options import ModelReference, model_options, pick_model, split_model_options
+from .options import ModelReference, examples, model_options, pick_model, split_model_options
 
 
-@click.command(
-    epilog="""\b
-Examples:
-  llcuda-ffi bench
-  llcuda-ffi bench ./model.gguf --kv-type q8_0 --threads 8 --json
-"""
-)
+@click.command(epilog=examples("bench", "bench ./model.gguf --kv-type q8_0 --threads 8 --json"))
 @click.argument("model", required=False, type=ModelReference())
 @model_options
 @click.option("-p", "--prompt-tokens", type=click.IntRange(2), default=512, show_default=True)

@@ -13,9 +13,10 @@ from ..bundles.select import choose_here
 from ..errors import BundleError, BundleNotFound
 from ..fetch.progress import megabytes
 from . import tune
+from .options import examples
 
 
-@click.group()
+@click.group(epilog=examples("bundle list", "bundle install v0.6.0-cpu", "bundle build", "bundle use native"))
 def command() -> None:
     """Install, list, check and remove bundles of llama.cpp libraries."""
 

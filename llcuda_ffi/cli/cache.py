@@ -8,6 +8,7 @@ import click
 
 from ..engine.disk_store import DiskStore, disk_cache_folder
 from ..fetch.progress import megabytes
+from .options import examples
 
 
 @click.group()
@@ -15,7 +16,7 @@ def command() -> None:
     """Show or empty the disk cache of computed prefixes (Llama(disk_cache=…), serve --disk-cache)."""
 
 
-@command.command()
+@command.command(epilog=examples("cache info"))
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def info(as_json: bool) -> None:
     """Say where the cache is and what it holds."""
@@ -28,7 +29,7 @@ def info(as_json: bool) -> None:
     click.echo(f"{folder}: {usage.files} files, {megabytes(usage.nbytes)}, of {usage.models} models and settings")
 
 
-@command.command()
+@command.command(epilog=examples("cache clear"))
 def clear() -> None:
     """Remove all of it. Processes that use it go on, and compute what they no longer find."""
     removed = DiskStore(disk_cache_folder(), 0).clear()

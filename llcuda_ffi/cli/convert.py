@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from .options import examples
 
-@click.command("convert")
+
+@click.command("convert", epilog=examples("model convert ./all-MiniLM-L6-v2 -o minilm.gguf --type q8_0"))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The GGUF file to write.")
 @click.option("--type", "kind", default="q8_0", show_default=True, help="f32, f16, bf16, q8_0, Q4_K_M, …")

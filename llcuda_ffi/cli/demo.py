@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import click
 
+from .options import examples
+
 QUESTION = "What is a llama, and where does it live?"
 
 
-@click.command()
+@click.command(epilog=examples("demo", "demo -n 32"))
 @click.option("-n", "--max-tokens", type=click.IntRange(1), default=128, show_default=True)
 def command(max_tokens: int) -> None:
-    """Stream an answer of SmolLM2-135M. Fetches the libraries (11 MB) and the model (98 MB) when they are missing."""
+    """Stream an answer of SmolLM2-135M. Fetches the libraries (11 MB) and the model (93 MB) when they are missing."""
     from ..llama import Llama
 
     # one request at a time needs one sequence; a short context starts faster

@@ -24,9 +24,10 @@ from ..hardware.glibc import glibc_version
 from ..hardware.gpu import survey
 from ..hardware.memory import free_system_memory
 from ..hardware.platform import hosted
+from .options import examples
 
 
-@click.command()
+@click.command(epilog=examples("doctor", "doctor --json"))
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def command(as_json: bool) -> None:
     """Say what this machine has and what is missing; exits with 1 when something must be mended."""

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 import numpy as np
 
+from .options import ModelReference, examples
 
-@click.command()
+
+@click.command(
+    epilog=examples("embed texts.txt vectors.npy", "embed rows.jsonl vectors.parquet --column body --truncate")
+)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("-m", "--model", default="all-minilm-l6-v2", show_default=True, help="A path or a name.")
+@click.option(
+    "-m", "--model", type=ModelReference(), default="all-minilm-l6-v2", show_default=True, help="A path or a name."
+)
 @click.option("--column", default="text", show_default=True, help="The column with the text; not for .txt.")
 @click.option("--prompt", help="A text put before each text.")
 @click.option("--prompt-name", help="The name of one of the model's prompts instead, such as query or document.")
@@ -21,7 +28,9 @@ import numpy as np
 @click.option("--no-normalize", is_flag=True, help="Leave the vectors' length as it is.")
 @click.option("--float16", is_flag=True, help="Half the size.")
 @click.option("--batch-tokens", type=int, help="Tokens computed together.")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("-ngl", "--n-gpu-layers", type=int, help="Layers on the GPU; by default as many as fit.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of each context; by default one, on every core.")
 @click.option("--part-rows", type=click.IntRange(1), default=2048, show_default=True, help="Rows kept together.")
 @click.option("--restart", is_flag=True, help="Forget what an interrupted run did.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -38,6 +47,8 @@ def command(
     float16: bool,
     batch_tokens: int | None,
     device: str,
+    n_gpu_layers: int | None,
+    threads: int | None,
     part_rows: int,
     restart: bool,
     quiet: bool,
@@ -50,7 +61,8 @@ def command(
     from ..embedder import Embedder
     from ..pipelines.files import embed_file
 
-    with Embedder(model, device=device, batch_tokens=batch_tokens) as embedder:
+    layers: int | Literal["auto"] = "auto" if n_gpu_layers is None else n_gpu_layers
+    with Embedder(model, device=device, n_gpu_layers=layers, n_threads=threads, batch_tokens=batch_tokens) as embedder:
         done = embed_file(
             embedder,
             source,

@@ -16,8 +16,8 @@ from .options import model_options, pick_model, sampling_options, split_options,
     epilog="""\b
 Examples:
   llcuda-ffi generate "Once upon a time" -n 64
-  llcuda-ffi generate "List three colours as JSON:" --json-schema '{"type": "array", "items": {"type": "string"}}'
-  llcuda-ffi generate --file prompts.jsonl -o results.jsonl -m ./model.gguf --parallel 16
+  llcuda-ffi generate "A colour as JSON:" --json-schema '{"type": "string"}'
+  llcuda-ffi generate --file prompts.jsonl -o results.jsonl -m ./model.gguf
   cat prompt.txt | llcuda-ffi generate - --json
 """
 )
@@ -58,8 +58,10 @@ def command(
 
     if (prompt is None) == (source is None):
         raise click.UsageError("give a PROMPT, or --file with --output")
-    if (source is None) != (output is None):
-        raise click.UsageError("--file and --output go together")
+    if source is not None and output is None:
+        raise click.UsageError('--file wants --output: a file for the results, or "-" for standard output')
+    if source is None and output is not None:
+        raise click.UsageError("--output is for --file; the text of one PROMPT goes to standard output: use `> FILE`")
     if source is not None and output is not None and output.exists() and output.samefile(source):
         raise click.UsageError("--output is the file of prompts itself: give another name")
     settings, sampling, adapters = split_options(given)
@@ -83,14 +85,16 @@ def _print(llm: Any, prompt: str, params: Any, as_json: bool) -> None:
         click.echo(json.dumps(to_json(llm.generate(prompt, params)), ensure_ascii=False))
         return
     completion = None
-    blank = True
+    blank, begun = True, False
     try:
         for chunk in llm.stream(prompt, params):
+            begun = True
             click.echo(chunk.text, nl=False)
             blank = blank and not chunk.text.strip()
             completion = chunk.completion
     finally:
-        click.echo()
+        if begun:
+            click.echo()
     if completion is None:
         return
     if blank:

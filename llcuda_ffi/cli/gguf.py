@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
+from .. import hub
+from ..errors import ModelNotFound
 from ..fetch.progress import megabytes
 from ..gguf import GGUFReader, check
+from .options import ModelReference, examples
 
 SHOWN = 5  # items of an array, unless --all
 
@@ -20,13 +24,27 @@ def command() -> None:
     """Look into GGUF files."""
 
 
-@command.command()
-@click.argument("file", type=click.Path())
+def _path(file: str) -> str:
+    """A file by its path, or by the name of a model that is in the cache.
+
+    Raises:
+        ModelNotFound: there is none.
+    """
+    if Path(file).exists():
+        return file
+    there = hub.cached(file)
+    if there is None:
+        raise ModelNotFound(f"{file} is not in the cache: `llcuda-ffi model pull {file}`")
+    return str(there)
+
+
+@command.command(epilog=examples("gguf info smollm2-135m", "gguf info ./model.gguf --tensors"))
+@click.argument("file", type=ModelReference())
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, arrays in full.")
 @click.option("--tensors", is_flag=True, help="List the tensors too.")
 def info(file: str, as_json: bool, tensors: bool) -> None:
-    """Show the metadata of FILE."""
-    with GGUFReader(file) as reader:
+    """Show the metadata of FILE: a path, or a model that was fetched, by its name."""
+    with GGUFReader(_path(file)) as reader:
         if as_json:
             click.echo(json.dumps(_facts(reader, tensors), indent=1))
             return
@@ -45,12 +63,12 @@ def info(file: str, as_json: bool, tensors: bool) -> None:
                 click.echo(f"{_name(tensor.name):<44} {tensor.ggml_type.name:<16} {shape}")
 
 
-@command.command("check")
-@click.argument("file", type=click.Path())
+@command.command("check", epilog=examples("gguf check ./model.gguf", "gguf check ./model.gguf --json"))
+@click.argument("file", type=ModelReference())
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def check_file(file: str, as_json: bool) -> None:
     """Check FILE as every load does: exit code 1 and the reason where libllama could not take it."""
-    report = check(file)
+    report = check(_path(file))
     if as_json:
         facts = asdict(report)
         facts["path"] = str(report.path)

@@ -9,6 +9,7 @@ import click
 from ..errors import InvalidRequest
 from ..hub.references import resolve
 from ..lora import convert, merge
+from .options import ModelReference, examples
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -18,9 +19,9 @@ def command() -> None:
     """LoRA adapters of peft and Unsloth."""
 
 
-@command.command("convert")
+@command.command("convert", epilog=examples("lora convert ./my-peft-folder base.gguf adapter.gguf"))
 @click.argument("adapter", type=_FOLDER)
-@click.argument("base")
+@click.argument("base", type=ModelReference())
 @click.argument("target", type=_FOLDER)
 @click.option("--f16", is_flag=True, help="Half the size.")
 def convert_command(adapter: Path, base: str, target: Path, f16: bool) -> None:
@@ -28,8 +29,8 @@ def convert_command(adapter: Path, base: str, target: Path, f16: bool) -> None:
     click.echo(convert(adapter, resolve(base), target, dtype="float16" if f16 else "float32"))
 
 
-@command.command("merge")
-@click.argument("base")
+@command.command("merge", epilog=examples("lora merge base.gguf adapter.gguf:0.8 -o merged.gguf"))
+@click.argument("base", type=ModelReference())
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[:SCALE]...")
 @click.option("--output", "-o", required=True, type=_FOLDER, help="The model file to write.")
 @click.option("--type", "-t", "ftype", help="Quantize the result to this file type.")

@@ -12,9 +12,10 @@ from ..fetch.progress import megabytes
 from ..hub import registry as models
 from ..params import number
 from .convert import command as convert
+from .options import ModelReference, examples
 
 
-@click.group()
+@click.group(epilog=examples("model list", "model pull smollm2-135m", "model fit smollm2-135m", "model recommend"))
 def command() -> None:
     """List, fetch and locate models."""
 
@@ -40,27 +41,32 @@ def _show(rows: list[dict[str, object]], as_json: bool) -> None:
     for row in rows:
         about = "" if row["size"] else "about "
         size = about + megabytes(int(str(row["estimated_size"])))
-        click.echo(f"{row['name']:26} {size:>16}  {row['license']!s:14} {row['path'] or 'not fetched'}")
+        pinned = "pinned" if row["sha256"] else "unpinned"
+        click.echo(f"{row['name']:34} {size:>16}  {pinned:9} {row['license']!s:14} {row['path'] or 'not fetched'}")
+    if not all(row["sha256"] for row in rows):
+        click.echo("unpinned: the SHA-256 that the first download had is recorded and holds from then on", err=True)
 
 
-@command.command("list")
+@command.command("list", epilog=examples("model list", "model list --json"))
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def list_models(as_json: bool) -> None:
     """List the models known by name, and which are in the cache."""
     _show([_row(model) for model in models.all_models()], as_json)
 
 
-@command.command()
-@click.argument("reference")
+@command.command(epilog=examples("model pull smollm2-135m", "model pull unsloth/Qwen3-8B-GGUF:Q4_K_M"))
+@click.argument("reference", type=ModelReference())
 @click.option("--refresh", is_flag=True, help="Ask the hub for the newest commit even if a file is there.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def pull(reference: str, refresh: bool, quiet: bool) -> None:
-    """Fetch a model: a name of the list, owner/repo:file.gguf, or hf://owner/repo/file.gguf@revision."""
+    """Fetch a model: a name of the list, owner/repo, owner/repo:Q4_K_M, owner/repo:file.gguf, or
+    hf://owner/repo/file.gguf@revision.
+    """
     click.echo(hub.pull(reference, refresh=refresh, progress=False if quiet else None))
 
 
-@command.command()
-@click.argument("reference")
+@command.command(epilog=examples("model path smollm2-135m"))
+@click.argument("reference", type=ModelReference())
 def path(reference: str) -> None:
     """Print the path of a model that is in the cache."""
     there = hub.cached(reference)
@@ -69,7 +75,7 @@ def path(reference: str) -> None:
     click.echo(there)
 
 
-@command.command()
+@command.command(epilog=examples("model recommend", "model recommend --memory 8"))
 @click.option("--memory", type=float, metavar="GB", help="Instead of this machine's free memory.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def recommend(memory: float | None, as_json: bool) -> None:
@@ -85,18 +91,14 @@ def recommend(memory: float | None, as_json: bool) -> None:
     _show(rows, as_json)
 
 
-@command.command()
-@click.argument("reference")
+@command.command(
+    epilog=examples("model fit smollm2-135m", "model fit unsloth/Qwen3-8B-GGUF:Q4_K_M --memory 16"),
+)
+@click.argument("reference", type=ModelReference())
 @click.option("--memory", type=float, metavar="GB", help="Instead of this machine's free memory.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def fit(reference: str, memory: float | None, as_json: bool) -> None:
-    """Show what a model takes with contexts, parallel requests and KV cache types, and what of that fits.
-
-    \b
-    Examples:
-      llcuda-ffi model fit smollm2-135m
-      llcuda-ffi model fit unsloth/Qwen3-8B-GGUF:Q4_K_M --memory 16
-    """
+    """Show what a model takes with contexts, parallel requests and KV cache types, and what of that fits."""
     from ..devices.memory_fit import plans
     from ..devices.placement import library_for
     from ..enums import GGMLType

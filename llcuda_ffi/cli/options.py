@@ -18,6 +18,11 @@ C = TypeVar("C", bound=Callable[..., Any])
 DEFAULT_MODEL = "smollm2-135m"
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's --help: lines that can be typed."""
+    return "\n".join(["\b", "Examples:", *(f"  llcuda-ffi {line}" for line in lines)])
+
+
 class ModelReference(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
     """A path, a registry name, or a file of the hub; the shell completes names of the registry and .gguf files."""
 
@@ -93,6 +98,13 @@ _SAMPLING = (
     click.option("--repeat-penalty", type=float, default=1.0, show_default=True),
     click.option("--seed", type=int, help="The same seed gives the same text."),
     click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated."),
+    click.option(
+        "--overflow",
+        type=click.Choice(["error", "stop", "shift"]),
+        default="error",
+        show_default=True,
+        help="Where prompt and --max-tokens exceed --ctx: refuse, stop there, or forget the oldest.",
+    ),
     click.option("--grammar", type=click.File("r", encoding="utf-8"), help="A GBNF grammar file."),
     click.option("--json-schema", type=Schema(), help="A JSON schema that the answer obeys: its text, or a file."),
 )
@@ -124,7 +136,8 @@ def pick_model(argument: str | None, option: str | None) -> str:
 
 
 SAMPLING_NAMES = (
-    "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop", "grammar", "json_schema",
+    "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop", "overflow", "grammar",
+    "json_schema",
 )  # fmt: skip
 
 

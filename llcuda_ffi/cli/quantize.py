@@ -13,12 +13,15 @@ from ..errors import InvalidRequest
 from ..fetch.progress import Progress
 from ..hub.references import resolve
 from ..quantization.files import Quantized, QuantizePlan, plan_quantize, quantize
+from .options import ModelReference, examples
 
 _MB = 1e6
 
 
-@click.command()
-@click.argument("source")
+@click.command(
+    epilog=examples("quantize model-f16.gguf model-q4.gguf -t Q4_K_M", "quantize model-f16.gguf -t Q8_0 --dry-run")
+)
+@click.argument("source", type=ModelReference())
 @click.argument("target", required=False, type=click.Path(path_type=Path))
 @click.option("--type", "-t", "ftype", default="Q4_K_M", show_default=True, help="File type: Q4_K_M, Q8_0, IQ4_XS, …")
 @click.option("--tensor-type", multiple=True, metavar="REGEX=TYPE", help="Type of tensors whose names match.")

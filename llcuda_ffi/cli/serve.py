@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InvalidRequest, MissingExtra
+from .options import ModelReference, examples
 
 if TYPE_CHECKING:
     from ..server import Models
@@ -16,8 +17,15 @@ if TYPE_CHECKING:
 _FILE = click.Path(path_type=Path)
 
 
-@click.command()
-@click.argument("models", nargs=-1, metavar="MODEL...")
+@click.command(
+    epilog=examples(
+        "serve smollm2-135m",
+        "serve ./model.gguf --port 8000 --api-key secret",
+        "serve --models-dir ./models --memory 16 --ttl 600",
+    )
+)
+@click.argument("models", nargs=-1, metavar="MODEL...", type=ModelReference())
+@click.option("-m", "--model", "more", multiple=True, type=ModelReference(), help="The same as MODEL; may be repeated.")
 @click.option("--models-dir", type=_FILE, help="Also every GGUF file of a folder, each loaded when it is asked for.")
 @click.option("--embedding-model", help="One more model, for /v1/embeddings.")
 @click.option(
@@ -36,8 +44,8 @@ _FILE = click.Path(path_type=Path)
 @click.option("--api-key", envvar="LLCUDA_FFI_API_KEY", help="What clients must send (or $LLCUDA_FFI_API_KEY).")
 @click.option("--api-key-file", type=_FILE, help="Several keys: on each line a name and a key.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--n-gpu-layers", type=int, help="Layers on the GPU; by default as many as fit.")
-@click.option("-c", "--ctx", "n_ctx", type=int, help="Most tokens of prompt and answer.")
+@click.option("-ngl", "--n-gpu-layers", type=int, help="Layers on the GPU; by default as many as fit.")
+@click.option("-c", "--ctx", "--n-ctx", "n_ctx", type=int, help="Most tokens of prompt and answer.")
 @click.option("--parallel", type=int, default=8, show_default=True, help="Requests computed together.")
 @click.option("--contexts", type=int, help="Contexts that divide the requests; by default 2 on a GPU from 32 on.")
 @click.option("--kv-cells", type=int, help="Tokens of the KV cache, shared by all requests.")
@@ -57,6 +65,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--access-log", is_flag=True, help="A line of JSON for each request.")
 def command(
     models: tuple[str, ...],
+    more: tuple[str, ...],
     models_dir: Path | None,
     embedding_model: str | None,
     aliases: tuple[str, ...],
@@ -96,6 +105,7 @@ def command(
         raise _missing(error) from None
     if api_key == "":
         raise click.UsageError("--api-key is empty")
+    models += more
     if not models and models_dir is None:
         raise click.UsageError("name a MODEL, or give --models-dir")
     keys = Keys.read(api_key_file) if api_key_file is not None else {}

@@ -12,12 +12,12 @@ import click
 from .. import bundles
 from ..child_process import python_command
 from ..errors import BundleError
-from .options import ModelReference
+from .options import ModelReference, examples
 
 PROMPT, ANSWER = 256, 64  # what a chat's turn is like
 
 
-@click.command()
+@click.command(epilog=examples("bundle tune", "bundle tune ./model.gguf --use"))
 @click.argument("model", default="smollm2-135m", type=ModelReference())
 @click.option("-r", "--rounds", type=click.IntRange(1), default=2, show_default=True, help="Medians of so many.")
 @click.option("--use", is_flag=True, help="Have the fastest used when no bundle is named.")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..enums import PoolingType
 from ..errors import InvalidRequest, UnsupportedModel
-from ..keywords import names_unknown
+from ..keywords import names_methods, names_unknown
 from ..params import integer
 from .rerank_prompt import RerankPrompt
 from .text_model import TextModel, check_texts
@@ -32,6 +32,7 @@ class Ranked:
     document: str
 
 
+@names_methods
 @names_unknown
 class Reranker(TextModel):
     """A model with a classification head, which scores documents for a query.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -238,8 +238,9 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     Raises:
         InvalidRequest: something else is among them; the message names its index.
     """
-    if isinstance(texts, (str, bytes)):
-        raise InvalidRequest("texts must be a list of str, not one text: put it in a list")
+    if isinstance(texts, (str, bytes, Mapping)) or hasattr(texts, "columns"):
+        hint = "give one of its columns, such as table['text']" if hasattr(texts, "columns") else "put texts in a list"
+        raise InvalidRequest(f"texts must be a list of str, not {type(texts).__name__}: {hint}")
     try:
         found = list(texts)
     except TypeError:

@@ -29,12 +29,14 @@ def split_prompts(prompt: Prompt | Iterable[Prompt]) -> tuple[list[Prompt], bool
     """
     if isinstance(prompt, (str, bytes, Mapping, MediaPrompt)):
         return [prompt], False
+    if hasattr(prompt, "columns"):  # pandas and Polars would give the names of the columns, or the columns
+        raise InvalidRequest("a table is no list of prompts: give one of its columns, such as table['prompt']")
     if isinstance(prompt, np.ndarray):
         if prompt.ndim == 1 and prompt.dtype.kind in "iu":
             return [prompt], False
         return [_plain(one) for one in prompt], True
     if not isinstance(prompt, Iterable):
-        raise InvalidRequest(f"a prompt must be {_FORMS}, or a list of those, not {type(prompt).__name__}")
+        raise InvalidRequest(f"a prompt must be {_FORMS}, or a list of those, not {_what(prompt)}")
     found = [_plain(one) for one in prompt]
     if found and isinstance(found[0], (int, np.integer)):
         return [found], False
@@ -58,10 +60,12 @@ def prompt_tokens(vocab: Vocab, prompt: Prompt) -> tuple[Tokens, str | None]:
         ids = vocab.tokenize(given, add_special=True, parse_special=True) if given else None
         if ids is not None and vocab.add_bos and len(ids) > 1 and ids[0] == ids[1] == vocab.bos:
             ids = ids[1:]  # the text, a chat template's perhaps, begins with it already
+    elif isinstance(given, Sequence) and any(isinstance(one, (str, bytes)) for one in given):
+        raise InvalidRequest("one prompt is wanted here, not a list of texts: generate() takes lists")
     elif isinstance(given, Iterable):
         ids = vocab.ids(given)
     else:
-        raise InvalidRequest(f"a prompt must be {_FORMS}, not {type(given).__name__}")
+        raise InvalidRequest(f"a prompt must be {_FORMS}, not {_what(given)}")
     if ids is None or not len(ids):
         raise InvalidRequest("the prompt is empty: give a text, or token ids such as [vocab.bos]")
     return ids, text
@@ -74,6 +78,10 @@ def _inner(prompt: Mapping[str, Any]) -> Any:
     if unknown or (ids is None and text is None):
         raise InvalidRequest(f"a prompt must be {_FORMS}, not a mapping of {', '.join(map(str, prompt)) or 'nothing'}")
     return text if ids is None else ids
+
+
+def _what(value: object) -> str:
+    return "None" if value is None else f"{type(value).__name__} ({value!r:.60})"
 
 
 def _plain(one: Any) -> Any:

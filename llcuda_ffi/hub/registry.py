@@ -103,7 +103,10 @@ def _stem(file: str) -> str:
 
 def nearest(name: str) -> list[str]:
     """Names of the registry that are like `name`, the nearest first."""
-    near = difflib.get_close_matches(name.lower(), list(_table()), 3)
+    wanted = name.lower()
+    near = difflib.get_close_matches(wanted, list(_table()), 3, 0.55)
+    if not near and len(wanted) > 2:  # the beginning of a name, or a family: "qwen"
+        near = [known for known in _table() if wanted in known][:3]
     return list(dict.fromkeys(_table()[found].name for found in near))
 
 

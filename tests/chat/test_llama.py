@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import pytest
 
-from llcuda_ffi import AsyncLlama, Llama
+from llcuda_ffi import AsyncLlama, ChatCompletion, Llama
 from llcuda_ffi.chat.messages import normalize
 from llcuda_ffi.chat.parsing.parser import FORMATS
 from llcuda_ffi.chat.tools.functions import function_schema
-from llcuda_ffi.errors import InvalidRequest
+from llcuda_ffi.errors import ContextOverflow, InvalidRequest
 
 CITY = {
     "type": "function",
@@ -91,6 +91,16 @@ def test_many_conversations_and_answers(llm: Llama) -> None:
     assert done.usage.completion_tokens == sum(8 for _ in done.choices)
     with pytest.raises(InvalidRequest, match="conversation 1: "):
         llm.chat([HI, [{"role": "user"}, {}]], max_tokens=8)
+
+
+def test_one_bad_conversation(llm: Llama) -> None:
+    """It does not refuse the others, where that is asked for: its exception stands in its place."""
+    asked = [HI, [], [{"role": "user", "content": "x " * 2000}], HI]
+    answers = llm.chat(asked, max_tokens=2, temperature=0, return_exceptions=True)
+    assert [type(a) for a in answers] == [ChatCompletion, InvalidRequest, ContextOverflow, ChatCompletion]
+    assert isinstance(llm.chat([], return_exceptions=True), InvalidRequest)
+    with pytest.raises(InvalidRequest, match="conversation 1"):
+        llm.chat(asked, max_tokens=2)
 
 
 def test_turns_reuse_the_cache(llm: Llama) -> None:

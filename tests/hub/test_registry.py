@@ -31,9 +31,10 @@ def test_registry_is_well_formed() -> None:
 def test_commands(cache: Path) -> None:
     """`model list|path|recommend` tell the truth about an empty cache."""
     run = CliRunner().invoke
-    listed = run(command, ["list"]).output.splitlines()
+    listed = run(command, ["list"]).stdout.splitlines()
     assert len(listed) == len(models.all_models())
     assert listed[0].startswith("smollm2-135m")
+    assert [" unpinned " in line for line in listed] == [model.sha256 is None for model in models.all_models()]
     rows = json.loads(run(command, ["list", "--json"]).stdout)
     assert all(row["path"] is None for row in rows)
     assert isinstance(run(command, ["path", "smollm2-135m"]).exception, ModelNotFound)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import llcuda_ffi
 from llcuda_ffi import AsyncLlama, Completion, Llama, SamplingParams
 from llcuda_ffi.errors import ContextOverflow, InvalidRequest, UnsupportedModel
 
@@ -196,6 +198,40 @@ def test_any_iterable_is_many_prompts(llm: Llama, prompts: object) -> None:
     """Each gives what the list gives."""
     expected = [done.text for done in llm.generate(["One", "Two"], GREEDY)]
     assert [done.text for done in llm.generate(prompts, GREEDY)] == expected
+
+
+class _Table:
+    """Like a DataFrame: an iterable of the names of its columns."""
+
+    columns = ("prompt",)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
+def test_what_is_no_prompt_is_named(llm: Llama) -> None:
+    """A table, a list where one prompt is wanted, a hole in a column: each error says what to give."""
+    with pytest.raises(InvalidRequest, match="one of its columns"):
+        llm.generate(_Table())
+    with pytest.raises(InvalidRequest, match=r"generate\(\) takes lists"):
+        llm.stream(["a", "b"])
+    with pytest.raises(InvalidRequest, match=r"prompt 1: .* not float \(nan\)"):
+        llm.generate(["a", float("nan")])
+    with pytest.raises(InvalidRequest, match="how many of the likeliest"):
+        llm.generate("a", logprobs=True)
+
+
+def test_methods_of_other_libraries_are_named(llm: Llama) -> None:
+    """A method that llama-cpp-python or vLLM has raises an AttributeError that says what it is here."""
+    for name, here in (("create_chat_completion", "chat()"), ("tokenize", "vocab.tokenize"), ("generat", "generate?")):
+        with pytest.raises(AttributeError, match=re.escape(here)):
+            getattr(llm, name)
+    with pytest.raises(TypeError, match="generate"):
+        llm("Once")  # type: ignore[operator]
+    with pytest.raises(AttributeError, match="did you mean Llama"):
+        llcuda_ffi.LLama  # noqa: B018 # it raises
+    with pytest.raises(InvalidRequest, match="not NoneType"):
+        Llama(None)
 
 
 def test_token_ids_as_prompts(llm: Llama) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from bench import plots
+
 from ..support.child_process import run_child
+from ..support.tiny_model import make_tiny_llama
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCTESTS = """
@@ -43,13 +46,35 @@ def test_readme(smollm2: Path, number: int) -> None:
     assert run_child(_blocks("README.md")[number], timeout=120).strip()
 
 
-PROGRAMS = ["tutorial", "troubleshooting", "embeddings", "reliability"]
+PROGRAMS = ["tutorial", "troubleshooting", "embeddings", "reliability", "chat", "cache"]
+ELSEWHERE = ["howto", "low-level", "gguf", "llcuda", "migrating"]  # run below, and by test_docs_llcuda.py
+COMPILED = ["gpu", "media", "testing"]  # they need a GPU, a projector, a test session
 
 
 @pytest.mark.parametrize("page", [f"docs/{name}.md" for name in PROGRAMS])
-def test_page_is_a_program(smollm2: Path, minilm: Path, page: str) -> None:
+def test_page_is_a_program(smollm2: Path, minilm: Path, page: str, tmp_path: Path) -> None:
     """The blocks of a page, in order and in one process."""
-    assert run_child("\n".join(_blocks(page)), timeout=200).strip()
+    assert run_child("\n".join(_blocks(page)), timeout=200, LLCUDA_FFI_DISK_CACHE=str(tmp_path / "prefix")).strip()
+
+
+def test_gguf(tmp_path: Path) -> None:
+    """The block of docs/gguf.md, with the file that it names."""
+    make_tiny_llama(tmp_path / "model.gguf")
+    run_child("\n".join([f"import os\nos.chdir({str(tmp_path)!r})", *_blocks("docs/gguf.md")]))
+
+
+def test_picture_is_current() -> None:
+    """docs/speed.svg is what bench/plots.py draws from the results that are committed."""
+    assert plots.PICTURE.read_text(encoding="utf-8") == plots.picture()
+
+
+def test_every_block_is_looked_at() -> None:
+    """A page with Python is run by a test; what cannot be run everywhere is Python, at least."""
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md") if _blocks(f"docs/{path.name}")}
+    assert pages == {*PROGRAMS, *ELSEWHERE, *COMPILED}
+    for name in COMPILED:
+        for block in _blocks(f"docs/{name}.md"):
+            compile(block, name, "exec")
 
 
 @pytest.mark.heavy
