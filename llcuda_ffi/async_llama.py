@@ -16,8 +16,9 @@ from .engine.request import Request, Tokens
 from .engine.results import Chunk, Completion
 from .engine.wake import LoopWake
 from .errors import ClosedError
-from .keywords import names_methods
+from .keywords import check_keywords, names_methods
 from .llama import Llama
+from .llama_settings import LlamaSettings
 from .sampling_params import Params, sampling_params, with_given
 from .sampling_settings import SamplingSettings
 from .structured.grammars import constrained
@@ -45,10 +46,11 @@ class AsyncLlama(AsyncChatMethods):
     Cancelling the task, or closing the iterator, frees the request's slot within one step.
     """
 
-    def __init__(self, model: str | os.PathLike[str] | Model, **settings: Any) -> None:
+    def __init__(self, model: str | os.PathLike[str] | Model, **settings: Unpack[LlamaSettings]) -> None:
         """See Llama. Made in a running event loop, it is loaded off that loop: by `load`, `async with` or its first
         call that is awaited. Elsewhere it is loaded at once.
         """
+        check_keywords(settings, "AsyncLlama", LlamaSettings.__annotations__)  # now, not at the first await
         self._make: Callable[[], Llama] = lambda: Llama(model, **settings)
         self._llama: Llama | None = None
         self._closed = False
@@ -57,7 +59,7 @@ class AsyncLlama(AsyncChatMethods):
             self._loaded()
 
     @classmethod
-    async def load(cls, model: str | os.PathLike[str] | Model, **settings: Any) -> Self:
+    async def load(cls, model: str | os.PathLike[str] | Model, **settings: Unpack[LlamaSettings]) -> Self:
         """An AsyncLlama whose model is loaded; the event loop runs meanwhile.
 
         Raises:

@@ -158,16 +158,20 @@ class Embedder(TextModel):
             result = result[0]
         return to_tensor(result) if convert_to_tensor else result
 
-    def encode_query(self, texts: Texts, **options: Any) -> Any:
+    def encode_query(self, texts: Texts, *, convert_to_tensor: bool = False, **options: Unpack[EncodeOptions]) -> Any:
         """`encode` with the model's prompt for queries, where it has one ("query")."""
-        return self.encode(texts, **{**self._for("query"), **options})
+        return self._encode_for(texts, ("query",), convert_to_tensor, options)
 
-    def encode_document(self, texts: Texts, **options: Any) -> Any:
+    def encode_document(
+        self, texts: Texts, *, convert_to_tensor: bool = False, **options: Unpack[EncodeOptions]
+    ) -> Any:
         """`encode` with the model's prompt for documents, where it has one ("document", "passage" or "corpus")."""
-        return self.encode(texts, **{**self._for("document", "passage", "corpus"), **options})
+        return self._encode_for(texts, ("document", "passage", "corpus"), convert_to_tensor, options)
 
-    def _for(self, *names: str) -> dict[str, str]:
-        return next(({"prompt_name": name} for name in names if name in self.prompts), {})
+    def _encode_for(self, texts: Texts, purposes: Sequence[str], tensor: bool, options: Mapping[str, Any]) -> Any:
+        named = next(({"prompt_name": name} for name in purposes if name in self.prompts), {})
+        found: Any = self.encode(texts, convert_to_tensor=tensor, **{**named, **options})  # type: ignore[call-overload]
+        return found
 
     @staticmethod
     def similarity(a: Array, b: Array) -> Array:

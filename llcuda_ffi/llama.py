@@ -29,13 +29,14 @@ from .generate_methods import GenerateMethods
 from .hub.references import resolve
 from .isolated.opening import open_isolated
 from .keywords import names_methods, names_unknown
+from .llama_settings import LlamaSettings
 from .multimodal.encoder import MediaEncoder
 from .params import ContextParams, ModelParams, byte_size, flag, integer, override
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 
 @names_methods
@@ -215,7 +216,7 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
         weakref.finalize(self, self.engine.stop).atexit = False
 
     @classmethod
-    def from_pretrained(cls, repo_id: str, filename: str | None = None, **settings: Any) -> Self:
+    def from_pretrained(cls, repo_id: str, filename: str | None = None, **settings: Unpack[LlamaSettings]) -> Self:
         """A model of the Hugging Face hub, as llama-cpp-python names this: `Llama(f"{repo_id}:{filename}")`.
 
         Args:

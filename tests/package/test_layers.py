@@ -29,6 +29,7 @@ LAYERS = [
     ["structured", "embedding", "multimodal"],
     ["chat", "embedder", "isolated"],
     ["generate_methods"],
+    ["llama_settings"],
     ["llama"],
     ["async_llama", "lora", "isolated_process"],
     ["server", "pipelines", "integrations", "pytest_plugin", "llcuda", "compat"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import re
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from llcuda_ffi import SamplingParams
+from llcuda_ffi import Llama, SamplingParams
+from llcuda_ffi.llama_settings import LlamaSettings
 from llcuda_ffi.sampling_settings import SamplingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +30,7 @@ def test_settings_are_the_fields() -> None:
     """Every field of SamplingParams is a keyword, and no keyword is anything else."""
     fields = {field.name for field in dataclasses.fields(SamplingParams)}
     assert set(SamplingSettings.__annotations__) == fields - {"n", "json_schema"}
+    assert set(LlamaSettings.__annotations__) == set(inspect.signature(Llama).parameters) - {"model"}
 
 
 def test_mypy() -> None:

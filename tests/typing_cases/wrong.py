@@ -19,6 +19,11 @@ def plain(llm: Llama, embedder: Embedder) -> None:
     SamplingParams(max_token=3)  # wrong
     Llama("x", nctx=3)  # wrong
     embedder.encode("x", normalise=True)  # wrong
+    embedder.encode_query("x", normalise=True)  # wrong
+    AsyncLlama("x", nctx=3)  # wrong
+    Llama.from_pretrained("x", nctx=3)  # wrong
+    llm("x")  # wrong
+    llm.create_completion("x")  # wrong
     embedder.encode("x", precision="int4")  # wrong
 
 
