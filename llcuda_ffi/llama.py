@@ -26,7 +26,7 @@ from .engine.state import Engine, LlamaState
 from .enums import FlashAttnType, GGMLType
 from .errors import InvalidRequest
 from .generate_methods import GenerateMethods
-from .hub.references import resolve
+from .hub.projectors import projector_of
 from .isolated.opening import open_isolated
 from .keywords import names_methods, names_unknown
 from .llama_settings import LlamaSettings
@@ -117,8 +117,9 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
             backend_sampling: sample on the GPU where a request's samplers allow it (not with constraints, log
                 probabilities or drafts).
             bundle: the libraries to use: the name of a pin or of a build ("native"), a folder, an archive.
-            mmproj: the model's projector, a file or a reference of the hub: conversations then take images or sound,
-                and `media_prompt` makes prompts of them. The bundle must have libmtmd (v0.6.0-cpu, or an own build).
+            mmproj: the model's projector, a file or a reference of the hub, or "auto": the one beside the model's file,
+                else that of its repository. Conversations then take images or sound, and `media_prompt` makes prompts
+                of them. The bundle must have libmtmd (v0.6.0-cpu, or an own build).
             trial: have a model file that was not seen before opened by a child process first, which it ends if it ends
                 one; files that the registry pins are known.
             isolate: compute in a child process. When that dies (an assertion, a driver, too little memory), the
@@ -201,7 +202,8 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
             self.context = self.contexts[0]
             self.n_parallel = sum(context.n_seq_max for context in self.contexts)
             if mmproj is not None:
-                projector = Projector(self.model, resolve(mmproj), use_gpu=self.model.placement.on_gpu)
+                place = projector_of(self.model.path if isinstance(model, Model) else model, self.model.path, mmproj)
+                projector = Projector(self.model, place, use_gpu=self.model.placement.on_gpu)
                 self._owned.append(projector)
                 self.media = MediaEncoder(projector)
             # asked once: while a context computes, another thread may ask it nothing

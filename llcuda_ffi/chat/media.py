@@ -20,8 +20,8 @@ from .prompts import PromptTokens
 
 # around the number of a medium; the random name keeps what a user writes from being one
 _BEGIN, _END = "\U000f0002", "\U000f0003"
-_IMAGES = ("image_url", "image", "input_image", "image_pil")
-_SOUNDS = ("input_audio", "audio", "audio_url")
+IMAGES = ("image_url", "image", "input_image", "image_pil")
+SOUNDS = ("input_audio", "audio", "audio_url")
 _VIDEOS = ("video", "video_url", "input_video")
 
 
@@ -55,8 +55,8 @@ class ChatMedia:
             what = f"messages[{i}]['content'][{j}]"
             if kind in _VIDEOS:
                 raise InvalidRequest(f"{what} is a video: libmtmd takes images, so give some of its frames as images")
-            if kind in _IMAGES or kind in _SOUNDS:
-                self._given.append(("image" if kind in _IMAGES else "audio", _value(part, kind, what), what))
+            if kind in IMAGES or kind in SOUNDS:
+                self._given.append(("image" if kind in IMAGES else "audio", value_of(part, kind, what), what))
                 parts.append({"type": "text", "text": f"{_BEGIN}{self._name}:{len(self._given) - 1}{_END}"})
             else:
                 parts.append(part)
@@ -91,8 +91,12 @@ class ChatMedia:
         return encoder.prompt(parts, "".join(texts))
 
 
-def _value(part: Mapping[str, Any], kind: str, what: str) -> Any:
-    """What stands in a part: {"type": "image_url", "image_url": {"url": …}}, {"type": "image", "image": …}, …"""
+def value_of(part: Mapping[str, Any], kind: str, what: str) -> Any:
+    """What stands in a part: {"type": "image_url", "image_url": {"url": …}}, {"type": "image", "image": …}, …
+
+    Raises:
+        InvalidRequest: nothing does, or damaged base64.
+    """
     found = part.get(kind)
     if found is None:
         found = next((part[k] for k in ("image", "image_url", "audio", "url", "path", "data") if k in part), None)

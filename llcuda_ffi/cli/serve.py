@@ -32,6 +32,8 @@ _FILE = click.Path(path_type=Path)
     "--alias", "aliases", multiple=True, help="NAME=MODEL: a further name; a name alone is the first model's."
 )
 @click.option("--lora", "loras", multiple=True, metavar="NAME=FILE", help="An adapter of the first model.")
+@click.option("--mmproj", help='The first model\'s projector, for images and sound: a file, or "auto" (docs/media.md).')
+@click.option("--bundle", help="The libraries to use, by name or path.")
 @click.option("--pin", multiple=True, help="A model that is never freed.")
 @click.option("--ttl", type=click.FloatRange(0, min_open=True), help="Idle seconds after which a model is freed.")
 @click.option("--memory", "memory_gb", type=click.FloatRange(0, min_open=True), help="Most GB of models at once.")
@@ -70,6 +72,8 @@ def command(
     embedding_model: str | None,
     aliases: tuple[str, ...],
     loras: tuple[str, ...],
+    mmproj: str | None,
+    bundle: str | None,
     pin: tuple[str, ...],
     ttl: float | None,
     memory_gb: float | None,
@@ -119,11 +123,12 @@ def command(
         "n_threads": threads or "auto",
         **settings,
     }
-    by_kind = {"text": text, "embedding": {"device": device}, "rerank": {"device": device}}
+    vectors = {"device": device, "bundle": bundle}
+    by_kind = {"text": {**text, "bundle": bundle}, "embedding": vectors, "rerank": vectors}
 
     def load() -> Models:
         named = [*models, embedding_model] if embedding_model is not None else models
-        return _models(named, models_dir, _pairs(aliases), _pairs(loras), pin, by_kind, memory_gb, ttl, lenient)
+        return _models(named, models_dir, _pairs(aliases), _pairs(loras), mmproj, pin, by_kind, memory_gb, ttl, lenient)
 
     try:
         serve(
@@ -150,6 +155,7 @@ def _models(
     folder: Path | None,
     aliases: Sequence[tuple[str, str]],
     loras: Sequence[tuple[str, str]],
+    mmproj: str | None,
     pinned: Sequence[str],
     settings: dict[str, dict[str, Any]],
     memory_gb: float | None,
@@ -168,7 +174,8 @@ def _models(
         is_first = reference == first
         adapters = {name: Path(file) for name, file in loras} if is_first else {}
         name = own_name if is_first else None
-        found.append(ServedModel.find(reference, name=name, adapters=adapters, settings=settings))  # type: ignore[arg-type]
+        own = {**settings, "text": {**settings["text"], "mmproj": mmproj if is_first else None}}
+        found.append(ServedModel.find(reference, name=name, adapters=adapters, settings=own))  # type: ignore[arg-type]
     listed = [*found]
     if folder is not None:
         there = {model.reference for model in found}

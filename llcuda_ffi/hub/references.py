@@ -148,6 +148,17 @@ def _of_repository(reference: str) -> tuple[str, str | None, str | None] | None:
     return found[1], wanted, found[3]
 
 
+def repository(reference: str | os.PathLike[str]) -> tuple[str, str | None] | None:
+    """The hub's repository and the revision that a model's reference means; None where it is a path."""
+    if not isinstance(reference, str) or _existing(reference) is not None:
+        return None
+    asked = _of_repository(reference)
+    if asked is not None:
+        return asked[0], asked[2]
+    meant = parse(reference)
+    return None if meant.repo is None else (meant.repo, meant.revision)
+
+
 def _named(repo: str, file: str, revision: str | None) -> str:
     return f"{repo}:{file}" + (f"@{revision}" if revision else "")
 

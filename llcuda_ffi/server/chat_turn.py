@@ -17,6 +17,7 @@ from ..chat.results import ChatChunk, ChatCompletion
 from ..errors import InvalidRequest
 from ..sampling_params import SamplingParams
 from .events import while_connected
+from .media import check_media
 from .served_model import ServedModel
 from .state import ServerState
 from .usage import FINISH
@@ -50,7 +51,8 @@ class ChatTurn:
         """
         if len(self.messages) > MOST_MESSAGES:
             raise InvalidRequest(f"the conversation has {len(self.messages)} messages, more than {MOST_MESSAGES}")
-        # rendering and compiling a grammar take milliseconds: not in the event loop
+        check_media(self.messages)
+        # rendering and compiling a grammar take milliseconds, encoding an image seconds: not in the event loop
         requests, _ = await asyncio.to_thread(prepare_all, llm.llama, self.messages, self.params, self.options)
         if not self.reasoning:
             requests[0].leave_reasoning()

@@ -15,7 +15,7 @@ def messages_of(fields: Fields) -> list[dict[str, Any]]:
     """`system` and `messages` as a chat's messages.
 
     Raises:
-        InvalidRequest: a block that a text model cannot read, or one of a wrong shape.
+        InvalidRequest: a block that cannot be read, or one of a wrong shape.
     """
     system = fields.take("system")
     given = fields.objects("messages")
@@ -75,12 +75,23 @@ def _user(role: str, blocks: Sequence[dict[str, Any]], what: str) -> list[dict[s
         elif kind == "text":
             parts.append({"type": "text", "text": _string(block.get("text"), what)})
         elif kind == "image":
-            parts.append({"type": "image_url", "image_url": {"url": "data:"}})  # a text model's chat refuses it
+            parts.append({"type": "image_url", "image_url": {"url": _image(block.get("source"), what)}})
         elif kind == "document" and isinstance(block.get("source"), dict) and block["source"].get("type") == "text":
             parts.append({"type": "text", "text": _string(block["source"].get("data"), what)})
         else:
             raise InvalidRequest(f"{what}: a block of type {kind!r:.60} cannot be read")
     return [*results, {"role": role, "content": parts}] if parts else results
+
+
+def _image(source: Any, what: str) -> str:
+    """The address of an image's source: a data: URL of its base64, or the url that it names."""
+    kind = source.get("type") if isinstance(source, dict) else None
+    if kind == "base64":
+        media_type = _string(source.get("media_type", "image/png"), what)
+        return f"data:{media_type.replace(',', '')};base64,{_string(source.get('data'), what)}"
+    if kind == "url":
+        return _string(source.get("url"), what)
+    raise InvalidRequest(f"{what}: an image's source is of type base64 or url, not {kind!r:.60}")
 
 
 def _text(value: Any, what: str) -> str:
