@@ -1,8 +1,8 @@
-"""Mutated model files, adapters and saved states, opened as a user would: what becomes of the process that opens them.
+"""Mutated models, adapters, saved states, projectors and media, opened as a user would: what becomes of the process.
 
     python -m bench.fuzz --seconds 600 --first 0
 
-Each seed is one file (tests/support/gguf_mutations.py). The process loads it, tokenizes, and computes four tokens: it
+Each seed is one file (gguf_mutations.py and hostile_media.py of tests/support). The process opens and uses it: it
 must answer or raise one of ours within 20 seconds. Prints the counts: `ok`, `refused` (by the preflight or by
 libllama), `tried` (it ended the child that tried it), and what must not happen: `died`, `hung`, `bug`.
 """
@@ -21,12 +21,14 @@ from pathlib import Path
 
 from tests.support.gguf_fuzz import STATE_KINDS, Worker, mutated, mutated_adapter, mutated_state
 from tests.support.gguf_worker import Base
+from tests.support.hostile_media import mutated_medium, mutated_projector
 
 
 def maker(kind: str, folder: Path, base: str) -> Callable[[int], bytes]:
     """What makes the file of a seed."""
-    if kind != "state":
-        return mutated if kind == "model" else mutated_adapter
+    made = {"model": mutated, "adapter": mutated_adapter, "projector": mutated_projector, "medium": mutated_medium}
+    if kind in made:
+        return made[kind]
     return partial(mutated_state, sound=Base(folder, base).states())
 
 
@@ -36,7 +38,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--kind", choices=["model", "adapter", "state"], default="model")
+    parser.add_argument("--kind", choices=["model", "adapter", "state", "projector", "medium"], default="model")
     parser.add_argument("--base", choices=STATE_KINDS, default="llama", help="the model whose states are changed")
     parser.add_argument("--bundle", default="v0.5.0-cpu")
     parser.add_argument("--longest", type=float, default=20, help="seconds that a file may take")

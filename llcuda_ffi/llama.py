@@ -26,6 +26,7 @@ from .engine.state import Engine, LlamaState
 from .enums import FlashAttnType, GGMLType
 from .errors import InvalidRequest
 from .generate_methods import GenerateMethods
+from .hardware.cpu import usable_cores
 from .hub.projectors import projector_of
 from .isolated.opening import open_isolated
 from .keywords import names_methods, names_unknown
@@ -203,7 +204,8 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
             self.n_parallel = sum(context.n_seq_max for context in self.contexts)
             if mmproj is not None:
                 place = projector_of(self.model.path if isinstance(model, Model) else model, self.model.path, mmproj)
-                projector = Projector(self.model, place, use_gpu=self.model.placement.on_gpu)
+                cores = usable_cores() if n_threads == "auto" else n_threads
+                projector = Projector(self.model, place, n_threads=cores, use_gpu=self.model.placement.on_gpu)
                 self._owned.append(projector)
                 self.media = MediaEncoder(projector)
             # asked once: while a context computes, another thread may ask it nothing

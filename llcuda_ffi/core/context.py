@@ -190,7 +190,7 @@ class Context(Outputs):
         self._compute(self._lib.llama_decode, self.pointer, batch)
 
     def decode_embeddings(self, batch: EmbeddingBatch, *, causal: bool = True) -> None:
-        """Compute embeddings in place of tokens (llama_decode): a piece of an image or of a sound, without outputs.
+        """Compute embeddings in place of tokens (llama_decode): pieces of images or of sounds, without outputs.
 
         Args:
             causal: False lets all of them attend to each other; they must be one micro-batch then.
@@ -213,7 +213,8 @@ class Context(Outputs):
                     f"embeddings of {batch.width} numbers at {batch.sections} positions do not fit "
                     f"{self.model.path.name}, which takes {width}"
                 )
-            integer("a sequence id", batch.seq_id, 0, self.n_seq_max - 1)
+            for end in (batch.seq_ids.min(), batch.seq_ids.max()):
+                integer("a sequence id", int(end), 0, self.n_seq_max - 1)
             turn = causal != self._causal
             if turn:
                 self._lib.llama_set_causal_attn(pointer, causal)

@@ -1,4 +1,4 @@
-"""A batch of embeddings in place of tokens (struct llama_batch with `embd`): a piece of an image or of a sound."""
+"""A batch of embeddings in place of tokens (struct llama_batch with `embd`): pieces of images or of sounds."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from ..native.load import load
 
 
 class EmbeddingBatch:
-    """Embeddings of one sequence, at positions of their own; none of them has an output.
+    """Embeddings at positions of their own; none of them has an output.
 
     Attributes:
         n_tokens: how many.
         width: numbers of each.
         sections: positions of each: 1, or 4 with M-RoPE.
-        seq_id: their sequence.
+        seq_ids: int32 (n,), the sequence of each.
     """
 
-    def __init__(self, embeddings: npt.NDArray[np.float32], positions: npt.NDArray[np.int32], seq_id: int) -> None:
+    def __init__(
+        self, embeddings: npt.NDArray[np.float32], positions: npt.NDArray[np.int32], seq_ids: npt.NDArray[np.int32]
+    ) -> None:
         """
         Args:
             embeddings: float32 (n, n_embd_inp).
             positions: int32 (n,), or (4, n) with M-RoPE: all t, all y, all x, all z.
+            seq_ids: int32 (n,).
 
         Raises:
             InvalidRequest: a shape that does not fit, a negative position, or a number that is none.
@@ -42,10 +45,11 @@ class EmbeddingBatch:
             raise InvalidRequest("an embedding that is not a finite number would spoil the sequences beside it")
         self.n_tokens, self.width = rows.shape
         self.sections = places.ndim and (4 if places.ndim == 2 else 1)
-        self.seq_id = seq_id
         ffi = load().ffi
         n = self.n_tokens
-        seq = np.full(n, seq_id, np.int32)
+        self.seq_ids = seq = np.ascontiguousarray(seq_ids, np.int32)
+        if seq.shape != (n,):
+            raise InvalidRequest(f"{n} embeddings need as many sequence ids, not {seq.shape}")
         ids = seq.ctypes.data + np.arange(n, dtype=np.uintp) * np.uintp(4)
         counts, outputs = np.ones(n, np.int32), np.zeros(n, np.int8)
         self._arrays = (rows, places, seq, ids, counts, outputs)

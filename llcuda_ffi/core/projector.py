@@ -7,6 +7,7 @@ embedding must be a finite number before it may reach the text model.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ Positions = npt.NDArray[np.int32]
 MOST_PIXELS = 1 << 25  # of one image, 33 megapixels: libmtmd copies them as float32 several times
 MOST_SAMPLES = 16_000 * 60 * 30  # of one sound: half an hour
 _REFUSED = {"voxtral": "libmtmd ends the process on its audio (its pooling is wrong there)"}
-_NULL = 0
+_MARK = re.compile(r"<\|?[a-z_]{3,}\|?>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,11 @@ class Projector(Handle):
         return f"<Projector {self.path.name}: {what}{' closed' if self.closed else ''}>"
 
     @property
+    def functions(self) -> Any:
+        """libmtmd's functions, for who calls them itself with `pointer`."""
+        return self._lib
+
+    @property
     def moves_positions(self) -> bool:
         """Whether an image takes other positions than one for each embedding (M-RoPE)."""
         return self._mrope
@@ -177,6 +183,21 @@ class Projector(Handle):
             self._check(part)
         with self._encoding, self.shared(), in_flight():
             return self._encode(parts, add_special)
+
+    def try_out(self) -> None:
+        """Encode one piece of a small image and of a second of sound, as far as it takes them.
+
+        Raises:
+            InvalidRequest, BackendFailure: as `encode`.
+        """
+        media: list[Image | Sound] = []
+        if self.sees:
+            media.append(Image(np.full((48, 64, 3), 128, np.uint8)))
+        if self.hears:
+            media.append(Sound(np.zeros(self.sample_rate, np.float32)))
+        for medium in media:
+            with self._encoding, self.shared():
+                self._encode([medium], False, most=1)
 
     def _check(self, part: TextPart | Image | Sound) -> None:
         if isinstance(part, Image):
@@ -207,7 +228,9 @@ class Projector(Handle):
         elif not isinstance(part, TextPart):
             raise InvalidRequest(f"a part of a prompt is text, an image or a sound, not {type(part).__name__}")
 
-    def _encode(self, parts: Sequence[TextPart | Image | Sound], add_special: bool) -> list[TokenChunk | MediaChunk]:
+    def _encode(
+        self, parts: Sequence[TextPart | Image | Sound], add_special: bool, most: int | None = None
+    ) -> list[TokenChunk | MediaChunk]:
         ffi, lib, pointer = self._ffi, self._lib, self.pointer
         keep: list[Any] = []
         native = []
@@ -236,7 +259,8 @@ class Projector(Handle):
             code = lib.mtmd_tokenize_from_parts(pointer, chunks, array, len(native), add_special)
         if code:
             raise InvalidRequest(f"{self.path.name} cannot take these media (code {code}){heard.why()}")
-        return self._chunks(chunks, which)
+        only_media = not any(isinstance(part, TextPart) for part in parts)
+        return self._chunks(chunks, which, most, only_media)
 
     def _bitmap(self, part: Image | Sound) -> Any:
         ffi, lib = self._ffi, self._lib
@@ -249,7 +273,19 @@ class Projector(Handle):
             raise BackendFailure("libmtmd could not take the image or sound: out of memory?")
         return ffi.gc(made, lib.mtmd_bitmap_free)
 
-    def _chunks(self, chunks: Any, which: dict[str, int]) -> list[TokenChunk | MediaChunk]:
+    def _check_marks(self, ids: npt.NDArray[np.int32]) -> None:
+        """Check that what libmtmd writes around a medium is tokens of its own, not the letters of their names."""
+        pieces = [self.model.vocab.piece(int(token), special=True) for token in ids]
+        spelled = _MARK.search("".join(piece for piece in pieces if not _MARK.fullmatch(piece)))
+        if spelled:
+            raise ModelError(
+                f"{self.path.name} writes {spelled[0]}, which is no token of {self.model.path.name}: it belongs to "
+                "another model"
+            )
+
+    def _chunks(
+        self, chunks: Any, which: dict[str, int], most: int | None, only_media: bool
+    ) -> list[TokenChunk | MediaChunk]:
         ffi, lib, pointer = self._ffi, self._lib, self.pointer
         found: list[TokenChunk | MediaChunk] = []
         numbers: dict[int, int] = {}
@@ -270,11 +306,15 @@ class Projector(Handle):
                         f"{self.path.name} writes marks that the vocabulary of {self.model.path.name} lacks: it "
                         "belongs to another model"
                     )
+                if only_media:
+                    self._check_marks(ids)
                 found.append(TokenChunk(ids))
                 continue
             medium = which[ffi.string(lib.mtmd_input_chunk_get_id(chunk)).decode()]
             number = numbers[medium] = numbers.get(medium, -1) + 1
             found.append(self._media(pointer, chunk, n, (medium, number), kind == lib.MTMD_INPUT_CHUNK_TYPE_IMAGE))
+            if most is not None and number + 1 >= most:
+                break
         return found
 
     def _media(self, pointer: Any, chunk: Any, n: int, media: tuple[int, int], image: bool) -> MediaChunk:

@@ -28,7 +28,7 @@ from ..native.load import loaded
 from ..params import ContextParams, ModelParams
 from .trial_verdicts import Verdicts
 
-SECONDS = 30.0  # and one more for each 100 MB
+SECONDS = 30.0  # and one more for each 100 MB, or 10 MB of a projector, which computes
 _HEAD = 1 << 20
 _CONTEXT_CLASS = (
     "pooling_type", "attention_type", "flash_attn_type", "type_k", "type_v", "embeddings", "swa_full", "kv_unified",
@@ -77,7 +77,7 @@ def tried(
         yield
         return
     used = library.bundle if library is not None else bundle or ensure()
-    settings = {
+    settings: dict[str, Any] = {
         "parts": [str(part.absolute()) for part in parts],
         "kv_overrides": dict(params.kv_overrides),
         "vocab_only": params.vocab_only,
@@ -86,6 +86,8 @@ def tried(
         "adapter": None if adapter is None else str(adapter.absolute()),
         "projector": None if projector is None else str(projector.absolute()),
     }
+    if projector is not None:
+        settings["encodes"] = True  # verdicts of before did not
     _child.reap()
     key = _key(facts, settings, used)
     verdicts = Verdicts()
@@ -94,7 +96,8 @@ def tried(
         _raise_if_bad(verdict, files)
         yield
         return
-    with _child.asked(used, {**settings, "seconds": SECONDS + size / 1e8}) as answer:
+    seconds = SECONDS + size / 1e8 + (0 if projector is None else projector.stat().st_size / 1e7)
+    with _child.asked(used, {**settings, "seconds": seconds}) as answer:
         yield
     if answer and not answer["tried"]:
         _useless.add(used.path)  # said once, and not tried again by this process

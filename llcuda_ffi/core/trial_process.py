@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..bundles import InstalledBundle
+from ..hardware.cpu import usable_cores
 from ..native.load import Library, inherited, load
 from ..params import ContextParams, ModelParams
 from .adapter import LoraAdapter, set_adapters
@@ -47,7 +48,7 @@ def try_model(library: Library, job: dict[str, Any]) -> None:
         from .projector import Projector
 
         model = Model.load(job["parts"], params.replace(use_extra_bufts=False))
-        Projector(model, job["projector"], use_gpu=False, n_threads=1, warmup=True).close()
+        Projector(model, job["projector"], use_gpu=False, n_threads=usable_cores(), warmup=True).try_out()
         return
     if (size > SMALL or job.get("dry")) and not job["adapter"] and not params.vocab_only:
         dry_run(library, Path(job["parts"][0]), params, [settings], lambda model: _tokenize(library, model))

@@ -1,13 +1,15 @@
 """Prompts with images and sounds: where embeddings stand in place of tokens, and how they are computed.
 
 In the prompt's token ids a piece of an image is a run of negative numbers made of its content: equal images are equal
-runs, so the prefix cache works on them as on tokens. Such a run is computed in a batch of its own, at most one
-micro-batch a step, so that running streams wait no longer for it than for a part of another prompt.
+runs, so the prefix cache works on them as on tokens. Such runs of all requests that have come to one are computed in a
+batch of their own, at most one micro-batch a step, so that running streams wait no longer for it than for a part of
+another prompt.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,11 +67,6 @@ class MediaPrompt:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @property
-    def moves_positions(self) -> bool:
-        """Whether positions are not the places of the tokens (M-RoPE): such prompts are not reused."""
-        return any(span.positions is not None for span in self.spans)
-
     def at(self, n: int) -> MediaSpan | None:
         """The span that the token at `n` is of."""
         return next((span for span in self.spans if span.start <= n < span.stop), None)
@@ -83,9 +80,15 @@ class MediaPrompt:
         return sum(span.n_pos - len(span.embeddings) for span in self.spans if span.stop <= n)
 
     def cut(self, n: int) -> int:
-        """The most of the first `n` tokens after which computing can go on."""
-        span = self.at(n)
-        return span.start if span is not None and span.whole else n
+        """The most of the first `n` tokens after which computing can go on, and a memory can tell that it has them.
+
+        With M-RoPE that is no place in an image or right after it: the highest position there is the image's first.
+        """
+        for span in reversed(self.spans):
+            inside = span.start < n <= span.stop if span.positions is not None else span.start < n < span.stop
+            if inside and (span.whole or span.positions is not None):
+                n = span.start
+        return n
 
 
 def placeholders(content: bytes, n: int) -> Tokens:
@@ -94,33 +97,53 @@ def placeholders(content: bytes, n: int) -> Tokens:
     return -np.random.default_rng(seed).integers(2, 1 << 31, n, dtype=np.int64).astype(np.int32)
 
 
+@dataclass(frozen=True, slots=True)
+class MediaPiece:
+    """Where a request stands that has come to an image: its prompt, how many tokens are computed, its sequence."""
+
+    prompt: MediaPrompt
+    n_past: int
+    seq_id: int
+
+
 class MediaDecoder:
     """Computes the embeddings of one context's requests."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def compute(self, prompt: MediaPrompt, n_past: int, seq_id: int) -> int:
-        """Compute the next piece of the span at `n_past`.
+    def compute(self, pieces: Sequence[MediaPiece]) -> list[int]:
+        """Compute the next part of each request's span, as far as they go into one micro-batch.
+
+        Args:
+            pieces: the most urgent first. What must be computed whole is computed alone.
 
         Returns:
-            how many embeddings were computed.
+            how many embeddings were computed of each of the first pieces.
 
         Raises:
             DecodeError, InvalidRequest: as `Context.decode`.
         """
-        span = prompt.at(n_past)
-        assert span is not None
-        first = n_past - span.start
-        count = len(span.embeddings) - first
-        if not span.whole:
-            count = min(count, self._context.n_ubatch)
-        begin = span.start + prompt.moved(n_past)
-        positions: npt.NDArray[np.int32]
-        if span.positions is None:
-            positions = np.arange(begin + first, begin + first + count, dtype=np.int32)
-        else:
-            positions = span.positions[:, first : first + count] + np.int32(begin)
-        batch = EmbeddingBatch(span.embeddings[first : first + count], positions, seq_id)
-        self._context.decode_embeddings(batch, causal=not span.whole)
-        return count
+        room = self._context.n_ubatch
+        counts: list[int] = []
+        rows, positions, seqs = [], [], []
+        whole = False
+        for piece in pieces:
+            span = piece.prompt.at(piece.n_past)
+            assert span is not None
+            if counts and (span.whole or whole or not room):
+                break
+            whole = span.whole
+            first = piece.n_past - span.start
+            left = len(span.embeddings) - first
+            stop = first + (left if whole else min(left, room))
+            begin = np.int32(span.start + piece.prompt.moved(piece.n_past))
+            places = np.arange(len(span.embeddings), dtype=np.int32) if span.positions is None else span.positions
+            rows.append(span.embeddings[first:stop])
+            positions.append(places[..., first:stop] + begin)
+            seqs.append(np.full(stop - first, piece.seq_id, np.int32))
+            counts.append(stop - first)
+            room -= stop - first
+        batch = EmbeddingBatch(np.concatenate(rows), np.concatenate(positions, axis=-1), np.concatenate(seqs))
+        self._context.decode_embeddings(batch, causal=not whole)
+        return counts

@@ -23,6 +23,7 @@ from .adapter_turns import AdapterTurns
 from .checkpoints import SPACING, Checkpoints, Tokens, wanted_positions
 from .disk_cache import DiskCache, SequenceCopy
 from .host_cache import HostCache, SavedSequence, common_prefix
+from .media import MediaPrompt
 from .request import Adapters, Request
 from .reuse import MIN_COPY, Reuse, ReuseSearch
 from .sequences import Sequences
@@ -117,13 +118,14 @@ class PrefixCache:
                 if any(slot.request is not None for slot in self._slots):
                     return None
                 continue
-            if self._bring(way, target, key, tokens):
+            if self._bring(way, target, key, tokens, request.media):
                 slot, n = target, way.n
                 self.reused[way.tier] += n
                 break
             ways = [other for other in ways if other.source is not target]  # what it held is gone
         if not n:
             self._evict(slot)
+            self._sequences.follow(slot.index, request.media)
         slot.key, slot.kept = key, tokens[:n]
         slot.wanted = []
         if reuse and self.checkpoints.enabled:
@@ -154,7 +156,7 @@ class PrefixCache:
             return False
         return self._sequences.copying(target.index, *(() if way.source is None else (way.source.index,)))
 
-    def _bring(self, way: Reuse, target: Slot, key: Hashable, tokens: Tokens) -> bool:
+    def _bring(self, way: Reuse, target: Slot, key: Hashable, tokens: Tokens, media: MediaPrompt | None) -> bool:
         """Make the target hold the first `way.n` tokens. False: it could not be proved, and the target is empty."""
         sequences, seq, n = self._sequences, target.index, way.n
         state = self.checkpoints.get(key, tokens[:n]) if way.checkpoint else None
@@ -164,10 +166,12 @@ class PrefixCache:
             if 2 * n < len(target.kept) or not sequences.rolls_back:
                 self._save(target)
             done = True
+            sequences.follow(seq, media)
         else:
             if way.saved is not None:
                 self.host.touch(way.saved)
             self._evict(target)
+            sequences.follow(seq, media)
             if way.saved is not None:
                 done = sequences.write(seq, way.saved.data)
             elif way.disk:
@@ -345,10 +349,15 @@ class PrefixCache:
     def kept(self) -> Iterator[Slot]:
         """The idle slots whose tokens were computed as they would be now, without a request's own adapters."""
         key = self.key()
+        sequences = self._sequences
         return (
             slot
             for slot in self._slots
-            if slot.request is None and len(slot.kept) and slot.key == key and not self._sequences.copying(slot.index)
+            if slot.request is None
+            and len(slot.kept)
+            and slot.key == key
+            and not sequences.copying(slot.index)
+            and not sequences.moved(slot.index)
         )
 
     def saved_checkpoints(self, tokens: Tokens) -> list[SavedState]:

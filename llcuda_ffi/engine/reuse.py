@@ -65,8 +65,6 @@ class ReuseSearch:
     ) -> tuple[list[Reuse], int]:
         """The ways to reuse something, the best first; and the longest beginning seen before, reusable or not."""
         most, media = len(tokens) - 1, request.media
-        if media is not None and media.moves_positions:
-            return [], 0  # what a memory holds is told by positions, and these are not the places of the tokens
         cut = int if media is None else media.cut
         ways, junction = [], 0
         for slot in self._slots:

@@ -103,27 +103,22 @@ class Scheduler(Lifecycle):
         return bool(rows) or seen
 
     def _see(self, slots: Sequence[Slot]) -> bool:
-        """Compute a piece of the image or sound that the oldest prompt has come to; returns whether there was one."""
-        waiting = [
-            slot
-            for slot in slots
-            if slot.state is State.PROMPT and (media := slot.request and slot.request.media) and media.at(slot.n_past)
-        ]
+        """Compute a micro-batch of the images and sounds that prompts have come to; returns whether there were any."""
+        waiting = [(slot, piece) for slot in slots if (piece := slot.media_piece()) is not None]
         if not waiting:
             return False
-        slot = min(waiting, key=Slot.arrival)
-        assert slot.request is not None
-        media = slot.request.media
-        assert media is not None
+        waiting.sort(key=lambda pair: pair[0].arrival())
         try:
-            slot.n_past += self._media.compute(media, slot.n_past, slot.index)
+            counts = self._media.compute([piece for _, piece in waiting])
         except NoKvSlot as error:
             self._make_room(error)
         except LlcudaError as error:
-            self._fail(slot, error)
+            self._fail(waiting[0][0], error)
         else:
-            slot.moved = media.moved(slot.n_past)
-            slot.wanted = [n for n in slot.wanted if n > slot.n_past]
+            for (slot, piece), count in zip(waiting, counts, strict=False):
+                slot.n_past += count
+                slot.moved = piece.prompt.moved(slot.n_past)
+                slot.wanted = [n for n in slot.wanted if n > slot.n_past]
         return True
 
     def sweep(self) -> None:
@@ -386,10 +381,11 @@ class Scheduler(Lifecycle):
             kept = request.tokens()[: slot.n_past]
         else:
             kept = slot.pending_tokens[: slot.n_past]
-        moved = request.media is not None and request.media.moves_positions
+        if request.media is not None:
+            kept = kept[: request.media.cut(len(kept))]
         self._finish(request, reason)
         self._release(slot, request)
-        if self.prefix_cache and request.params.prefix_cache and not moved:
+        if self.prefix_cache and request.params.prefix_cache:
             self.prefixes.keep(slot, request, kept)
         else:
             self.prefixes.forget(slot)

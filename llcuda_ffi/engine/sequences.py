@@ -6,6 +6,7 @@ from ..core.context import Context
 from ..core.memory import MemoryKind
 from ..core.state import read_sequence, write_sequence
 from ..errors import BackendFailure
+from .media import MediaPrompt
 
 
 class Sequences:
@@ -29,6 +30,24 @@ class Sequences:
         self.shared = context.kv_unified or context.n_seq_max == 1
         self.windowed = self.window > 0 and not context.params.swa_full
         self._copying: set[int] = set()
+        self._prompts: dict[int, MediaPrompt] = {}
+
+    def follow(self, seq: int, prompt: MediaPrompt | None) -> None:
+        """A sequence begins with this prompt's tokens: their positions are what the prompt says (M-RoPE)."""
+        if prompt is None:
+            self._prompts.pop(seq, None)
+        else:
+            self._prompts[seq] = prompt
+
+    def moved(self, seq: int) -> bool:
+        """Whether its positions are not the places of its tokens."""
+        prompt = self._prompts.get(seq)
+        return prompt is not None and prompt.moved(len(prompt)) != 0
+
+    def _position(self, seq: int, n: int) -> int:
+        """The position after the first n tokens of a sequence."""
+        prompt = self._prompts.get(seq)
+        return n if prompt is None else n + prompt.moved(n)
 
     @property
     def rolls_back(self) -> bool:
@@ -42,18 +61,21 @@ class Sequences:
 
     def cut(self, seq: int, n: int) -> bool:
         """Forget all but the first n tokens. False: the memory does not hold those; nothing is left then."""
-        if n > 0 and self._memory.remove(seq, n) and self._memory.holds(seq, n):
+        end = self._position(seq, n)
+        if end > 0 and self._memory.remove(seq, end) and self._memory.holds(seq, end):
             return True
-        self._memory.remove(seq)
+        self.clear(seq)
         return False
 
     def clear(self, seq: int) -> None:
         """Forget all of a sequence."""
         self._memory.remove(seq)
+        self._prompts.pop(seq, None)
 
     def purge(self) -> None:
         """Forget all sequences and overwrite their cells with zeros."""
         self._memory.clear(data=True)
+        self._prompts.clear()
 
     def shift(self, seq: int, keep: int, discard: int) -> None:
         """Forget the tokens keep to keep + discard - 1 and move what follows them down."""
@@ -65,7 +87,7 @@ class Sequences:
     def copy(self, source: int, target: int, n: int) -> bool:
         """Give `target` the first n tokens of `source`. Where only all of it can be copied, `cut` the rest."""
         if self.shared and self.rolls_back:
-            self._memory.copy(source, target, 0, n)
+            self._memory.copy(source, target, 0, self._position(target, n))
             return self.cut(target, n)
         self._memory.copy(source, target)
         if not self.shared and self.kind is not MemoryKind.RECURRENT:
@@ -93,6 +115,6 @@ class Sequences:
         try:
             write_sequence(self._context, seq, data, partial_only=partial)
         except BackendFailure:
-            self._memory.remove(seq)
+            self.clear(seq)
             return False
         return True

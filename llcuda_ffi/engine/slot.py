@@ -8,6 +8,7 @@ from collections.abc import Hashable
 import numpy as np
 import numpy.typing as npt
 
+from .media import MediaPiece
 from .request import Request
 
 _NOTHING: npt.NDArray[np.int32] = np.empty(0, np.int32)
@@ -89,6 +90,13 @@ class Slot:
         """What was kept is gone."""
         self.before = None
         self.kept = _NOTHING
+
+    def media_piece(self) -> MediaPiece | None:
+        """Where its prompt has come to an image or a sound; None where it has not."""
+        media = None if self.request is None else self.request.media
+        if self.state is not State.PROMPT or media is None or media.at(self.n_past) is None:
+            return None
+        return MediaPiece(media, self.n_past, self.index)
 
     def arrival(self) -> int:
         """The place in the order of arrival of its request."""

@@ -114,8 +114,7 @@ def read_sound(value: Any, sample_rate: int) -> Sound:
             samples = samples / float(np.iinfo(samples.dtype).max)
     else:
         samples, rate = _decoded(_bytes(value, "sound"))
-    if not isinstance(rate, (int, np.integer)) or not 1000 <= rate <= 384_000:
-        raise InvalidRequest(f"a sound's rate must be 1,000 to 384,000 Hz, not {rate!r:.40}")
+    _check_rate(rate)
     if samples.dtype.kind != "f" or samples.ndim not in (1, 2) or not samples.size:
         raise InvalidRequest("a sound must be numbers of shape (n,) or (n, channels)")
     mono = samples if samples.ndim == 1 else samples.mean(axis=1)
@@ -134,6 +133,11 @@ def read_sound(value: Any, sample_rate: int) -> Sound:
     return Sound(np.ascontiguousarray(mono, np.float32))
 
 
+def _check_rate(rate: Any) -> None:
+    if not isinstance(rate, (int, np.integer)) or not 1000 <= rate <= 384_000:
+        raise InvalidRequest(f"a sound's rate must be 1,000 to 384,000 Hz, not {rate!r:.40}")
+
+
 def _decoded(raw: bytes) -> tuple[npt.NDArray[Any], int]:
     try:
         import soundfile
@@ -141,6 +145,7 @@ def _decoded(raw: bytes) -> tuple[npt.NDArray[Any], int]:
         raise MissingExtra("sound files need soundfile: pip install '.[media]', or give (samples, rate)") from None
     try:
         with soundfile.SoundFile(io.BytesIO(raw)) as file:
+            _check_rate(file.samplerate)
             if file.frames > math.ceil(MOST_SAMPLES * file.samplerate / 16_000) or file.channels > 16:
                 raise InvalidRequest(f"a sound of {file.frames} frames and {file.channels} channels is too large")
             return file.read(dtype="float32"), int(file.samplerate)

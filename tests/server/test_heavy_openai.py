@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
+
+from llcuda_ffi import bundles
 
 from ..support.server_process import Server
+from ..support.tiny_projector import make_tiny_projector, make_tiny_seer
 
 pytestmark = pytest.mark.heavy
 MESSAGES = [{"role": "user", "content": "Say hello."}]
@@ -50,6 +57,35 @@ def test_openai_client(smollm2: Path, minilm: Path, tmp_path: Path) -> None:
             client.chat.completions.create(model=names[0], messages=MESSAGES, temperature=-1)
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key="x").models.list()
+        client.close()
+    finally:
+        assert server.stop() == 0
+
+
+def test_openai_client_shows_an_image(tmp_path: Path) -> None:
+    """An image goes through the client as its documents say; what is no data is its BadRequestError."""
+    openai = pytest.importorskip("openai")
+    bundles.ensure("v0.6.0-cpu", progress=False)
+    make_tiny_seer(tmp_path / "seer.gguf")
+    make_tiny_projector(tmp_path / "mmproj-seer.gguf")
+    options = ("--mmproj", "auto", "--bundle", "v0.6.0-cpu", "-c", 512)
+    server = Server(tmp_path / "log", tmp_path / "seer.gguf", *options)
+    try:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="k", max_retries=0)
+
+        def ask(url: str) -> Any:
+            parts = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": url}}]
+            parts.append({"type": "text", "text": "say"})
+            messages: Any = [{"role": "user", "content": parts}]
+            return client.chat.completions.create(model="seer", messages=messages, max_tokens=4, temperature=0)
+
+        made = io.BytesIO()
+        Image.new("RGB", (64, 48), (200, 30, 30)).save(made, "PNG")
+        answer = ask("data:image/png;base64," + base64.b64encode(made.getvalue()).decode())
+        assert answer.choices[0].finish_reason
+        assert answer.usage.prompt_tokens > 40
+        with pytest.raises(openai.BadRequestError, match="data: URLs"):
+            ask("https://example.org/a.png")
         client.close()
     finally:
         assert server.stop() == 0

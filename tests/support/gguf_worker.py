@@ -1,6 +1,6 @@
 """Opens files in a process of its own, named on stdin, one answer a line on stdout: `python -m
-tests.support.gguf_worker [--trial] [--adapter | --state KIND]`: model files, adapters of a tiny llama, or saved states
-of a tiny model of that kind.
+tests.support.gguf_worker [--trial] [--adapter | --state KIND | --projector | --medium]`: model files, adapters of a
+tiny llama, saved states of a tiny model of that kind, projectors for a tiny llama, images and sounds.
 
 The first line says that it has started. An answer is JSON: ["ok", tokens], ["refused", message] for an exception of
 ours, ["bug", traceback] for any other.
@@ -16,15 +16,20 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from llcuda_ffi.core.adapter import LoraAdapter, set_adapters
 from llcuda_ffi.core.batch import Batch
 from llcuda_ffi.core.context import Context
 from llcuda_ffi.core.model import Model
+from llcuda_ffi.core.projector import Image, Projector
 from llcuda_ffi.core.state import SavedState, restore_state, save_state
 from llcuda_ffi.enums import VocabType
-from llcuda_ffi.errors import LlcudaError
+from llcuda_ffi.errors import InvalidRequest, LlcudaError
+from llcuda_ffi.multimodal.media import read_image, read_sound
 
 from .tiny_architectures import TINY
+from .tiny_projector import make_tiny_projector, make_tiny_seer
 
 # without it every file is opened here: what would end this process shows what the preflight does not know
 TRIAL = "--trial" in sys.argv
@@ -125,8 +130,35 @@ class Base:
         return ["ok", 4]
 
 
+class Seer:
+    """A tiny llama for which projectors are opened, and one that images are given to."""
+
+    def __init__(self, folder: Path) -> None:
+        make_tiny_seer(folder / "base.gguf")
+        make_tiny_projector(folder / "mmproj.gguf")
+        self.model = Model.load(folder / "base.gguf", trial=TRIAL)
+        self.projector = Projector(self.model, folder / "mmproj.gguf", n_threads=1)
+        self.image = Image(np.random.default_rng(0).integers(0, 255, (40, 56, 3), np.uint8))
+
+    def use_projector(self, path: str) -> list[object]:
+        """Load it, and encode an image."""
+        with Projector(self.model, path, n_threads=1) as projector:
+            return ["ok", len(projector.encode([self.image]))]
+
+    def use_medium(self, path: str) -> list[object]:
+        """Read it as an image, and encode that; else as a sound."""
+        raw = Path(path).read_bytes()
+        try:
+            return ["ok", len(self.projector.encode([read_image(raw)]))]
+        except InvalidRequest:
+            return ["ok", len(read_sound(raw, 16_000).samples)]
+
+
 def opener() -> Callable[[str], list[object]]:
     """What opens the files."""
+    if "--projector" in sys.argv or "--medium" in sys.argv:
+        seer = Seer(Path(tempfile.mkdtemp()))
+        return seer.use_projector if "--projector" in sys.argv else seer.use_medium
     if "--adapter" in sys.argv:
         return Base(Path(tempfile.mkdtemp())).use_adapter
     if "--state" in sys.argv:

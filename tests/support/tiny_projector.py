@@ -82,14 +82,14 @@ def make_tiny_projector(path: str | os.PathLike[str], kind: str = "idefics3", **
     tiny_projector(kind, **shape).write(path)
 
 
-def make_tiny_seer(path: str | os.PathLike[str], *, seed: int = 0) -> None:
+def make_tiny_seer(path: str | os.PathLike[str], *, seed: int = 0, embd: int = EMBD, **shape: int) -> None:
     """Write a tiny llama whose vocabulary has the marks that the encoders above put around an image."""
     marks = ["<fake_token_around_image>", "<global-img>", "\n\n", "<start_of_image>", "<end_of_image>"]
     marks += [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    file = tiny_llama(seed=seed)
+    file = tiny_llama(seed=seed, embd=embd, **shape)
     tokens = [*file.metadata["tokenizer.ggml.tokens"], *marks]
     file.metadata["tokenizer.ggml.tokens"] = tokens
     file.metadata["tokenizer.ggml.token_type"] = [*file.metadata["tokenizer.ggml.token_type"], *[3] * len(marks)]
     file.metadata["llama.vocab_size"] = len(tokens)
-    file.add("token_embd.weight", (EMBD, len(tokens)), np.random.default_rng(seed + 1))
+    file.add("token_embd.weight", (embd, len(tokens)), np.random.default_rng(seed + 1))
     file.write(path)
