@@ -33,7 +33,7 @@ Positions = npt.NDArray[np.int32]
 MOST_PIXELS = 1 << 25  # of one image, 33 megapixels: libmtmd copies them as float32 several times
 MOST_SAMPLES = 16_000 * 60 * 30  # of one sound: half an hour
 _REFUSED = {"voxtral": "libmtmd ends the process on its audio (its pooling is wrong there)"}
-_MARK = re.compile(r"<\|?[a-z_]{3,}\|?>")
+_MARK = re.compile(rb"<\|?[a-z_]{3,}\|?>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,11 +276,11 @@ class Projector(Handle):
     def _check_marks(self, ids: npt.NDArray[np.int32]) -> None:
         """Check that what libmtmd writes around a medium is tokens of its own, not the letters of their names."""
         pieces = [self.model.vocab.piece(int(token), special=True) for token in ids]
-        spelled = _MARK.search("".join(piece for piece in pieces if not _MARK.fullmatch(piece)))
+        spelled = _MARK.search(b"".join(piece for piece in pieces if not _MARK.fullmatch(piece)))
         if spelled:
+            mark = spelled[0].decode()
             raise ModelError(
-                f"{self.path.name} writes {spelled[0]}, which is no token of {self.model.path.name}: it belongs to "
-                "another model"
+                f"{self.path.name} writes {mark}, no token of {self.model.path.name}: it belongs to another model"
             )
 
     def _chunks(
