@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LLCUDA_FFI_BUNDLE"] = given.bundle  # whose states are changed here, and read there
         make = maker(given.kind, Path(folder), given.base)
-        options = {"model": [], "adapter": ["--adapter"], "state": ["--state", given.base]}[given.kind]
+        options = {"model": [], "state": ["--state", given.base]}.get(given.kind, [f"--{given.kind}"])
         worker = Worker(
             Path(folder), given.bundle, *([] if given.no_trial else ["--trial"]), *options, longest=given.longest
         )
