@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isnan
 from typing import Any
 
 import numpy as np
@@ -70,19 +69,6 @@ class Outputs(Handle):
         size = 4 * n_outputs * self.n_vocab
         rows: Floats = np.frombuffer(self._ffi.buffer(found, size), np.float32).reshape(n_outputs, self.n_vocab)
         return rows
-
-    def outputs_are_numbers(self, n_outputs: int) -> bool:
-        """Whether the logits of the last decode are numbers, for a caller that holds `exclusive()` (llama_get_logits).
-
-        The first logit of each output is looked at, no more: a hidden state without numbers leaves none in its row.
-        True where there are no logits, because they were sampled on the device.
-        """
-        logits = self._lib.llama_get_logits(self.pointer) if n_outputs else None
-        if not logits:
-            return True
-        # a few numbers: numpy would take longer
-        first = map(logits.__getitem__, range(0, n_outputs * self.n_vocab, self.n_vocab))
-        return not any(map(isnan, first))
 
     def forget_outputs(self) -> None:
         """The outputs of the last decode are gone: a state was restored."""

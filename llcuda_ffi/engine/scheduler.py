@@ -231,11 +231,14 @@ class Scheduler(Lifecycle):
             with self.context.exclusive():  # from the computation to the tokens nobody else has the context
                 self._tell()
                 self._decode()
-                self.selection.ahead(rows)
-                sound = self.selection.finite(self._planner.n_outputs)
+                # what needs no logits is done before they come: a device computes meanwhile
+                self.prefixes.decoded()
+                self._steps += 1
+                self.selection.ahead(rows, batch, self._planner.n_outputs)
+                sound = self.selection.read(self._planner.n_outputs)
                 self._computed = computed = perf_counter()
                 if sound:
-                    self.selection.sample(batch)
+                    self.selection.sample()
         except NoKvSlot as error:
             self.prefixes.decoded()
             self._make_room(error)
@@ -244,8 +247,6 @@ class Scheduler(Lifecycle):
             for _, slot in rows:
                 self._fail(slot, error)
             return
-        self.prefixes.decoded()
-        self._steps += 1
         if not sound:
             self._purge(rows)
             return

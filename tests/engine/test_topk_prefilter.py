@@ -188,6 +188,5 @@ def test_the_same_generation(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             monkeypatch.setattr(shortlist, "_LEAST_SHARE", 2)
             scheduler.selection.rows.close()
             scheduler.selection.rows = RowPool(llm.context, cores=cores)
-            assert scheduler.selection.rows.wide == (least < 10**9)
             found.append([c.token_ids for c in llm.generate(prompts, each)])
     assert found[0] == found[1] == found[2]

@@ -172,13 +172,13 @@ class FakeSelection:
     def prepare(self, slot: Slot, request: Request) -> None:
         self.held.add(request)
 
-    def ahead(self, rows: Sequence[Row]) -> None:
+    def ahead(self, rows: Sequence[Row], batch: Batch, n_outputs: int) -> None:
         pass
 
-    def finite(self, n_outputs: int) -> bool:
+    def read(self, n_outputs: int) -> bool:
         return True
 
-    def sample(self, batch: Batch) -> None:
+    def sample(self) -> None:
         pass
 
     def token(self, row: int, request: Request) -> tuple[int, None]:

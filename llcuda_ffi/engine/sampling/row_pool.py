@@ -13,18 +13,12 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from ...core.context import Context
 from ...core.sampler import SamplerChain, sample_rows
 from ...hardware.cpu import usable_cores
-from .topk_prefilter import Shortlist, most_threads, wide
+from .topk_prefilter import Job, Rows, Shortlist, most_threads
 
 T = TypeVar("T")
-
-# a chain, a row of the last batch, and the chain's reach (shortlist.py); 0 is for llama_sampler_sample
-Job = tuple[SamplerChain, int, int]
 
 _LEAST_ROWS = 4
 _LEAST_LOGITS = 400_000
@@ -41,7 +35,6 @@ class RowPool:
     """Samples for one scheduler; its threads start with the first call that pays.
 
     Attributes:
-        wide: whether rows gain from a shortlist, also without threads.
         shortlist: samples such rows.
     """
 
@@ -50,7 +43,6 @@ class RowPool:
         self._context = context
         self._threads = min(cores - 1, _MOST_THREADS) if cores >= _LEAST_CORES else 1
         self._least = max(_LEAST_ROWS, _LEAST_LOGITS // max(1, context.n_vocab))
-        self.wide = wide(context.n_vocab)
         self.shortlist = Shortlist(context)
         self._calls: list[SimpleQueue[Any]] = []  # one for each thread but the caller's
 
@@ -58,42 +50,39 @@ class RowPool:
         """Whether so many rows are worth the hand-over to threads."""
         return n_rows >= self._least and self._threads > 1
 
-    def sample(self, jobs: Sequence[Job], output: npt.NDArray[np.int8]) -> list[int]:
-        """The next token for each job, in order; -1 where a row has no number to choose by.
+    def sample(
+        self, listed: Sequence[Job], plain: Sequence[tuple[SamplerChain, int]], logits: Rows | None
+    ) -> list[int]:
+        """The next token for each, those with a shortlist first; -1 where a row has no number to choose by.
 
         For a caller that holds the context's `exclusive()`, also for the threads: they are done when it returns.
 
         Args:
-            output: the batch's output flags, int8 (n_tokens,).
+            listed: chains with a reach, and their rows of `logits`.
+            plain: chains, and rows of the last batch, for llama_sampler_sample.
+            logits: float32 (outputs, n_vocab), of the last decode.
         """
-        places = np.cumsum(output, dtype=np.int64).tolist()
-        listed = [(chain, places[row] - 1, need) for chain, row, need in jobs if need]
-        plain = [(chain, row) for chain, row, need in jobs if not need]
-        threads, readers = self._shares(len(plain), len(listed))
-        # the first reader waits for the device and sorts the outputs; after that reading changes nothing
-        logits = self._context.output_logits(places[-1])
-        if logits is None:
-            return [-1] * len(jobs)
-        tokens = self.shortlist.sample(logits, listed, self._run, readers) if listed else []
-        if not plain:
-            return tokens
-        from_list, from_rows = iter(tokens), iter(self._plain(plain, threads))
-        return [next(from_list if need else from_rows) for _, _, need in jobs]
+        tokens: list[int] = []
+        if listed:
+            readers = self._readers(len(listed))
+            tokens = [-1] * len(listed) if logits is None else self.shortlist.sample(logits, listed, self._run, readers)
+        return tokens + self._plain(plain) if plain else tokens
 
-    def _plain(self, jobs: Sequence[tuple[SamplerChain, int]], threads: int) -> list[int]:
-        share = -(-len(jobs) // threads)
+    def _plain(self, jobs: Sequence[tuple[SamplerChain, int]]) -> list[int]:
+        if not self.pays(len(jobs)):
+            return sample_rows(self._context, jobs)
+        share = -(-len(jobs) // self._threads)
         parts = [jobs[at : at + share] for at in range(0, len(jobs), share)]
         with closing(self._run([partial(sample_rows, self._context, part) for part in parts])) as found:
             return [token for part in found for token in part]
 
-    def _shares(self, n_plain: int, n_listed: int) -> tuple[int, int]:
-        """How many threads sample plain rows, and how many read rows for the shortlist."""
-        return self._threads if self.pays(n_plain) else 1, min(self._threads, most_threads(n_listed))
+    def _readers(self, n_listed: int) -> int:
+        """How many threads read so many rows for the shortlist."""
+        return min(self._threads, most_threads(n_listed))
 
-    def rouse(self, jobs: Sequence[Job]) -> None:
-        """Tell the threads that these come within milliseconds."""
-        n_listed = sum(need > 0 for _, _, need in jobs)
-        threads = max(self._shares(len(jobs) - n_listed, n_listed))
+    def rouse(self, n_plain: int, n_listed: int) -> None:
+        """Tell the threads that so many rows come within milliseconds."""
+        threads = max(self._threads if self.pays(n_plain) else 1, self._readers(n_listed))
         if threads > 1:
             self._start(threads)
             for calls in self._calls[: threads - 1]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan
 
+import numpy as np
+
 from ...core.batch import Batch
 from ...core.context import Context
 from ...core.sampler import SamplerChain, sample_rows
@@ -15,8 +17,8 @@ from ..slot import Slot
 from .chain import Chains, RowSampler, TokenSampler
 from .constraint import Constraint, masks_ahead
 from .device import BackendSampling
-from .row_pool import Job, RowPool
-from .topk_prefilter import lowered_by, reach
+from .row_pool import RowPool
+from .topk_prefilter import Job, Rows, lowered_by, reach
 
 
 class Selection:
@@ -31,11 +33,13 @@ class Selection:
         self._context, self._vocab = context, context.model.vocab
         self._chains = Chains(context.model)
         self._backend = BackendSampling(context) if backend_sampling else None
-        # of a step: rows whose highest logit is the token; the slots of the rows that chains sample, here or pooled
-        self._greedy: list[tuple[Slot, TokenSampler, int]] = []
+        # of a step: its logits; the slots whose highest logit is the token, with the rows among the outputs; the slots
+        # whose chains sample, those with a shortlist first, and what those chains sample
+        self._logits: Rows | None = None
+        self._greedy: list[tuple[Slot, frozenset[int], int]] = []
         self._slots: list[Slot] = []
-        self._jobs: list[tuple[SamplerChain, int]] = []
-        self._pooled: list[Job] = []
+        self._listed: list[Job] = []
+        self._plain: list[tuple[SamplerChain, int]] = []
 
     def prepare(self, slot: Slot, request: Request) -> None:
         """Give a request that enters a slot its chain; one that comes back has it already."""
@@ -70,14 +74,17 @@ class Selection:
             chain.accept_all(request.output.token_ids)
         return sampler
 
-    # --- the tokens of a step: ahead, finite, sample, then token for each other row ---
+    # --- the tokens of a step: ahead, read, sample, then token for each other row ---
 
-    def ahead(self, rows: Sequence[Row]) -> None:
+    def ahead(self, rows: Sequence[Row], batch: Batch, n_outputs: int) -> None:
         """After a decode, while a device may still compute: what can be done without its logits."""
+        places: Sequence[int] = range(n_outputs)  # of the batch's rows among the outputs
+        if n_outputs < batch.n_tokens:
+            places = (np.cumsum(batch.output[: batch.n_tokens], dtype=np.int64) - 1).tolist()
         constraints: list[Constraint] = []
-        self._greedy, self._slots, self._jobs, self._pooled = greedy, slots, jobs, pooled = [], [], [], []
-        threaded = self._backend is None and self.rows.pays(len(rows))
-        wide = self._backend is None and self.rows.wide
+        self._greedy, self._listed, self._plain = greedy, listed, plain = [], [], []
+        first: list[Slot] = []
+        others: list[Slot] = []
         for row, slot in rows:
             if row < 0 or slot.draft or slot.request is None:
                 continue  # drafts are verified one after another
@@ -87,39 +94,48 @@ class Selection:
                 if sampler.row.constraint is not None:
                     constraints.append(sampler.row.constraint)
             elif sampler.argmax is not None:
-                greedy.append((slot, sampler, row))
-            elif not (threaded or wide):
-                slots.append(slot)
-                jobs.append((sampler.chain, row))
-            elif threaded or sampler.reach:
-                slots.append(slot)
-                pooled.append((sampler.chain, row, sampler.reach))
+                greedy.append((slot, sampler.argmax, places[row]))
+            elif sampler.reach and self._backend is None:
+                first.append(slot)
+                listed.append((sampler.chain, places[row], sampler.reach))
+            else:
+                others.append(slot)
+                plain.append((sampler.chain, row))
+        self._slots = first + others
         if len(constraints) > 1:
             masks_ahead(constraints)
-        if pooled:
-            self.rows.rouse(pooled)
+        if self._slots and self._backend is None:
+            self.rows.rouse(len(plain), len(listed))
 
-    def finite(self, n_outputs: int) -> bool:
-        """Whether the logits of the last decode are numbers; for a caller that holds the context's `exclusive()`."""
-        return self._context.outputs_are_numbers(n_outputs)
+    def read(self, n_outputs: int) -> bool:
+        """Wait for the logits of the last decode; returns whether they are numbers.
+
+        The first logit of each output is looked at, no more: a hidden state without numbers leaves none in its row.
+        True where there are no logits, because they were sampled on the device. For a caller that holds the context's
+        `exclusive()`.
+        """
+        self._logits = logits = self._context.output_logits(n_outputs)
+        return logits is None or not any(map(isnan, logits[:, 0].tolist()))
 
     def finite_row(self, row: int) -> bool:
-        """Whether those of one batch row are."""
+        """Whether those of one batch row are numbers."""
         return not isnan(self._context.logits_view(row)[0])
 
-    def sample(self, batch: Batch) -> None:
-        """Choose the tokens that `ahead` found to need no more than a chain: they are `slot.sampled`.
+    def sample(self) -> None:
+        """Choose the tokens that `ahead` found to need no more than a chain: they are `slot.sampled`, -1 for none.
 
         For a caller that holds the context's `exclusive()`.
         """
-        for slot, sampler, row in self._greedy:
-            slot.sampled = self._choose(sampler, row)
-        if self._pooled:
-            tokens = self.rows.sample(self._pooled, batch.output[: batch.n_tokens])
-        else:
-            tokens = sample_rows(self._context, self._jobs)
-        for slot, token in zip(self._slots, tokens, strict=True):
-            slot.sampled = token
+        logits = self._logits
+        if logits is not None:
+            for slot, lowered, place in self._greedy:
+                token = int(logits[place].argmax())
+                if token not in lowered:
+                    slot.sampled = token
+        if self._slots:
+            tokens = self.rows.sample(self._listed, self._plain, logits)
+            for slot, token in zip(self._slots, tokens, strict=True):
+                slot.sampled = token
 
     def _choose(self, sampler: TokenSampler, row: int) -> int:
         """One token by the chain alone; for a caller that holds the context's `exclusive()`."""
