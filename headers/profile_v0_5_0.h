@@ -89,6 +89,13 @@ struct llama_model_quantize_params {
     size_t max_buf_size;
 };
 
+struct llama_sampler_data {
+    struct ggml_tensor * logits;
+    struct ggml_tensor * probs;
+    struct ggml_tensor * sampled;
+    struct ggml_tensor * candidates;
+};
+
 struct llama_sampler_i {
     const char * (*name)(const struct llama_sampler * smpl);
     void (*accept)(struct llama_sampler * smpl, llama_token token);
@@ -102,6 +109,11 @@ struct llama_sampler_i {
     void (*backend_set_input)(struct llama_sampler * smpl);
     void (*backend_reset)(struct llama_sampler * smpl);
     void (*copy_state)(const struct llama_sampler * src, struct llama_sampler * dst);
+};
+
+struct llama_sampler {
+    struct llama_sampler_i * iface;
+    llama_sampler_context_t ctx;
 };
 
 typedef void (*llama_model_set_tensor_data_t)(struct ggml_tensor *tensor, void *userdata);
@@ -125,3 +137,17 @@ void llama_sampler_copy(const struct llama_sampler *src, struct llama_sampler *d
 struct llama_sampler *llama_sampler_init_penalties(int32_t n_vocab, int32_t penalty_last_n, float penalty_repeat, float penalty_freq, float penalty_present);
 struct llama_sampler *llama_sampler_init_dry(const struct llama_vocab *vocab, float dry_multiplier, float dry_base, int32_t dry_allowed_length, int32_t dry_penalty_last_n, const char **seq_breakers, size_t num_breakers);
 struct llama_sampler *llama_sampler_init_adaptive_p(float target, float decay, uint32_t seed);
+
+enum ggml_op_pool {
+    GGML_OP_POOL_MAX = 0,
+    GGML_OP_POOL_AVG = 1,
+    GGML_OP_POOL_COUNT = 2,
+};
+struct ggml_tensor *ggml_view_1d(struct ggml_context *ctx, struct ggml_tensor *a, int64_t ne0, size_t offset);
+struct ggml_tensor *ggml_view_2d(struct ggml_context *ctx, struct ggml_tensor *a, int64_t ne0, int64_t ne1, size_t nb1, size_t offset);
+struct ggml_tensor *ggml_view_3d(struct ggml_context *ctx, struct ggml_tensor *a, int64_t ne0, int64_t ne1, int64_t ne2, size_t nb1, size_t nb2, size_t offset);
+struct ggml_tensor *ggml_concat(struct ggml_context *ctx, struct ggml_tensor *a, struct ggml_tensor *b, int dim);
+struct ggml_tensor *ggml_cast(struct ggml_context *ctx, struct ggml_tensor *a, enum ggml_type type);
+struct ggml_tensor *ggml_pool_2d(struct ggml_context *ctx, struct ggml_tensor *a, enum ggml_op_pool op, int k0, int k1, int s0, int s1, float p0, float p1);
+struct ggml_tensor *ggml_argsort_top_k(struct ggml_context *ctx, struct ggml_tensor *a, int k);
+void ggml_set_output(struct ggml_tensor *tensor);

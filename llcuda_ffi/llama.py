@@ -78,7 +78,7 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
         disk_cache: int | str = 0,
         draft: str | os.PathLike[str] | Model | None = None,
         n_draft: int | None = None,
-        backend_sampling: bool = False,
+        backend_sampling: bool | Literal["rows"] = False,
         bundle: str | InstalledBundle | None = None,
         mmproj: str | os.PathLike[str] | None = None,
         trial: bool = True,
@@ -116,7 +116,8 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
                 vocabulary (path, name or Model).
             n_draft: tokens drafted at a time (default 8 for "ngram", 5 for a model).
             backend_sampling: sample on the GPU where a request's samplers allow it (not with constraints, log
-                probabilities or drafts).
+                probabilities or drafts). "rows": the GPU picks the parts of each row of logits that can hold the next
+                token, and only those are copied; the token is chosen on the host as ever.
             bundle: the libraries to use: the name of a pin or of a build ("native"), a folder, an archive.
             mmproj: the model's projector, a file or a reference of the hub, or "auto": the one beside the model's file,
                 else that of its repository. Conversations then take images or sound, and `media_prompt` makes prompts
@@ -162,7 +163,9 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
         flag("prefix_cache", prefix_cache)
         if not flag("trial", trial):
             model_params = override(model_params or ModelParams(), {"trial": False})
-        if flag("backend_sampling", backend_sampling) and draft is not None:
+        if backend_sampling != "rows":
+            flag("backend_sampling", backend_sampling)
+        if backend_sampling and draft is not None:
             raise InvalidRequest("backend_sampling gives one token per sequence and step: it does not go with draft")
         try:
             base = context_params or ContextParams()

@@ -40,6 +40,7 @@ class Place:
         replica: which scheduler has it, of several.
         cancelled: whether its caller gave it up.
         alone: its logits were not numbers: who caused that shows without company.
+        whole: what the device leaves of its rows does not tell its next token: they are read whole.
     """
 
     arrival: float
@@ -49,6 +50,7 @@ class Place:
     replica: int = 0
     cancelled: bool = False
     alone: bool = False
+    whole: bool = False
 
 
 @dataclass(slots=True)

@@ -24,7 +24,8 @@ from .prefix_cache import PrefixCache
 from .request import Request
 from .results import FinishReason, TokenLogprob
 from .sampling.logprobs import log_softmax, token_logprob
-from .sampling.select import Selection
+from .sampling.reduced_rows import WholeRowNeeded
+from .sampling.select import BackendMode, Selection
 from .slot import Slot, State
 from .speculative import Drafter
 from .thread_control import ThreadControl
@@ -50,7 +51,7 @@ class Scheduler(Lifecycle):
         prefix_cache: bool = True,
         drafter: Drafter | None = None,
         threads: ThreadControl | None = None,
-        backend_sampling: bool = False,
+        backend_sampling: BackendMode = False,
         host_cache_bytes: int = 0,
         checkpoint_bytes: int = 0,
         disk_cache_bytes: int = 0,
@@ -308,6 +309,10 @@ class Scheduler(Lifecycle):
             if not self._accept(slot, request, token, logprob):
                 return False
             return request.output.constraint is None or self._follow(slot, request)
+        except WholeRowNeeded:
+            request.place.whole = True
+            self._requeue(slot)
+            return False
         except Exception as error:
             self._fail(slot, failure_of(error))
             return False

@@ -139,12 +139,14 @@ class TokenSampler:
         reach: how many of the likeliest tokens the chain can choose from; 0 for all (topk_prefilter.py).
         row: samples rows where the plain C call is not enough, None otherwise.
         argmax: where greedy needs no chain: the highest logit is the token, unless it is one of these.
+        reduced: whether its rows are reduced by the device (reduced_rows.py).
     """
 
     chain: SamplerChain
     reach: int
     row: RowSampler | None = None
     argmax: frozenset[int] | None = None
+    reduced: bool = False
 
 
 @dataclass(slots=True)

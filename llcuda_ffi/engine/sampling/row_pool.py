@@ -64,8 +64,12 @@ class RowPool:
         """
         tokens: list[int] = []
         if listed:
-            readers = self._readers(len(listed))
-            tokens = [-1] * len(listed) if logits is None else self.shortlist.sample(logits, listed, self._run, readers)
+            if logits is None:
+                tokens = [-1] * len(listed)
+            elif (readers := self._readers(len(listed))) > 1:
+                tokens = self.shortlist.sample(logits, listed, self._run, readers)
+            else:
+                tokens = self.shortlist.sample(logits, listed)
         return tokens + self._plain(plain) if plain else tokens
 
     def _plain(self, jobs: Sequence[tuple[SamplerChain, int]]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isnan
+from typing import Literal
 
 import numpy as np
 
@@ -17,8 +18,12 @@ from ..slot import Slot
 from .chain import Chains, RowSampler, TokenSampler
 from .constraint import Constraint, masks_ahead
 from .device import BackendSampling
+from .reduced_rows import ReducedRows, WholeRowNeeded
 from .row_pool import RowPool
 from .topk_prefilter import Job, Rows, lowered_by, reach
+
+# False: on the host; True: by libllama's samplers in the compute graph; "rows": the device reduces the rows
+BackendMode = bool | Literal["rows"]
 
 
 class Selection:
@@ -28,11 +33,12 @@ class Selection:
         rows: samples the plain rows of a step together.
     """
 
-    def __init__(self, context: Context, *, backend_sampling: bool = False) -> None:
+    def __init__(self, context: Context, *, backend_sampling: BackendMode = False) -> None:
         self.rows = RowPool(context)
         self._context, self._vocab = context, context.model.vocab
         self._chains = Chains(context.model)
-        self._backend = BackendSampling(context) if backend_sampling else None
+        self._backend = BackendSampling(context) if backend_sampling is True else None
+        self._reduced = ReducedRows(context, self.rows.shortlist) if backend_sampling == "rows" else None
         # of a step: its logits; the slots whose highest logit is the token, with the rows among the outputs; the slots
         # whose chains sample, those with a shortlist first, and what those chains sample
         self._logits: Rows | None = None
@@ -47,6 +53,8 @@ class Selection:
             request.sampler = self._make(request)
         if self._backend is not None:
             self._backend.attach(slot.index, request)
+        if self._reduced is not None:
+            self._reduced.settle(slot.index, request)
 
     def _make(self, request: Request) -> TokenSampler:
         params, constraint = request.params, request.output.constraint
@@ -81,6 +89,9 @@ class Selection:
         places: Sequence[int] = range(n_outputs)  # of the batch's rows among the outputs
         if n_outputs < batch.n_tokens:
             places = (np.cumsum(batch.output[: batch.n_tokens], dtype=np.int64) - 1).tolist()
+        reduced = self._reduced
+        if reduced is not None:
+            reduced.begin(batch, n_outputs)
         constraints: list[Constraint] = []
         self._greedy, self._listed, self._plain = greedy, listed, plain = [], [], []
         first: list[Slot] = []
@@ -93,6 +104,8 @@ class Selection:
             if sampler.row is not None:
                 if sampler.row.constraint is not None:
                     constraints.append(sampler.row.constraint)
+            elif sampler.reduced and reduced is not None:
+                reduced.add(slot, sampler, row, places[row])
             elif sampler.argmax is not None:
                 greedy.append((slot, sampler.argmax, places[row]))
             elif sampler.reach and self._backend is None:
@@ -115,7 +128,14 @@ class Selection:
         `exclusive()`.
         """
         self._logits = logits = self._context.output_logits(n_outputs)
-        return logits is None or not any(map(isnan, logits[:, 0].tolist()))
+        if logits is None:
+            return True
+        first = logits[:, 0].tolist()
+        if self._reduced is not None and (places := self._reduced.places()):
+            first = [value for place, value in enumerate(first) if place not in places]
+            if not self._reduced.read():
+                return False
+        return not any(map(isnan, first))
 
     def finite_row(self, row: int) -> bool:
         """Whether those of one batch row are numbers."""
@@ -127,6 +147,8 @@ class Selection:
         For a caller that holds the context's `exclusive()`.
         """
         logits = self._logits
+        if self._reduced is not None:
+            self._reduced.sample()
         if logits is not None:
             for slot, lowered, place in self._greedy:
                 token = int(logits[place].argmax())
@@ -150,9 +172,12 @@ class Selection:
 
         Raises:
             InvalidRequest: a grammar leaves no token to choose.
+            WholeRowNeeded: the device kept too little of the row.
         """
         sampler = request.sampler
         assert sampler is not None
+        if sampler.reduced:
+            raise WholeRowNeeded
         if sampler.row is not None:
             return sampler.row.sample(row)
         with self._context.exclusive():
@@ -176,5 +201,7 @@ class Selection:
 
     def close(self) -> None:
         """Free the chains and end the threads."""
+        if self._reduced is not None:
+            self._reduced.reduction.close()
         self._chains.close()
         self.rows.close()

@@ -105,13 +105,18 @@ class Shortlist:
                 tokens += self._choose(jobs[a:b], sizes.tolist(), ids, values)
         return tokens
 
+    def fill(self, ids: Ids, logits: Rows) -> Candidates:
+        """These tokens as candidates, for chains to choose from."""
+        candidates, n = self._candidates, len(ids)
+        if len(candidates.rows) < n:
+            candidates.reserve(2 * n)
+        candidates.rows["id"][:n] = ids
+        candidates.rows["logit"][:n] = logits
+        return candidates
+
     def _choose(self, jobs: Sequence[Job], sizes: Sequence[int], ids: Ids, logits: Rows) -> list[int]:
         """Run each chain on its part of the candidates."""
-        candidates = self._candidates
-        if len(candidates.rows) < len(ids):
-            candidates.reserve(2 * len(ids))
-        candidates.rows["id"][: len(ids)] = ids
-        candidates.rows["logit"][: len(ids)] = logits
+        candidates = self.fill(ids, logits)
         tokens = []
         start = 0
         for (chain, _, _), size in zip(jobs, sizes, strict=True):
