@@ -1,11 +1,11 @@
 """Rows of logits that the compute graph reduces before they are copied (a llama_sampler_i of our own).
 
 A chain whose only sampler is ours is attached to sequences of a context. When a graph is built, libllama hands the
-sampler each row of those sequences as a view; the tensor behind it holds all rows. From that the first call builds, for
-all rows at once: the maximum of each block of tokens, the blocks with the highest maxima, and a table of their logits.
-Each row of the table is what libllama copies in place of the row of logits. Nothing is called while a graph is computed.
+sampler each row of those sequences as a view; the tensor behind it holds all rows. From that the first call builds,
+for all rows at once: the maximum of each block of tokens, the blocks with the highest maxima, and a table of their
+logits. A row of the table is what libllama copies in place of the row of logits. Nothing is called while it computes.
 
-What a row of the table holds, all float32: the logits of `n_best` blocks, that with the highest maximum first; the
+What a row of the table holds, all float32: the logits of N_BEST blocks, that with the highest maximum first; the
 numbers of those blocks; the logits of the `rest` tokens that fill no block; and the sum of the whole row, which is NaN
 where one of its logits is.
 """
@@ -69,9 +69,36 @@ class RowLayout:
         """The logits of the tokens after the last block: float32 (rows, rest)."""
         return rows[:, self.width - 1 - self.rest : self.width - 1]
 
+    def is_of(self, reduced_row: Floats, row: Floats) -> bool:
+        """Whether a reduced row, float32 (1, width), agrees with a whole one in its best block."""
+        start = int(self.numbers(reduced_row)[0, 0]) * self.block
+        return np.array_equal(self.blocks(reduced_row)[0, 0], row[start : start + self.block], equal_nan=True)
+
     def sums(self, rows: Floats) -> Floats:
         """The sum of each whole row: float32 (rows,)."""
         return rows[:, self.width - 1]
+
+
+def reduced(lib: Any, ctx: Any, rows: Any, layout: RowLayout) -> Any:
+    """The nodes of a graph that reduce rows.
+
+    Args:
+        rows: the tensor, float32 (rows, n_vocab), contiguous.
+
+    Returns:
+        the tensor float32 (rows, layout.width).
+    """
+    block, n_vocab, n_blocks = layout.block, layout.n_vocab, layout.n_blocks
+    n = lib.ggml_nelements(rows) // n_vocab
+    peaks = lib.ggml_pool_2d(ctx, rows, lib.GGML_OP_POOL_MAX, block, 1, block, 1, 0.0, 0.0)
+    best = lib.ggml_argsort_top_k(ctx, peaks, N_BEST)
+    blocks = lib.ggml_view_3d(ctx, rows, block, n_blocks, n, 4 * block, 4 * n_vocab, 0)
+    table = lib.ggml_reshape_2d(ctx, lib.ggml_get_rows(ctx, blocks, best), N_BEST * block, n)
+    table = lib.ggml_concat(ctx, table, lib.ggml_cast(ctx, best, lib.GGML_TYPE_F32), 0)
+    if layout.rest:
+        rest = lib.ggml_view_2d(ctx, rows, layout.rest, n, 4 * n_vocab, 4 * n_blocks * block)
+        table = lib.ggml_concat(ctx, table, lib.ggml_cont(ctx, rest), 0)
+    return lib.ggml_concat(ctx, table, lib.ggml_sum_rows(ctx, rows), 0)
 
 
 class RowReduction:
@@ -168,28 +195,12 @@ class RowReduction:
         if not rows or self._lib.ggml_nelements(data.logits) != layout.n_vocab:
             return  # a trial of the chain alone
         if self._table is None or rows != self._rows:
-            self._table = self._build(ctx, rows)
-            self._rows = rows
+            self._table, self._rows = reduced(self._lib, ctx, rows, layout), rows
+            self._lib.ggml_set_output(rows)  # `whole_row` reads it
+            self._lib.ggml_set_output(self._table)
+            self._n_rows = self._lib.ggml_nelements(rows) // layout.n_vocab - 1  # the last belongs to nobody
         place = self._ffi.cast("size_t *", name + _VIEW_OFFS)[0] // (4 * layout.n_vocab)
         data.logits = self._lib.ggml_view_1d(ctx, self._table, layout.width, 4 * place * layout.width)
-
-    def _build(self, ctx: Any, rows: Any) -> Any:
-        lib, layout = self._lib, self.layout
-        block, n_vocab, n_blocks = layout.block, layout.n_vocab, layout.n_blocks
-        n = lib.ggml_nelements(rows) // n_vocab
-        lib.ggml_set_output(rows)
-        peaks = lib.ggml_pool_2d(ctx, rows, lib.GGML_OP_POOL_MAX, block, 1, block, 1, 0.0, 0.0)
-        best = lib.ggml_argsort_top_k(ctx, peaks, N_BEST)
-        blocks = lib.ggml_view_3d(ctx, rows, block, n_blocks, n, 4 * block, 4 * n_vocab, 0)
-        table = lib.ggml_reshape_2d(ctx, lib.ggml_get_rows(ctx, blocks, best), N_BEST * block, n)
-        table = lib.ggml_concat(ctx, table, lib.ggml_cast(ctx, best, lib.GGML_TYPE_F32), 0)
-        if layout.rest:
-            rest = lib.ggml_view_2d(ctx, rows, layout.rest, n, 4 * n_vocab, 4 * n_blocks * block)
-            table = lib.ggml_concat(ctx, table, lib.ggml_cont(ctx, rest), 0)
-        table = lib.ggml_concat(ctx, table, lib.ggml_sum_rows(ctx, rows), 0)
-        lib.ggml_set_output(table)
-        self._n_rows = n - 1  # libllama adds a row that belongs to nobody
-        return table
 
     def close(self) -> None:
         """Free the chains, once nothing is computed with them any more."""

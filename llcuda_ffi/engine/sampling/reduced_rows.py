@@ -1,17 +1,18 @@
 """Choosing tokens from rows of logits that the device reduced (core/row_reduction.py).
 
-A reduced row holds the 64 blocks of 64 tokens or more with the highest maxima. The k-th of those maxima is a lower bound
-of the k-th highest logit, so every token that can be chosen is among the k first blocks, unless other blocks reach the
-bound too. The chain then runs on what reaches the bound, in the row's order, and chooses what it would have chosen from
-the whole row.
+A reduced row holds the 64 blocks (of 64 tokens or more) with the highest maxima. The k-th of those maxima is a lower
+bound of the k-th highest logit, so every token that can be chosen is in the first k blocks, unless other blocks reach
+the bound too. The chain then runs on what reaches the bound, in the row's order, and chooses what it would have chosen
+from the whole row.
 
-Where that is not certain the whole row is read: a logit is no number, blocks tie at the bound, or two of the candidates are
-equal, whose order libllama does not define.
+Where that is not certain the whole row is read from the device: a logit is no number, blocks tie at the bound, or two
+candidates are equal, whose order libllama does not define. That can be done after a batch of single tokens; after
+others, which overwrite what the device has, the request is computed again with whole rows, except for equal candidates:
+there the chain takes its own order of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +64,10 @@ def find_candidates(layout: RowLayout, rows: Rows, needs: Ids) -> Candidates:
     bound = np.maximum(blocks[each, needs - 1].max(axis=1), _LOWEST)
     sound = (blocks[each, needs].max(axis=1) < bound) & ~np.isnan(layout.sums(rows))
 
-    row, at, inside = np.nonzero(blocks[:, :most] >= bound[:, None, None])
+    place = np.flatnonzero(blocks[:, :most] >= bound[:, None, None])
+    at = place // block
+    row, inside = at // most, place - at * block
+    at -= row * most
     ids = layout.numbers(rows)[row, at] * block + inside
     logits = blocks[row, at, inside]
     if layout.rest:
@@ -128,7 +132,10 @@ class ReducedRows:
         self._jobs.append((slot, sampler, place))
 
     def read(self) -> bool:
-        """Wait for the rows that were added; returns whether they are numbers. For a caller that holds `exclusive()`."""
+        """Wait for the rows that were added; returns whether they are numbers.
+
+        For a caller that holds the context's `exclusive()`.
+        """
         if not self._jobs:
             return True
         rows = self.reduction.rows(self._row, self._jobs[0][2], self._n_outputs)
@@ -140,7 +147,7 @@ class ReducedRows:
     def sample(self) -> None:
         """Choose a token for each: `slot.sampled`, -1 where it takes the whole row and that is not to be had.
 
-        For a caller that holds `exclusive()`.
+        For a caller that holds the context's `exclusive()`.
         """
         jobs = self._jobs
         if not jobs:
@@ -151,10 +158,9 @@ class ReducedRows:
         candidates = self._shortlist.fill(ids, logits)
         start = 0
         missed = []
-        for job, size, sound, ties in zip(
-            jobs, found.sizes.tolist(), found.sound.tolist(), found.ties.tolist(), strict=True
-        ):
-            slot, sampler, _ = job
+        sizes, all_sound, all_ties = found.sizes.tolist(), found.sound.tolist(), found.ties.tolist()
+        for at, (slot, sampler, _) in enumerate(jobs):
+            size, sound, ties = sizes[at], all_sound[at], all_ties[at]
             token, lowered = -1, sampler.argmax
             if sound and size and lowered is not None:
                 best = int(ids[start + int(logits[start : start + size].argmax())])
@@ -163,14 +169,16 @@ class ReducedRows:
                 token = candidates.choose(sampler.chain, start, size)
             slot.sampled = token
             if token < 0:
-                missed.append(job)
+                missed.append(at)
             start += size
-        for slot, sampler, place in missed:
-            slot.sampled = self._from_whole(sampler, place)
+        for at in missed:
+            jobs[at][0].sampled = self._from_whole(at)
 
-    def _from_whole(self, sampler: TokenSampler, place: int) -> int:
+    def _from_whole(self, at: int) -> int:
+        """Choose from the whole row of a job; -1 where that is not to be had."""
+        _, sampler, place = self._jobs[at]
         row = self.reduction.whole_row(place, self._n_outputs) if self._alone else None
-        if row is None:
+        if row is None or not self._layout.is_of(self._rows[at : at + 1], row):
             return -1
         if sampler.argmax is not None:
             token = int(row.argmax())
