@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llcuda_ffi import Llama, SamplingParams
 from llcuda_ffi.engine.sampling import reduced_rows
-from llcuda_ffi.errors import InvalidRequest, UnsupportedByBundle
+from llcuda_ffi.errors import DecodeError, InvalidRequest, UnsupportedByBundle
 
-from ..support.tiny_model import make_tiny_llama
+from ..support.tiny_architectures import lively
+from ..support.tiny_model import make_tiny_llama, tiny_llama
 
 SAMPLED: dict[str, Any] = {"temperature": 1.2, "top_k": 40, "top_p": 0.95, "min_p": 0.01}
 # the first take the short way, the rest need whole rows
@@ -110,6 +112,25 @@ def test_where_reduced_rows_do_not_tell(
     assert [c.token_ids for c in llm.generate(*_requests(SHORT))] == expected[0]
     assert min(whole) == -1  # beside a prompt
     assert max(whole) >= 0
+
+
+@pytest.mark.usefixtures("llm")  # skips where the bundle cannot
+def test_logits_that_are_no_numbers(tmp_path: Path) -> None:
+    """A request whose logits are NaN fails alone."""
+    file = lively(tiny_llama(n_vocab=10_000))
+    ne, kind, raw = file.tensors["token_embd.weight"]
+    rows = np.frombuffer(raw, np.float32).reshape(ne[1], ne[0]).copy()
+    rows[7] = np.nan
+    file.tensors["token_embd.weight"] = ne, kind, rows.tobytes()
+    file.write(tmp_path / "model")
+    prompts = [[10, 7, 11], [10, 11, 12, 13], [20, 21]]
+    wanted: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "ignore_eos": True, "return_exceptions": True}
+    found = []
+    for mode in (False, "rows"):
+        with Llama(tmp_path / "model", n_ctx=64, n_parallel=3, n_threads=1, backend_sampling=mode) as made:  # type: ignore[arg-type]
+            found.append(made.generate(prompts, **wanted))
+    assert [isinstance(results[0], DecodeError) for results in found] == [True, True]
+    assert [c.token_ids for c in found[0][1:]] == [c.token_ids for c in found[1][1:]]
 
 
 def test_the_setting(path: Path) -> None:
