@@ -21,8 +21,9 @@ import numpy.typing as npt
 from ..errors import UnsupportedByBundle
 from ..native.handle import Handle
 from ..native.log import keep, listen
-from .context import Context, Floats
+from .context import Context
 from .model import Model
+from .outputs import Floats
 
 N_BEST = 64  # blocks of a row
 # a row of more is sorted in several kernels
