@@ -182,6 +182,11 @@ class ChatChunk:
         """The new content."""
         return self.content
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it brings content and nothing else, as most do."""
+        return not (self.reasoning_content or self.tool_calls or self.logprobs or self.finish_reason)
+
     def __str__(self) -> str:
         return self.content
 

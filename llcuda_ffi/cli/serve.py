@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InvalidRequest, MissingExtra
+from ..params import override
+from ..sampling_params import SamplingParams
 from .options import ModelReference, examples
 
 if TYPE_CHECKING:
-    from ..server import Models
+    from ..server import Models, ServedModel
+    from ..server.served_model import Kind
 
 _FILE = click.Path(path_type=Path)
 
@@ -37,8 +41,19 @@ _FILE = click.Path(path_type=Path)
 @click.option("--pin", multiple=True, help="A model that is never freed.")
 @click.option("--ttl", type=click.FloatRange(0, min_open=True), help="Idle seconds after which a model is freed.")
 @click.option("--memory", "memory_gb", type=click.FloatRange(0, min_open=True), help="Most GB of models at once.")
+@click.option("--chat-template", "template", help="The first model's template: a file, or a name such as chatml.")
+@click.option(
+    "--chat-template-kwargs",
+    "variables",
+    default="{}",
+    metavar="JSON",
+    help='Given to templates: {"enable_thinking": false}.',
+)
+@click.option(
+    "--default", "defaults", multiple=True, metavar="NAME=VALUE", help="A setting of requests that do not name it."
+)
 @click.option("--lenient", is_flag=True, help="Take unknown fields and model names instead of refusing them.")
-@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Several with commas between.")
 @click.option("--port", type=int, default=8080, show_default=True, help="0 takes a free one.")
 @click.option("--unix-socket", type=_FILE, help="Listen at a path instead.")
 @click.option("--tls-cert", type=_FILE, help="A certificate (PEM): https.")
@@ -64,6 +79,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--read-timeout", type=click.FloatRange(0.1), help="Seconds for a request's head (15), and body (60).")
 @click.option("--cors-origin", multiple=True, help="A web origin whose pages may use it; may be repeated.")
 @click.option("--grace", type=click.IntRange(0), default=30, show_default=True, help="Seconds to finish at the end.")
+@click.option("--ui/--no-ui", default=True, show_default=True, help="The page at /.")
 @click.option("--access-log", is_flag=True, help="A line of JSON for each request.")
 def command(
     models: tuple[str, ...],
@@ -77,6 +93,9 @@ def command(
     pin: tuple[str, ...],
     ttl: float | None,
     memory_gb: float | None,
+    template: str | None,
+    variables: str,
+    defaults: tuple[str, ...],
     lenient: bool,
     host: str,
     port: int,
@@ -96,6 +115,7 @@ def command(
     cors_origin: tuple[str, ...],
     grace: int,
     access_log: bool,
+    ui: bool,
     **settings: Any,
 ) -> None:
     """Serve models (paths, registry names, repo:file.gguf) over HTTP, with OpenAI's API. See docs/server.md.
@@ -124,11 +144,14 @@ def command(
         **settings,
     }
     vectors = {"device": device, "bundle": bundle}
-    by_kind = {"text": {**text, "bundle": bundle}, "embedding": vectors, "rerank": vectors}
+    by_kind: dict[Kind, dict[str, Any]] = {"text": {**text, "bundle": bundle}, "embedding": vectors, "rerank": vectors}
 
     def load() -> Models:
         named = [*models, embedding_model] if embedding_model is not None else models
-        return _models(named, models_dir, _pairs(aliases), _pairs(loras), mmproj, pin, by_kind, memory_gb, ttl, lenient)
+        found = _found(named, models_dir, _pairs(loras), by_kind, mmproj, template, _defaults(defaults))
+        for model in found:
+            model.template_variables = _object(variables)
+        return _models(found, len(named), _pairs(aliases), pin, memory_gb, ttl, lenient)
 
     try:
         serve(
@@ -145,54 +168,99 @@ def command(
             tls_key=tls_key,
             grace=grace,
             access_log=access_log,
+            ui=ui,
         )
     except ModuleNotFoundError as error:
         raise _missing(error) from None
 
 
-def _models(
+def _found(
     named: Sequence[str],
     folder: Path | None,
-    aliases: Sequence[tuple[str, str]],
     loras: Sequence[tuple[str, str]],
+    settings: dict[Kind, dict[str, Any]],
     mmproj: str | None,
+    template: str | None,
+    defaults: dict[str, Any],
+) -> list[ServedModel]:
+    """The models of the command line, those named first; none is loaded."""
+    from ..server import ServedModel
+    from ..server.models import found_in
+
+    found = []
+    for i, reference in enumerate(named):
+        own = settings
+        if i == 0 and mmproj is not None:
+            own = {**settings, "text": {**settings["text"], "mmproj": mmproj}}
+        model = ServedModel.find(reference, settings=own, defaults=defaults)
+        if i == 0:
+            model.adapters = {name: Path(file) for name, file in loras}
+            model.template = template
+            if template is not None and Path(template).is_file():
+                model.template = Path(template).read_text(encoding="utf-8")
+        found.append(model)
+    if folder is not None:
+        there = {model.reference for model in found}
+        found += [m for m in found_in(folder, settings=settings, defaults=defaults) if m.reference not in there]
+    return found
+
+
+def _models(
+    found: Sequence[ServedModel],
+    at_start: int,
+    aliases: Sequence[tuple[str, str]],
     pinned: Sequence[str],
-    settings: dict[str, dict[str, Any]],
     memory_gb: float | None,
     ttl: float | None,
     lenient: bool,
 ) -> Models:
-    """The models of the command line; those named are loaded."""
-    from ..server import Models, ServedModel
-    from ..server.models import found_in
+    """The models with their names; the first `at_start` are loaded."""
+    from ..server import Models
 
-    first = named[0] if named else None
-    own_name = next((left for left, right in aliases if not right), None)
-    others = [(left, right) for left, right in aliases if right]
-    found = []
-    for reference in named:
-        is_first = reference == first
-        adapters = {name: Path(file) for name, file in loras} if is_first else {}
-        name = own_name if is_first else None
-        own = {**settings, "text": {**settings["text"], "mmproj": mmproj if is_first else None}}
-        found.append(ServedModel.find(reference, name=name, adapters=adapters, settings=own))  # type: ignore[arg-type]
-    listed = [*found]
-    if folder is not None:
-        there = {model.reference for model in found}
-        listed += [m for m in found_in(folder, settings=settings) if m.reference not in there]
-    for alias, name in others:
-        model = _named(listed, name, "--alias")
+    for alias, name in aliases:
+        model = _named(found, name, "--alias") if name else found[0]
         model.aliases = [*model.aliases, alias]
     for name in pinned:
-        _named(listed, name, "--pin").pinned = True
+        _named(found, name, "--pin").pinned = True
+    # of the names that were given to the first model alone, the first is how the API shows it
+    own = [alias for alias, name in aliases if not name]
+    if own:
+        first = found[0]
+        first.name, first.aliases = own[0], [a for a in first.aliases if a != own[0]]
     budget = None if memory_gb is None else int(memory_gb * 1e9)
-    models = Models(listed, memory_budget=budget, idle_timeout=ttl, lenient=lenient)
+    models = Models(found, memory_budget=budget, idle_timeout=ttl, lenient=lenient)
     try:
-        models.load_at_start(found)
+        models.load_at_start(found[:at_start])
     except BaseException:
         models.close()
         raise
     return models
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"--chat-template-kwargs must be a JSON object, not {text!r:.60}")
+    return found
+
+
+def _defaults(given: Sequence[str]) -> dict[str, Any]:
+    """Settings of generations, checked.
+
+    Raises:
+        InvalidRequest: an unknown one, or a value that it does not take.
+    """
+    found: dict[str, Any] = {}
+    for name, value in _pairs(given):
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    override(SamplingParams(), found)
+    return found
 
 
 def _named(models: Sequence[Any], name: str, option: str) -> Any:

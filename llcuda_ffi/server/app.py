@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from starlette.applications import Starlette
@@ -39,6 +40,7 @@ MAX_BODY = 8 << 20
 MAX_QUEUE = 128
 BODY_SECONDS = 60.0
 _USUAL_PARALLEL = 8
+_LOCAL = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
 def create_app(
@@ -50,6 +52,7 @@ def create_app(
     body_timeout: float = BODY_SECONDS,
     cors_origins: Sequence[str] = (),
     access_log: bool = False,
+    ui: bool = True,
 ) -> Starlette:
     """The server as an ASGI application, for uvicorn or to be mounted in another one.
 
@@ -60,8 +63,10 @@ def create_app(
         max_body: largest body in bytes.
         max_queue: completions that may wait for a slot; more get 503.
         body_timeout: seconds in which a body must arrive.
-        cors_origins: web origins whose pages may use the server ("*": all); none by default.
+        cors_origins: web origins whose pages may use the server ("*": all; "localhost": those of this
+            machine, any port); none by default.
         access_log: log each request as a line of JSON (logger llcuda_ffi.access).
+        ui: serve the page at /.
     """
     parallel = [int(m.settings.get("n_parallel", _USUAL_PARALLEL)) for m in models if m.kind == "text"]
     gate = Gate(max(parallel, default=_USUAL_PARALLEL) + max_queue)
@@ -72,7 +77,8 @@ def create_app(
         middleware.append(
             Middleware(
                 CORSMiddleware,
-                allow_origins=list(cors_origins),
+                allow_origins=[origin for origin in cors_origins if origin != "localhost"],
+                allow_origin_regex=_LOCAL if "localhost" in cors_origins else None,
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
                 expose_headers=["X-Request-Id", "Request-Id", "Retry-After"],
@@ -89,7 +95,7 @@ def create_app(
         idle.cancel()
 
     app = Starlette(
-        routes=_routes(state),
+        routes=_routes(state) + ([Route(path, page) for path in FILES] if ui else []),
         middleware=middleware,
         lifespan=lifespan,
         exception_handlers={
@@ -134,13 +140,24 @@ def _routes(state: ServerState) -> list[Route]:
         "/embedding": embeddings.native,
         "/tokenize": tokens.tokenize,
         "/detokenize": tokens.detokenize,
+        "/tokenizer_info": tokens.info,
         "/apply-template": chat.apply_template,
         "/completion": native.completion,
         "/infill": native.infill,
         "/props": properties.props,
         "/slots": properties.slots,
     }
-    read = {"/health", "/models", "/models/{name:path}", "/livez", "/readyz", "/metrics", "/props", "/slots"}
+    read = {
+        "/health",
+        "/models",
+        "/models/{name:path}",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/props",
+        "/slots",
+        "/tokenizer_info",
+    }
     routes = []
     for path, endpoint in both.items():
         methods = ["GET" if path in read else "POST"]
@@ -149,7 +166,6 @@ def _routes(state: ServerState) -> list[Route]:
     for start in ("/v1", ""):
         routes.append(Route(start + "/responses/{name}", responses.one, methods=["GET", "DELETE"]))
         routes.append(Route(start + "/responses/{name}/input_items", responses.input_items))
-    routes += [Route(path, page) for path in FILES]
     routes += [Route("/models/load", status.load, methods=["POST"])]
     routes += [Route("/models/unload", status.unload, methods=["POST"])]
     routes.append(Route("/lora-adapters", properties.adapters, methods=["GET", "POST"]))
@@ -160,7 +176,7 @@ class _Status:
     """What the server has and whether it works."""
 
     def __init__(self, state: ServerState) -> None:
-        self._state = state
+        self._state, self._started = state, int(time.time())
 
     async def alive(self, request: Request) -> Response:
         """GET /livez: the process answers."""
@@ -203,7 +219,8 @@ class _Status:
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""
-        return PlainTextResponse(metrics_text(self._state), media_type="text/plain; version=0.0.4")
+        headers = {"Process-Start-Time-Unix": str(self._started)}
+        return PlainTextResponse(metrics_text(self._state), headers=headers, media_type="text/plain; version=0.0.4")
 
 
 async def _nobody(request: Request, error: Exception) -> Response:

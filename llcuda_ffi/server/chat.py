@@ -16,16 +16,17 @@ from ..params import integer
 from ..sampling_params import SamplingParams
 from .body import Fields
 from .chat_turn import ChatTurn
-from .events import DONE, EventStream, event
+from .events import DONE, ChunkWriter
 from .sampling import sampling
 from .served_model import ServedModel
-from .state import ServerState
+from .state import Asked, ServerState
 from .token_logprobs import name_tops
 from .tool_fields import as_function_call, tool_options, with_tool_calls
 from .usage import FINISH, stream_options, timings_dict, total
 
 # what the chat layer itself gives to templates
 _TEMPLATE_S_OWN = {"self", "messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+_NO_MORE = '},"finish_reason":null,"logprobs":null}'
 _REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
 
 
@@ -37,19 +38,15 @@ class ChatCompletions:
 
     async def post(self, request: Request) -> Response:
         """Answer a request."""
-        state = self._state
-        fields = await state.read(request)
-        asked = fields.take("model")
-        async with contextlib.AsyncExitStack() as held:
-            model = await held.enter_async_context(state.model(asked, "text"))
-            stream, with_usage = stream_options(fields)
-            turn, old = chat_turn(fields, model, asked)
-            held.enter_context(state.gate.enter(turn.params.n))
+        async with self._state.asked(request, "text") as asked:
+            model = asked.model
+            stream, with_usage = stream_options(asked.fields)
+            turn, old = chat_turn(asked)
+            asked.enter(turn.params.n)
             if stream:
-                prepared = await turn.prepared(model.text())
-                events = self._events(request, model, turn, prepared, with_usage, old)
-                return EventStream(events, held.pop_all())
-            answer = await turn.answer(state, request, model)
+                prepared = await turn.prepared(model)
+                return asked.stream(self._events(asked, turn, prepared, with_usage, old))
+            answer = await turn.answer(asked)
             vocab = model.text().llama.vocab
         out = answer.to_dict()
         for choice in out["choices"]:
@@ -61,37 +58,38 @@ class ChatCompletions:
         return JSONResponse({**out, **_head(model), "timings": timings})
 
     async def _events(
-        self,
-        request: Request,
-        model: ServedModel,
-        turn: ChatTurn,
-        prepared: ChatRequest,
-        with_usage: bool,
-        old: bool,
+        self, asked: Asked, turn: ChatTurn, prepared: ChatRequest, with_usage: bool, old: bool
     ) -> AsyncGenerator[bytes, None]:
+        model = asked.model
         usages: list[Usage] = []
-        common = {**_head(model), **({"usage": None} if with_usage else {})}
+        timings: dict[str, Any] = {}
+        head = {"id": prepared.id, "object": "chat.completion.chunk", "created": prepared.created, **_head(model)}
+        writer = ChunkWriter({**head, "usage": None} if with_usage else head)
         vocab, begun = model.text().llama.vocab, set()
-        async with contextlib.aclosing(turn.chunks(self._state, request, model, prepared)) as chunks:
+        async with contextlib.aclosing(turn.chunks(asked, prepared)) as chunks:
             async for i, chunk in chunks:
-                out = {**chunk.to_dict(), **common}
-                choice = out["choices"][0]
+                first = b""
+                if i not in begun:  # the role comes in a chunk of its own, with the first text
+                    begun.add(i)
+                    first = writer.text(i, '"delta":{"role":"assistant","content":', None, _NO_MORE)
+                if chunk.content and chunk.is_text:
+                    yield first + writer.text(i, '"delta":{"content":', chunk.content, _NO_MORE)
+                    continue
+                choice = chunk.to_dict()["choices"][0]
                 choice["index"] = i
                 choice["finish_reason"] = _finish(choice["finish_reason"], old)
                 if old:
                     as_function_call(choice["delta"])
-                if i not in begun:
-                    begun.add(i)
-                    choice["delta"] = {"role": "assistant", **choice["delta"]}
                 name_tops(choice["logprobs"], vocab)
                 whole = chunk.completion
-                if whole is not None:
+                if whole is None:
+                    yield first + writer.choice(choice)
+                else:
                     usages.append(whole.usage)
-                    out["timings"] = timings_dict(whole.timings, whole.usage)
-                yield event(out)
+                    timings = timings_dict(whole.timings, whole.usage)
+                    yield first + writer.choice(choice, timings=timings)
         if with_usage:
-            head = {"id": prepared.id, "object": "chat.completion.chunk", "created": prepared.created, **common}
-            yield event({**head, "choices": [], "usage": total(usages, turn.params.n)})
+            yield writer.last(total(usages, turn.params.n), timings)
         yield DONE
 
     async def apply_template(self, request: Request) -> Response:
@@ -105,17 +103,16 @@ class ChatCompletions:
         return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prepared.tokens)})
 
     async def _rendered(self, request: Request) -> ChatRequest:
-        fields = await self._state.read(request)
-        asked = fields.take("model")
-        async with self._state.model(asked, "text") as model:
-            stream_options(fields)
-            turn, _ = chat_turn(fields, model, asked)
-            with self._state.gate.enter():
-                return await turn.prepared(model.text())
+        async with self._state.asked(request, "text") as asked:
+            stream_options(asked.fields)
+            turn, _ = chat_turn(asked)
+            asked.enter()
+            return await turn.prepared(asked.model)
 
 
-def chat_turn(fields: Fields, model: ServedModel, asked: object) -> tuple[ChatTurn, bool]:
+def chat_turn(asked: Asked) -> tuple[ChatTurn, bool]:
     """The conversation of a request, and whether its functions came under their older names."""
+    fields = asked.fields
     messages = fields.objects("messages")
     if not messages:
         raise InvalidRequest("messages must be a list of objects with 'role' and 'content', and not empty")
@@ -124,7 +121,7 @@ def chat_turn(fields: Fields, model: ServedModel, asked: object) -> tuple[ChatTu
     if form not in _REASONING_FORMATS:
         raise InvalidRequest(f"reasoning_format must be one of {', '.join(_REASONING_FORMATS)}, not {form!r:.60}")
     options = {**tools, **_options(fields, messages)}
-    params = sampling(fields, SamplingParams(max_tokens=None, overflow="stop"), model, asked, _logprobs(fields))
+    params = sampling(asked, SamplingParams(max_tokens=None, overflow="stop"), _logprobs(fields))
     return ChatTurn(with_tool_calls(messages), params, options, reasoning=form != "none"), old
 
 

@@ -8,9 +8,6 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.requests import Request
-
-from ..async_llama import AsyncLlama
 from ..chat.methods import prepare_all
 from ..chat.request import ChatRequest
 from ..chat.results import ChatChunk, ChatCompletion
@@ -19,7 +16,7 @@ from ..sampling_params import SamplingParams
 from .events import while_connected
 from .media import check_media
 from .served_model import ServedModel
-from .state import ServerState
+from .state import Asked
 from .usage import FINISH
 
 MOST_MESSAGES = 4096
@@ -43,7 +40,7 @@ class ChatTurn:
     reasoning: bool = True
     stopped_by: str | int | None = None
 
-    async def prepared(self, llm: AsyncLlama) -> ChatRequest:
+    async def prepared(self, model: ServedModel) -> ChatRequest:
         """The rendered prompt, ready to be generated.
 
         Raises:
@@ -52,35 +49,36 @@ class ChatTurn:
         if len(self.messages) > MOST_MESSAGES:
             raise InvalidRequest(f"the conversation has {len(self.messages)} messages, more than {MOST_MESSAGES}")
         check_media(self.messages)
+        llama, options = model.text().llama, {"template": model.template, **self.options}
+        given = {**model.template_variables, **(options.get("chat_template_kwargs") or {})}
+        options["chat_template_kwargs"] = given or None
         # rendering and compiling a grammar take milliseconds, encoding an image seconds: not in the event loop
-        requests, _ = await asyncio.to_thread(prepare_all, llm.llama, self.messages, self.params, self.options)
+        requests, _ = await asyncio.to_thread(prepare_all, llama, self.messages, self.params, options)
         if not self.reasoning:
             requests[0].leave_reasoning()
         return requests[0]
 
-    async def answer(self, state: ServerState, request: Request, model: ServedModel) -> ChatCompletion:
+    async def answer(self, asked: Asked) -> ChatCompletion:
         """The whole answer; it is cancelled when the client leaves."""
-        llm = model.text()
+        llm = asked.model.text()
 
         async def work() -> ChatCompletion:
-            prepared = await self.prepared(llm)
+            prepared = await self.prepared(asked.model)
             made = await llm.generate(prepared.prompt, prepared.params)
             completions = made if isinstance(made, list) else [made]
             self.stopped_by = completions[0].stop_reason
             return prepared.answer(completions)
 
-        done = await while_connected(request.receive, work())
+        done = await while_connected(asked.request.receive, work())
         reasons = [FINISH[choice.finish_reason] for choice in done.choices]
-        state.finished(request, model, [(done.usage, done.timings, reasons[0])])
+        asked.finished([(done.usage, done.timings, reasons[0])])
         return done
 
-    async def chunks(
-        self, state: ServerState, request: Request, model: ServedModel, prepared: ChatRequest
-    ) -> AsyncGenerator[tuple[int, ChatChunk], None]:
+    async def chunks(self, asked: Asked, prepared: ChatRequest) -> AsyncGenerator[tuple[int, ChatChunk], None]:
         """The answer's pieces, each with the number of its choice."""
         params, done = prepared.params, []
         parsers = [prepared.stream() for _ in range(params.n)]
-        chunks: Any = model.text().stream(prepared.prompt, params)
+        chunks: Any = asked.model.text().stream(prepared.prompt, params)
         async with contextlib.aclosing(chunks):
             async for part in chunks:
                 if part.completion is not None and not part.index:
@@ -89,4 +87,4 @@ class ChatTurn:
                     if chunk.completion is not None:
                         done.append(chunk.completion)
                     yield part.index, chunk
-        state.finished(request, model, [(d.usage, d.timings, FINISH[d.finish_reason]) for d in done])
+        asked.finished([(d.usage, d.timings, FINISH[d.finish_reason]) for d in done])

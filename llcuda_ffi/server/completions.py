@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -17,11 +16,10 @@ from ..engine.results import Chunk, Completion, TokenLogprob
 from ..errors import InvalidRequest
 from ..llama import Llama
 from ..sampling_params import SamplingParams
-from .events import DONE, EventStream, event, merged, while_connected
+from .events import DONE, ChunkWriter, merged, while_connected
 from .prompts import Prompt, prompt_ids, prompts_of
 from .sampling import sampling
-from .served_model import ServedModel
-from .state import ServerState
+from .state import Asked, ServerState
 from .token_logprobs import CompletionLogprobs, prompt_logprobs
 from .usage import FINISH, stream_options, timings_dict, total
 
@@ -34,11 +32,8 @@ class Completions:
 
     async def post(self, request: Request) -> Response:
         """Answer a request."""
-        state = self._state
-        fields = await state.read(request)
-        asked = fields.take("model")
-        async with contextlib.AsyncExitStack() as held:
-            model = await held.enter_async_context(state.model(asked, "text"))
+        async with self._state.asked(request, "text") as asked:
+            fields, model = asked.fields, asked.model
             stream, with_usage = stream_options(fields)
             prompts = prompts_of(fields.take("prompt"))
             suffix = fields.text("suffix", "")
@@ -46,14 +41,14 @@ class Completions:
             top = fields.integer("logprobs", 0, 20)
             of_prompt = fields.integer("prompt_logprobs", 0, 20)
             echo = fields.flag("echo", False)
-            params = sampling(fields, SamplingParams(overflow="stop"), model, asked, top)
+            params = sampling(asked, SamplingParams(overflow="stop"), top)
             if stream and (of_prompt is not None or (echo and top is not None)):
                 raise InvalidRequest("log probabilities of a prompt cannot be streamed: drop stream, or echo")
             params = params.replace(echo=echo, prompt_logprobs=top if echo and of_prompt is None else of_prompt)
             n = params.n
             if best_of is not None and best_of != n:
                 params = _best_of(params, best_of, stream)
-            held.enter_context(state.gate.enter(len(prompts) * params.n))
+            asked.enter(len(prompts) * params.n)
             llm, vocab = model.text(), model.text().llama.vocab
             tokens = await asyncio.to_thread(lambda: [_ids(llm.llama, p, suffix) for p in prompts])
             head = {
@@ -64,12 +59,11 @@ class Completions:
                 "system_fingerprint": model.fingerprint,
             }
             if stream:
-                events = self._events(request, model, tokens, params, head, with_usage)
-                return EventStream(events, held.pop_all())
+                return asked.stream(self._events(asked, tokens, params, head, with_usage))
             made = await while_connected(request.receive, llm.generate(tokens, params))
             groups: list[list[Completion]] = [g if isinstance(g, list) else [g] for g in made]
         done = [c for group in groups for c in group]
-        state.finished(request, model, ((c.usage, c.timings, FINISH[c.finish_reason]) for c in done))
+        asked.finished((c.usage, c.timings, FINISH[c.finish_reason]) for c in done)
         usage = total([c.usage for c in done], params.n)
         if params.n != n:
             done = [c for group in groups for c in sorted(group, key=_mean_logprob, reverse=True)[:n]]
@@ -89,20 +83,19 @@ class Completions:
 
     async def _events(
         self,
-        request: Request,
-        model: ServedModel,
+        asked: Asked,
         tokens: Sequence[Sequence[int]],
         params: SamplingParams,
         head: dict[str, Any],
         with_usage: bool,
     ) -> AsyncGenerator[bytes, None]:
-        n, llm = params.n, model.text()
+        n, llm = params.n, asked.model.text()
         streams: list[Any] = [llm.stream(t, params) for t in tokens]
         vocab = llm.llama.vocab
         starts = [len(vocab.detokenize(t, special=True)) if params.echo else 0 for t in tokens]
         logprobs = [CompletionLogprobs(vocab, start) for start in starts for _ in range(n)]
         done: dict[int, Completion] = {}
-        usual = {"usage": None} if with_usage else {}
+        writer = ChunkWriter({**head, "usage": None} if with_usage else head)
         chunk: Chunk
         async for prompt, chunk in merged(streams):
             i = prompt * n + chunk.index
@@ -111,6 +104,9 @@ class Completions:
                 done[i] = whole
             if not (chunk.text or chunk.logprobs or finish):
                 continue
+            if finish is None and chunk.logprobs is None:
+                yield writer.text(i, '"text":', chunk.text, ',"finish_reason":null,"logprobs":null}')
+                continue
             choice = {
                 "index": i,
                 "text": chunk.text,
@@ -118,10 +114,11 @@ class Completions:
                 "finish_reason": None if finish is None else FINISH[finish],
             }
             last = {} if whole is None else {"timings": timings_dict(whole.timings, whole.usage)}
-            yield event({**head, "choices": [choice], **usual, **last})
-        self._state.finished(request, model, ((c.usage, c.timings, FINISH[c.finish_reason]) for c in done.values()))
+            yield writer.choice(choice, **last)
+        asked.finished((c.usage, c.timings, FINISH[c.finish_reason]) for c in done.values())
         if with_usage:
-            yield event({**head, "choices": [], "usage": total([done[i].usage for i in sorted(done)], n)})
+            usage = total([done[i].usage for i in sorted(done)], n)
+            yield writer.last(usage, timings_dict(done[0].timings, done[0].usage))
         yield DONE
 
 

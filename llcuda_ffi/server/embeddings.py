@@ -42,8 +42,8 @@ class Embeddings:
 
     async def _vectors(self, request: Request) -> tuple[str, list[dict[str, Any]], int]:
         """The model's name, the vectors, and the number of tokens."""
-        fields = await self._state.read(request)
-        async with self._state.model(fields.take("model"), "embedding") as model:
+        async with self._state.asked(request, "embedding") as asked:
+            fields, model = asked.fields, asked.model
             embedder = model.embedder()
             given = fields.take("input", fields.take("content"))
             if given is None:
@@ -62,10 +62,11 @@ class Embeddings:
             fields.take("user")
             fields.end()
 
+            asked.enter()
+
             async def work() -> tuple[np.ndarray, int]:
-                with self._state.gate.enter():
-                    loop = asyncio.get_running_loop()
-                    return await loop.run_in_executor(self._threads, _encode, embedder, texts, dim, truncate, norm == 2)
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._threads, _encode, embedder, texts, dim, truncate, norm == 2)
 
             vectors, tokens = await while_connected(request.receive, work())
         data = [

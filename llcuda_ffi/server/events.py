@@ -83,9 +83,38 @@ async def merged(streams: Sequence[AsyncGenerator[_T, None]]) -> AsyncIterator[t
         await asyncio.wait(tasks)
 
 
+# made once: json.dumps makes an encoder for each call with arguments
+to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def event(value: dict[str, Any]) -> bytes:
     """One event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return f"data: {to_json(value)}\n\n".encode()
+
+
+class ChunkWriter:
+    """Writes the events of one OpenAI stream. What all of them have in common is JSON once."""
+
+    def __init__(self, head: dict[str, Any]) -> None:
+        self._head = f'data: {to_json(head)[:-1]},"choices":['
+
+    def choice(self, value: dict[str, Any], **more: Any) -> bytes:
+        """A chunk with one choice; `more`: further fields of the chunk."""
+        end = f"],{to_json(more)[1:]}" if more else "]}"
+        return f"{self._head}{to_json(value)}{end}\n\n".encode()
+
+    def text(self, index: int, start: str, text: str | None, end: str) -> bytes:
+        """A chunk that is nothing but text, between the JSON before and after it: nearly all chunks are."""
+        return f'{self._head}{{"index":{index},{start}{to_json(text)}{end}]}}\n\n'.encode()
+
+    def last(self, usage: dict[str, Any], timings: dict[str, Any]) -> bytes:
+        """The chunk with the usage, which has no choices."""
+        return f"{self._head}],{to_json({'usage': usage, 'timings': timings})[1:]}\n\n".encode()
+
+
+def error_event(error: BaseException) -> bytes:
+    """An exception inside a stream as OpenAI's clients read it."""
+    return event(error_dict(error)[1])
 
 
 DONE = b"data: [DONE]\n\n"
@@ -100,7 +129,7 @@ class EventStream(Response):
         self,
         events: AsyncGenerator[bytes, None],
         held: contextlib.AsyncExitStack,
-        error: Callable[[BaseException], bytes] = lambda error: event(error_dict(error)[1]),
+        error: Callable[[BaseException], bytes] = error_event,
     ) -> None:
         """Take the events.
 

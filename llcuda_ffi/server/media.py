@@ -36,3 +36,10 @@ def check_media(messages: Sequence[Mapping[str, Any]]) -> None:
                 )
     if n > MOST_MEDIA:
         raise InvalidRequest(f"the conversation has {n} images and sounds, more than {MOST_MEDIA}")
+
+
+def modalities(media: Any) -> dict[str, bool]:
+    """What a model takes besides text; `media` is its encoder or None."""
+    if media is None:
+        return {"vision": False, "audio": False}
+    return {"vision": media.projector.sees, "audio": media.projector.hears}

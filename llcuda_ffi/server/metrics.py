@@ -65,9 +65,9 @@ def metrics_text(state: ServerState) -> str:
     out.add("llcuda_ffi_http_inside", "gauge", "completions and embedding requests running or waiting", gate.inside)
     out.add("llcuda_ffi_http_refused_total", "counter", "requests refused because too many were waiting", gate.refused)
     loaded = [(m, m.engine.metrics()) for m in state.models if isinstance(m.engine, AsyncLlama)]
-    for _, snapshot in loaded[:1]:
+    for model, snapshot in loaded[:1]:
         _engine(out, snapshot)
-        _llamacpp(out, snapshot)
+        _llamacpp(out, snapshot, state.metrics.of(model.name))
     for model, snapshot in loaded:
         _protocol_gauges(out, model, snapshot)
     for name, measured in state.metrics.models.items():
@@ -87,19 +87,31 @@ def _engine(out: Exposition, snapshot: MetricsSnapshot) -> None:
             out.add(f"llcuda_ffi_{_unit(name)}", "gauge", f"{about}, last 1,024 requests", value, f'quantile="{q}"')
 
 
-def _llamacpp(out: Exposition, snapshot: MetricsSnapshot) -> None:
+def _llamacpp(out: Exposition, snapshot: MetricsSnapshot, measured: ModelMetrics) -> None:
     """llama.cpp's names, for dashboards that were made for its server."""
-    for name, value in (
-        ("prompt_tokens_total", snapshot.prompt_tokens - snapshot.cached_tokens),
+    computed = snapshot.prompt_tokens - snapshot.cached_tokens
+    prompt_s = measured.histograms["request_prefill_time_seconds"].sum
+    decode_s = measured.histograms["request_decode_time_seconds"].sum
+    counters: tuple[tuple[str, float], ...] = (
+        ("prompt_tokens_total", computed),
+        ("prompt_tokens_cached_total", snapshot.cached_tokens),
+        ("prompt_seconds_total", prompt_s),
         ("tokens_predicted_total", snapshot.completion_tokens),
+        ("tokens_predicted_seconds_total", decode_s),
         ("n_decode_total", snapshot.batches),
-    ):
+        ("spec_decode_num_draft_tokens_total", snapshot.drafted),
+        ("spec_decode_num_accepted_tokens_total", snapshot.accepted),
+    )
+    for name, value in counters:
         out.add(f"llamacpp:{name}", "counter", name.replace("_", " "), value)
-    for name, value in (
+    gauges: tuple[tuple[str, float], ...] = (
+        ("prompt_tokens_seconds", computed / prompt_s if prompt_s else 0.0),
+        ("predicted_tokens_seconds", snapshot.completion_tokens / decode_s if decode_s else 0.0),
         ("requests_processing", snapshot.running),
         ("requests_deferred", snapshot.queued),
         ("kv_cache_tokens", snapshot.kv_used),
-    ):
+    )
+    for name, value in gauges:
         out.add(f"llamacpp:{name}", "gauge", name.replace("_", " "), value)
 
 

@@ -15,7 +15,8 @@ _MOST = 2048
 def prompts_of(value: Any, name: str = "prompt") -> list[Prompt]:
     """The prompts of a field.
 
-    A text, token ids, texts and ids mixed ([1, "a", 2], llama.cpp's), {"prompt_string": …}, or a list of those.
+    A text, token ids, texts and ids mixed ([1, "a", 2], llama.cpp's), {"prompt_string": …}, {"content": [parts]}, or a
+    list of those.
 
     Raises:
         InvalidRequest: something else, or more than 2,048.
@@ -36,13 +37,20 @@ def prompts_of(value: Any, name: str = "prompt") -> list[Prompt]:
 def _one(value: Any, name: str) -> Prompt:
     if isinstance(value, dict):
         if value.get("multimodal_data"):
-            raise InvalidRequest(f"{name}: multimodal_data is not supported")
-        value = value.get("prompt_string")
+            raise InvalidRequest(f"{name}: multimodal_data is not supported; a chat's messages may have images")
+        value = _joined(value["content"], name) if "content" in value else value.get("prompt_string")
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(type(item) is int or isinstance(item, str) for item in value):
         return value
     raise InvalidRequest(f"{name} must be a text or a list of token ids, not {value!r:.60}")
+
+
+def _joined(parts: Any, name: str) -> str:
+    """The text of a message's parts."""
+    if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
+        raise InvalidRequest(f"{name}.content must be a list of parts with text, not {parts!r:.60}")
+    return "".join(part["text"] for part in parts)
 
 
 def prompt_ids(vocab: Vocab, prompt: Prompt) -> list[int]:

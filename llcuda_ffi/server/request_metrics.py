@@ -14,17 +14,21 @@ _TOKENS = tuple(float(n * 10**power) for power in range(6) for n in (1, 2, 5))
 
 
 class Histogram:
-    """Counts of values up to each bound."""
+    """Counts of values up to each bound.
+
+    Attributes:
+        sum: of all values.
+    """
 
     def __init__(self, about: str, bounds: Sequence[float]) -> None:
         self.about, self._bounds = about, bounds
         self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
+        self.sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
         """Count a value."""
         self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
+        self.sum += value * times
 
     def lines(self, name: str, labels: str) -> Iterator[str]:
         """The exposition, without HELP and TYPE."""
@@ -33,7 +37,7 @@ class Histogram:
             seen += count
             le = "+Inf" if bound == float("inf") else f"{bound:g}"
             yield f'{name}_bucket{{{labels},le="{le}"}} {seen}'
-        yield f"{name}_sum{{{labels}}} {self._sum!r}"
+        yield f"{name}_sum{{{labels}}} {self.sum!r}"
         yield f"{name}_count{{{labels}}} {seen}"
 
 

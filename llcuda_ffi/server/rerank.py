@@ -12,8 +12,7 @@ from starlette.responses import JSONResponse, Response
 from ..embedding.reranker import Reranker
 from ..errors import InvalidRequest
 from .events import while_connected
-from .served_model import ServedModel
-from .state import ServerState
+from .state import Asked, ServerState
 
 _MOST = 2048
 
@@ -26,8 +25,8 @@ class Rerank:
 
     async def rerank(self, request: Request) -> Response:
         """Documents, best first: `results` with `index` and `relevance_score`; for TEI's `texts` a bare list."""
-        fields = await self._state.read(request)
-        async with self._state.model(fields.take("model"), "rerank") as model:
+        async with self._state.asked(request, "rerank") as asked:
+            fields, model = asked.fields, asked.model
             query = fields.text("query")
             bare = "texts" in fields
             documents = _texts(fields.items("texts" if bare else "documents", _MOST), "documents")
@@ -38,7 +37,7 @@ class Rerank:
             for name in ("user", "truncation_direction", "max_tokens_per_doc", "max_chunks_per_doc"):
                 fields.take(name)
             fields.end()
-            scores, tokens = await self._scores(request, model, [(query, d) for d in documents], truncate)
+            scores, tokens = await _scores(asked, [(query, d) for d in documents], truncate)
         if not raw:
             scores = 1 / (1 + np.exp(-scores))
         order = np.argsort(-scores, kind="stable")[:top].tolist()
@@ -53,8 +52,8 @@ class Rerank:
 
     async def score(self, request: Request) -> Response:
         """A score for each pair of `text_1` and `text_2`; one text may stand for all pairs."""
-        fields = await self._state.read(request)
-        async with self._state.model(fields.take("model"), "rerank") as model:
+        async with self._state.asked(request, "rerank") as asked:
+            fields, model = asked.fields, asked.model
             first, second = _texts(fields.take("text_1"), "text_1"), _texts(fields.take("text_2"), "text_2")
             if len(first) == 1:
                 first = first * len(second)
@@ -64,22 +63,17 @@ class Rerank:
             for name in ("user", "encoding_format"):
                 fields.take(name)
             fields.end()
-            scores, tokens = await self._scores(request, model, list(zip(first, second, strict=True)), truncate)
+            scores, tokens = await _scores(asked, list(zip(first, second, strict=True)), truncate)
         data = [{"index": i, "object": "score", "score": float(score)} for i, score in enumerate(scores)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return JSONResponse({"object": "list", "model": model.name, "data": data, "usage": usage})
 
-    async def _scores(
-        self, request: Request, model: ServedModel, pairs: list[tuple[str, str]], truncate: bool
-    ) -> tuple[np.ndarray, int]:
-        """The score of each pair, and how many tokens the texts have."""
-        reranker = model.reranker()
 
-        async def work() -> tuple[np.ndarray, int]:
-            with self._state.gate.enter():
-                return await asyncio.to_thread(_score, reranker, pairs, truncate)
-
-        return await while_connected(request.receive, work())
+async def _scores(asked: Asked, pairs: list[tuple[str, str]], truncate: bool) -> tuple[np.ndarray, int]:
+    """The score of each pair, and how many tokens the texts have."""
+    asked.enter()
+    work = asyncio.to_thread(_score, asked.model.reranker(), pairs, truncate)
+    return await while_connected(asked.request.receive, work)
 
 
 def _score(reranker: Reranker, pairs: list[tuple[str, str]], truncate: bool) -> tuple[np.ndarray, int]:

@@ -39,6 +39,7 @@ def serve(
     tls_key: Path | None = None,
     grace: int = 30,
     access_log: bool = False,
+    ui: bool = True,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then what runs is finished, for at most `grace` seconds.
 
@@ -47,6 +48,7 @@ def serve(
 
     Args:
         load: makes the models, when the address is ours.
+        host: an address or name; several with commas between.
         port: 0 takes a free one; the line on stderr says which.
         read_timeout: seconds in which a request's head, and its body, must arrive; None: 15 and 60.
         unix_socket: a path to listen at, in place of host and port.
@@ -65,11 +67,14 @@ def serve(
         raise InvalidRequest("a certificate needs its key: give both --tls-cert and --tls-key")
     if tls_cert is not None and tls_key is not None:
         _check_certificate(tls_cert, tls_key)
-    listener = _passed() or (_bind(host, port) if unix_socket is None else _bind_unix(unix_socket))
-    with contextlib.closing(listener):
-        address, local = _address(listener, host, tls_cert is not None)
-        if not api_keys and not local:
-            print(f"warning: anyone who reaches {address} can use this server: give --api-key", file=sys.stderr)
+    with contextlib.ExitStack() as opened:
+        listeners = _listeners(host, port, unix_socket)
+        for listener in listeners:
+            opened.callback(listener.close)
+        addresses = [_address(each, tls_cert is not None) for each in listeners]
+        open_to = [address for address, local in addresses if not local]
+        if not api_keys and open_to:
+            print(f"warning: anyone who reaches {open_to[0]} can use this server: give --api-key", file=sys.stderr)
         _log_to_stderr(access_log)
         models = load()
         try:
@@ -81,6 +86,7 @@ def serve(
                 body_timeout=read_timeout or BODY_SECONDS,
                 cors_origins=cors_origins,
                 access_log=access_log,
+                ui=ui,
             )
             gate = app.state.gate
             names = " and ".join(model.name for model in list(models)[:4])
@@ -88,7 +94,8 @@ def serve(
             class Server(uvicorn.Server):
                 async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                     await super().startup(sockets)
-                    print(f"{names} at {address}/v1", file=sys.stderr, flush=True)
+                    urls = " and ".join(f"{address}/v1" for address, _ in addresses)
+                    print(f"{names} at {urls}", file=sys.stderr, flush=True)
 
                 def handle_exit(self, sig: int, frame: FrameType | None) -> None:
                     gate.closing = True
@@ -110,20 +117,40 @@ def serve(
                 ssl_keyfile=tls_key,
             )
             with _quiet_end():
-                Server(config).run(sockets=[listener])
+                Server(config).run(sockets=listeners)
         finally:
             models.close()
             if unix_socket is not None:
                 unix_socket.unlink(missing_ok=True)
 
 
-def _passed() -> socket.socket | None:
-    """The socket that a service manager opened for this process, as sd_listen_fds(3) describes it."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS", "0") == "0":
-        return None
-    listener = socket.socket(fileno=3)
-    listener.set_inheritable(False)
-    return listener
+def _listeners(host: str, port: int, unix_socket: Path | None) -> list[socket.socket]:
+    passed = _passed()
+    if passed:
+        return passed
+    if unix_socket is not None:
+        return [_bind_unix(unix_socket)]
+    found: list[socket.socket] = []
+    try:
+        for name in host.split(","):
+            found.append(_bind(name.strip(), port))
+            port = found[0].getsockname()[1]  # where a free one was asked for, the same for all
+    except BaseException:
+        for listener in found:
+            listener.close()
+        raise
+    return found
+
+
+def _passed() -> list[socket.socket]:
+    """The sockets that a service manager opened for this process, as sd_listen_fds(3) describes it."""
+    count = os.environ.get("LISTEN_FDS", "")
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdigit():
+        return []
+    found = [socket.socket(fileno=3 + i) for i in range(int(count))]
+    for listener in found:
+        listener.set_inheritable(False)
+    return found
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -155,15 +182,13 @@ def _bind_unix(path: Path) -> socket.socket:
     return listener
 
 
-def _address(listener: socket.socket, host: str, tls: bool) -> tuple[str, bool]:
+def _address(listener: socket.socket, tls: bool) -> tuple[str, bool]:
     """The address to be shown, and whether only this machine reaches it."""
     if listener.family == socket.AF_UNIX:
         return f"unix:{listener.getsockname()}", True
     found: Any = listener.getsockname()
-    try:
-        local = ipaddress.ip_address(found[0]).is_loopback
-    except ValueError:
-        local = False
+    host = str(found[0])
+    local = ipaddress.ip_address(host.partition("%")[0]).is_loopback
     name = f"[{host}]" if ":" in host else host
     return f"{'https' if tls else 'http'}://{name}:{found[1]}", local
 

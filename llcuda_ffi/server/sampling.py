@@ -10,9 +10,9 @@ from ..core.adapter import LoraAdapter
 from ..errors import InvalidRequest
 from ..params import integer, number, override
 from ..sampling_params import SamplingParams
-from .body import Fields
 from .sampling_names import NEUTRAL, OTHER_NAMES, REFUSED, SAMPLER_OFF, WITHOUT_EFFECT
 from .served_model import ServedModel
+from .state import Asked
 
 # for the one who runs the server to say, or not of JSON's types
 _NOT_OVER_HTTP = {"priority", "logprobs", "prompt_logprobs", "echo", "logits_processors", "stopping_criteria", "lora"}
@@ -24,27 +24,19 @@ _MOST_STOPS, _LONGEST_STOP = 16, 256
 _MOST_BIASES = 4096
 
 
-def sampling(
-    fields: Fields,
-    defaults: SamplingParams,
-    model: ServedModel,
-    asked: object,
-    logprobs: int | None,
-    stop: list[Any] | None = None,
-) -> SamplingParams:
+def sampling(asked: Asked, defaults: SamplingParams, logprobs: int | None, **renamed: Any) -> SamplingParams:
     """The settings among a request's fields; nothing else may be left.
 
     Args:
-        model: what answers, loaded.
-        asked: the name that the request gave it; that of an adapter means the model with it.
-        stop: stop strings that came under another name.
+        defaults: of the endpoint; those of the model (`serve --default`) come before them.
+        **renamed: settings that came under names of the endpoint's own; None where they did not.
 
     Raises:
         InvalidRequest: an unknown field, or a value that SamplingParams does not take.
     """
+    fields, model = asked.fields, asked.model
     given = fields.rest()
-    if stop is not None:
-        given["stop"] = stop
+    given |= {name: value for name, value in renamed.items() if value is not None}
     settings: dict[str, Any] = {}
     for name in [n for n in given if n not in WITHOUT_EFFECT]:
         meant = OTHER_NAMES.get(name, name)
@@ -59,7 +51,7 @@ def sampling(
     limit_ms = given.pop("t_max_predict_ms", 0)
     if limit_ms and number("t_max_predict_ms", limit_ms, -1) > 0:
         settings["timeout"] = limit_ms / 1000
-    lora = _adapters(given.pop("lora", None), model, asked)
+    lora = _adapters(given.pop("lora", None), model, asked.name)
     for name in list(given):
         if name in REFUSED:
             raise InvalidRequest(f"{name} is not supported: {REFUSED[name]}")
@@ -70,7 +62,7 @@ def sampling(
     fields.check(given, _KNOWN)
     _translate(settings, model)
     try:
-        return override(defaults, {**settings, "logprobs": logprobs, "lora": lora})
+        return override(defaults, {**model.defaults, **settings, "logprobs": logprobs, "lora": lora})
     except (TypeError, AttributeError) as error:  # a value of a shape that no check of ours expected
         raise InvalidRequest(f"a setting is of the wrong type: {error}") from None
 
@@ -104,7 +96,7 @@ def _stops(value: Any) -> list[str]:
 
 
 def _biases(value: Any, model: ServedModel) -> dict[int, float]:
-    """OpenAI's object of token ids, or llama.cpp's list of [token id or text, bias]; false bans a token."""
+    """An object of token ids or texts, or a list of [token id or text, bias]; false bans a token."""
     pairs = list(value.items()) if isinstance(value, dict) else value
     if not isinstance(pairs, list) or len(pairs) > _MOST_BIASES:
         raise InvalidRequest(f"logit_bias must be an object of up to {_MOST_BIASES} token ids, not {value!r:.60}")
@@ -115,7 +107,7 @@ def _biases(value: Any, model: ServedModel) -> dict[int, float]:
         key, bias = pair
         if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 11:
             tokens = [int(key)]
-        elif isinstance(key, str) and isinstance(value, list):
+        elif isinstance(key, str):
             tokens = vocab.tokenize(key[:1000], add_special=False, parse_special=True).tolist()
         elif type(key) is int:
             tokens = [key]

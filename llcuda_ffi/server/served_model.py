@@ -20,6 +20,7 @@ from ..enums import PoolingType
 from ..errors import InvalidRequest
 from ..gguf import GGUFReader
 from ..hub.references import resolve
+from .media import modalities
 
 Kind = Literal["text", "embedding", "rerank"]
 Engine = AsyncLlama | Embedder | Reranker
@@ -43,6 +44,9 @@ class ServedModel:
         kind: what it does.
         reference: path, registry name or repository file.
         settings: arguments of AsyncLlama, Embedder or Reranker.
+        defaults: settings of generations whose requests do not name them (fields of SamplingParams).
+        template: chat template in place of its own: Jinja text, or a built-in name.
+        template_variables: what the template is given where a request does not say it (enable_thinking, …).
         aliases: other names that mean it.
         adapters: LoRA adapters' names and files; a name may stand for `model` in a request.
         pinned: never freed while the server runs.
@@ -60,6 +64,9 @@ class ServedModel:
     kind: Kind
     reference: Reference
     settings: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    template: str | None = None
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
     aliases: Sequence[str] = ()
     adapters: Mapping[str, Path] = field(default_factory=dict)
     pinned: bool = False
@@ -179,6 +186,7 @@ class ServedModel:
         if isinstance(self.engine, AsyncLlama):
             model = self.engine.llama.model
             out["max_model_len"] = self.engine.llama.n_ctx
+            out["modalities"] = modalities(self.engine.llama.media)
             out["meta"] = {
                 "n_vocab": len(model.vocab),
                 "n_ctx_train": model.n_ctx_train,

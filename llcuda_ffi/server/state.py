@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
 from ..engine.results import Timings, Usage
 from .body import BodyReader, Fields
+from .events import EventStream, error_event
 from .gate import Gate
 from .models import Models
 from .request_metrics import RequestMetrics
@@ -37,7 +38,7 @@ class ServerState:
         return await self.bodies.read(request)
 
     @contextlib.asynccontextmanager
-    async def model(self, name: object, kind: Kind) -> AsyncIterator[ServedModel]:
+    async def model(self, name: object, kind: Kind | None) -> AsyncIterator[ServedModel]:
         """The model of a name, loaded and kept while inside.
 
         Raises:
@@ -48,16 +49,65 @@ class ServerState:
         async with self.models.use(self.models.find(name, kind)) as model:
             yield model
 
-    def finished(self, request: Request, model: ServedModel, done: Iterable[tuple[Usage, Timings, str]]) -> None:
+    @contextlib.asynccontextmanager
+    async def asked(self, request: Request, kind: Kind | None) -> AsyncIterator[Asked]:
+        """A request read, and the model that it names loaded and kept: while inside, or to the end of its stream.
+
+        Raises:
+            as `read` and `model`.
+        """
+        fields = await self.read(request)
+        name = fields.take("model")
+        async with contextlib.AsyncExitStack() as held:
+            model = await held.enter_async_context(self.model(name, kind))
+            yield Asked(self, request, fields, name, model, held)
+
+
+@dataclass
+class Asked:
+    """A request to a model.
+
+    Attributes:
+        fields: those of its body that nobody has taken yet.
+        name: how it named the model.
+        model: that model, loaded.
+    """
+
+    state: ServerState
+    request: Request
+    fields: Fields
+    name: object
+    model: ServedModel
+    held: contextlib.AsyncExitStack
+
+    def enter(self, count: int = 1) -> None:
+        """Room for `count` completions, until the request is over.
+
+        Raises:
+            as Gate.enter.
+        """
+        self.held.enter_context(self.state.gate.enter(count))
+
+    def stream(
+        self, events: AsyncGenerator[bytes, None], error: Callable[[BaseException], bytes] = error_event
+    ) -> EventStream:
+        """The answer as events; the model and the room are held until the last one.
+
+        Args:
+            error: writes the event of an exception inside the stream.
+        """
+        return EventStream(events, self.held.pop_all(), error)
+
+    def finished(self, done: Iterable[tuple[Usage, Timings, str]]) -> None:
         """Count finished completions (usage, timings, finish_reason), and note them for the log of their request."""
-        metrics, facts = self.metrics.of(model.name), {"model": model.name}
+        metrics = self.state.metrics.of(self.model.name)
         prompt = generated = 0
         first = None
         for usage, timings, reason in done:
             metrics.finish(usage, timings, reason)
             prompt, generated, first = usage.prompt_tokens, generated + usage.completion_tokens, first or timings
-        request.state.facts = {
-            **facts,
+        self.request.state.facts = {
+            "model": self.model.name,
             "prompt_tokens": prompt,
             "completion_tokens": generated,
             "queue": None if first is None else round(first.queue_s, 4),

@@ -32,7 +32,8 @@ LAYERS = [
     ["llama_settings"],
     ["llama"],
     ["async_llama", "lora", "isolated_process"],
-    ["server", "pipelines", "integrations", "pytest_plugin", "llcuda", "compat"],
+    ["server", "integrations", "pytest_plugin", "llcuda", "compat"],
+    ["pipelines"],
     ["cli", "jupyter"],
     ["__main__"],
 ]

@@ -1,4 +1,5 @@
-"""Clients that people use, against the server: anthropic, litellm, langchain-openai, instructor, openai's responses."""
+"""Clients that people use, against the server: anthropic, litellm, langchain-openai, llama-index, instructor,
+pydantic-ai, smolagents, openai's responses."""
 
 from __future__ import annotations
 
@@ -128,3 +129,64 @@ def test_instructor(served: Server) -> None:
         )
         assert isinstance(found.age, int)
     client.close()
+
+
+def test_llama_index(served: Server) -> None:
+    """Complete, stream a chat, a function called by a chat."""
+    module = pytest.importorskip("llama_index.llms.openai_like")
+    from llama_index.core.llms import ChatMessage
+    from llama_index.core.tools import FunctionTool
+
+    llm = module.OpenAILike(
+        model="smol", api_base=f"{_url(served)}/v1", api_key="k", is_chat_model=True, is_function_calling_model=True,
+        max_tokens=48, context_window=1024, max_retries=0,
+    )  # fmt: skip
+    assert llm.complete("Say hello.").text
+    assert "".join(chunk.delta or "" for chunk in llm.stream_chat([ChatMessage("Say hello.")]))
+
+    def weather(city: str) -> str:
+        """The weather of a city."""
+        return city
+
+    tool = FunctionTool.from_defaults(weather)
+    answer = llm.chat_with_tools([tool], user_msg="Weather in Paris?", tool_required=True)
+    assert llm.get_tool_calls_from_response(answer)[0].tool_name == "weather"
+
+
+def test_pydantic_ai(served: Server) -> None:
+    """A model as output, by tool and by schema; a stream of text."""
+    pydantic_ai = pytest.importorskip("pydantic_ai")
+    pydantic = pytest.importorskip("pydantic")
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    class Person(pydantic.BaseModel):
+        age: int
+
+    model = OpenAIChatModel("smol", provider=OpenAIProvider(base_url=f"{_url(served)}/v1", api_key="k"))
+    for output in (Person, pydantic_ai.NativeOutput(Person)):
+        agent = pydantic_ai.Agent(model, output_type=output, model_settings={"max_tokens": 100})
+        assert isinstance(agent.run_sync("How old?").output.age, int)
+    plain = pydantic_ai.Agent(model, model_settings={"max_tokens": 8})
+    assert plain.run_sync("Say hello.").output
+
+
+def test_smolagents(served: Server) -> None:
+    """A message, a stream, a tool that is required."""
+    smolagents = pytest.importorskip("smolagents")
+
+    @smolagents.tool
+    def weather(city: str) -> str:
+        """The weather of a city.
+
+        Args:
+            city: its name.
+        """
+        return city
+
+    model = smolagents.OpenAIServerModel("smol", api_base=f"{_url(served)}/v1", api_key="k", max_tokens=48)
+    asked = [smolagents.ChatMessage("user", [{"type": "text", "text": "Weather in Paris?"}])]
+    assert model.generate(asked).content
+    assert "".join(delta.content or "" for delta in model.generate_stream(asked))
+    called = model.generate(asked, tools_to_call_from=[weather])
+    assert called.tool_calls[0].function.name == "weather"

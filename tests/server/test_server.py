@@ -28,7 +28,7 @@ def test_completions(server: Server) -> None:
     ids = server.post("/tokenize", content="The capital of France is", add_special=True)[1]["tokens"]
     again = server.post("/v1/completions", prompt=ids, max_tokens=8, seed=-5)[1]
     assert again["choices"][0]["text"] == one["choices"][0]["text"]
-    assert server.post("/detokenize", tokens=ids)[1] == {"content": "The capital of France is"}
+    assert server.post("/detokenize", tokens=ids)[1]["content"] == "The capital of France is"
     many = server.post("/v1/completions", prompt=["One", "Two"], n=2, max_tokens=2, logprobs=3, temperature=0)[1]
     assert [c["index"] for c in many["choices"]] == [0, 1, 2, 3]
     assert many["choices"][0]["text"] == many["choices"][1]["text"] != many["choices"][2]["text"]
@@ -103,7 +103,7 @@ def test_stream_is_what_the_whole_is(server: Server) -> None:
     for i in (0, 1):
         mine = [c for e in events for c in e["choices"] if c["index"] == i]
         assert mine[0]["delta"]["role"] == "assistant"
-        assert "".join(c["delta"].get("content", "") for c in mine) == whole["choices"][i]["message"]["content"]
+        assert "".join(c["delta"].get("content") or "" for c in mine) == whole["choices"][i]["message"]["content"]
         assert mine[-1]["finish_reason"] == whole["choices"][i]["finish_reason"]
 
 

@@ -160,7 +160,7 @@ def test_native_completion(fleet: Server) -> None:
     assert whole["generation_settings"]["n_predict"] == 5
     assert whole["timings"]["predicted_n"] == whole["tokens_predicted"] == 5
     picked = fleet.post("/completion", response_fields=["content", "generation_settings/n_predict"], **asked)[1]
-    assert picked == {"content": whole["content"], "n_predict": 5}
+    assert picked == {"content": whole["content"], "generation_settings/n_predict": 5}
     parts = list(fleet.raw_stream("/completion", **asked))
     assert "".join(p["content"] for p in parts) == whole["content"]
     assert [t for p in parts for t in p["tokens"]] == whole["tokens"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -19,10 +18,10 @@ from ...sampling_params import SamplingParams
 from ..body import Fields
 from ..chat_turn import ChatTurn
 from ..errors import anthropic_error
-from ..events import EventStream
+from ..events import to_json
 from ..sampling import sampling
 from ..served_model import ServedModel
-from ..state import ServerState
+from ..state import Asked, ServerState
 from .blocks import BlockWriter, Event, blocks_of
 from .messages import messages_of, tools_of
 
@@ -35,32 +34,28 @@ class Messages:
 
     async def post(self, request: Request) -> Response:
         """Answer a request."""
-        state = self._state
-        fields = await state.read(request)
-        asked = fields.take("model")
-        async with contextlib.AsyncExitStack() as held:
-            model = await held.enter_async_context(state.model(asked, "text"))
+        async with self._state.asked(request, "text") as asked:
+            fields, model = asked.fields, asked.model
             stream = fields.flag("stream", False)
             limit = fields.integer("max_tokens", 1, 1 << 31)
             if limit is None:
                 raise InvalidRequest("max_tokens is missing")
-            turn = _turn(fields, model, asked, limit)
-            held.enter_context(state.gate.enter())
+            turn = _turn(asked, limit)
+            asked.enter()
             name = f"msg_{secrets.token_hex(12)}"
             if stream:
-                prepared = await turn.prepared(model.text())
-                events = self._events(request, model, turn, prepared, name)
-                return EventStream(events, held.pop_all(), lambda error: _event(anthropic_error(error, None)[1]))
-            answer = await turn.answer(state, request, model)
+                prepared = await turn.prepared(model)
+                return asked.stream(self._events(asked, turn, prepared, name), _error_event)
+            answer = await turn.answer(asked)
         return JSONResponse(_message(name, model, blocks_of(answer), *_end(answer, turn), _usage(answer.usage)))
 
     async def _events(
-        self, request: Request, model: ServedModel, turn: ChatTurn, prepared: ChatRequest, name: str
+        self, asked: Asked, turn: ChatTurn, prepared: ChatRequest, name: str
     ) -> AsyncGenerator[bytes, None]:
         blocks = BlockWriter()
         answer: ChatCompletion | None = None
-        begun = _message(name, model, [], None, None, _usage(Usage(len(prepared.tokens), 0, 0)))
-        async with contextlib.aclosing(turn.chunks(self._state, request, model, prepared)) as chunks:
+        begun = _message(name, asked.model, [], None, None, _usage(Usage(len(prepared.tokens), 0, 0)))
+        async with contextlib.aclosing(turn.chunks(asked, prepared)) as chunks:
             async for _, chunk in chunks:
                 events = blocks.feed(chunk)
                 if begun:
@@ -81,19 +76,18 @@ class Messages:
 
     async def count_tokens(self, request: Request) -> Response:
         """How many tokens the prompt of a conversation has."""
-        fields = await self._state.read(request)
-        asked = fields.take("model")
-        async with self._state.model(asked, "text") as model:
-            fields.take("max_tokens")
-            fields.take("stream")
-            turn = _turn(fields, model, asked, 1)
-            with self._state.gate.enter():
-                prepared = await turn.prepared(model.text())
+        async with self._state.asked(request, "text") as asked:
+            asked.fields.take("max_tokens")
+            asked.fields.take("stream")
+            turn = _turn(asked, 1)
+            asked.enter()
+            prepared = await turn.prepared(asked.model)
         return JSONResponse({"input_tokens": len(prepared.tokens)})
 
 
-def _turn(fields: Fields, model: ServedModel, asked: object, limit: int) -> ChatTurn:
+def _turn(asked: Asked, limit: int) -> ChatTurn:
     """The conversation of a request."""
+    fields = asked.fields
     messages, options = messages_of(fields), tools_of(fields)
     thinking = Fields(fields.mapping("thinking"), fields.lenient)
     kind = thinking.text("type", "")
@@ -122,7 +116,7 @@ def _turn(fields: Fields, model: ServedModel, asked: object, limit: int) -> Chat
             raise InvalidRequest(f"{name} is not supported: this server runs no tools")
     fields.take("context_management")
     stops = fields.items("stop_sequences")
-    params = sampling(fields, SamplingParams(max_tokens=limit, overflow="stop"), model, asked, None, stop=stops)
+    params = sampling(asked, SamplingParams(overflow="stop"), None, max_tokens=limit, stop=stops)
     return ChatTurn(messages, params, options)
 
 
@@ -166,6 +160,9 @@ def _usage(usage: Usage) -> dict[str, int]:
     }
 
 
+def _error_event(error: BaseException) -> bytes:
+    return _event(anthropic_error(error, None)[1])
+
+
 def _event(value: Event) -> bytes:
-    data = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return f"event: {value['type']}\ndata: {data}\n\n".encode()
+    return f"event: {value['type']}\ndata: {to_json(value)}\n\n".encode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -16,12 +15,11 @@ from ...engine.results import Chunk, Completion, TokenLogprob
 from ...errors import InvalidRequest, UnsupportedModel
 from ...sampling_params import SamplingParams
 from ..body import Fields
-from ..errors import error_dict
-from ..events import EventStream, event, merged, while_connected
+from ..events import event, merged, while_connected
 from ..prompts import prompt_ids, prompts_of
 from ..sampling import sampling
 from ..served_model import ServedModel
-from ..state import ServerState
+from ..state import Asked, ServerState
 from ..usage import FINISH, timings_dict
 from .settings import generation_settings
 
@@ -43,11 +41,8 @@ class NativeCompletion:
         return await self._answer(request, infill=True)
 
     async def _answer(self, request: Request, *, infill: bool) -> Response:
-        state = self._state
-        fields = await state.read(request)
-        asked = fields.take("model")
-        async with contextlib.AsyncExitStack() as held:
-            model = await held.enter_async_context(state.model(asked, "text"))
+        async with self._state.asked(request, "text") as asked:
+            fields, model = asked.fields, asked.model
             llm, vocab = model.text(), model.text().llama.vocab
             stream = fields.flag("stream", False)
             shown = _Shown(fields)
@@ -55,15 +50,14 @@ class NativeCompletion:
                 prompts: list[Any] = [await asyncio.to_thread(_infill_ids, fields, vocab)]
             else:
                 prompts = prompts_of(fields.take("prompt"))
-            params = sampling(fields, SamplingParams(max_tokens=None, overflow="stop"), model, asked, shown.n_probs)
-            held.enter_context(state.gate.enter(len(prompts) * params.n))
+            params = sampling(asked, SamplingParams(max_tokens=None, overflow="stop"), shown.n_probs)
+            asked.enter(len(prompts) * params.n)
             tokens = await asyncio.to_thread(lambda: [prompt_ids(vocab, p) for p in prompts])
             if stream:
-                events = self._events(request, model, tokens, params, shown)
-                return EventStream(events, held.pop_all(), lambda error: event(error_dict(error)[1]))
+                return asked.stream(self._events(asked, tokens, params, shown))
             made = await while_connected(request.receive, llm.generate(tokens, params))
             done: list[Completion] = [c for g in made for c in (g if isinstance(g, list) else [g])]
-            state.finished(request, model, ((c.usage, c.timings, FINISH[c.finish_reason]) for c in done))
+            asked.finished((c.usage, c.timings, FINISH[c.finish_reason]) for c in done)
             answers = [
                 shown.final(i, c, model, params, tokens[i // params.n], c.text, c.token_ids, c.logprobs)
                 for i, c in enumerate(done)
@@ -71,14 +65,10 @@ class NativeCompletion:
         return JSONResponse(answers if len(answers) > 1 else answers[0])
 
     async def _events(
-        self,
-        request: Request,
-        model: ServedModel,
-        tokens: list[list[int]],
-        params: SamplingParams,
-        shown: _Shown,
+        self, asked: Asked, tokens: list[list[int]], params: SamplingParams, shown: _Shown
     ) -> AsyncGenerator[bytes, None]:
-        llm, n = model.text(), params.n
+        model, n = asked.model, params.n
+        llm = model.text()
         streams: list[Any] = [llm.stream(t, params) for t in tokens]
         done: list[Completion] = []
         chunk: Chunk
@@ -93,7 +83,7 @@ class NativeCompletion:
                     yield event(shown.part(i, chunk, model))
                 # the tokens were sent already
                 yield event(shown.final(i, whole, model, params, tokens[i // n], "", [], None))
-        self._state.finished(request, model, ((c.usage, c.timings, FINISH[c.finish_reason]) for c in done))
+        asked.finished((c.usage, c.timings, FINISH[c.finish_reason]) for c in done)
 
 
 class _Shown:
@@ -105,7 +95,7 @@ class _Shown:
             probs = fields.integer("logprobs", 0, 100, 0)
         self.n_probs: int | None = probs or None
         self._tokens = fields.flag("return_tokens", False)
-        self._fields = fields.items("response_fields", 256)
+        self._fields = fields.items("response_fields", 256) or None
         self._vocab: Vocab | None = None
 
     def part(self, index: int, chunk: Chunk, model: ServedModel) -> dict[str, Any]:
@@ -173,7 +163,7 @@ def _probabilities(entries: Sequence[TokenLogprob], vocab: Vocab) -> list[dict[s
 
 
 def _picked(out: dict[str, Any], names: Sequence[Any]) -> dict[str, Any]:
-    """response_fields: the fields asked for; a slash goes into an object, and the last part names the field."""
+    """response_fields: the fields asked for; a slash goes into an object, and the whole names the field."""
     picked: dict[str, Any] = {}
     for name in names:
         if not isinstance(name, str):
@@ -182,7 +172,7 @@ def _picked(out: dict[str, Any], names: Sequence[Any]) -> dict[str, Any]:
         for part in name.split("/"):
             value = value.get(part, _MISSING) if isinstance(value, dict) else _MISSING
         if value is not _MISSING:
-            picked[name.rpartition("/")[2]] = value
+            picked[name] = value
     return picked
 
 

@@ -10,10 +10,11 @@ from starlette.responses import JSONResponse, Response
 
 from ... import __version__
 from ...errors import InvalidRequest
-from ...params import integer, number
+from ...params import integer, number, override
 from ...sampling_params import SamplingParams
 from ..body import Fields
 from ..errors import Refused
+from ..media import modalities
 from ..served_model import ServedModel
 from ..state import ServerState
 from .settings import generation_settings
@@ -33,7 +34,9 @@ class Properties:
                 {
                     "default_generation_settings": {
                         "n_ctx": llama.n_ctx,
-                        "params": generation_settings(SamplingParams(max_tokens=None)),
+                        "params": generation_settings(
+                            override(SamplingParams(max_tokens=None), model.defaults), model.defaults.get("seed")
+                        ),
                     },
                     "total_slots": llama.n_parallel,
                     "model_alias": model.name,
@@ -41,7 +44,7 @@ class Properties:
                     "chat_template": llama.model.chat_template() or "",
                     "bos_token": _text(model, "bos"),
                     "eos_token": _text(model, "eos"),
-                    "modalities": {"vision": False, "audio": False},
+                    "modalities": modalities(llama.media),
                     "build_info": f"llcuda_ffi {__version__}",
                     "is_sleeping": False,
                 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ...sampling_params import SamplingParams
@@ -45,6 +46,12 @@ def generation_settings(params: SamplingParams, seed: int | None = None) -> dict
         "stop": list(params.stop or ()),
         "dry_sequence_breakers": list(params.dry_breakers),
         "grammar": params.grammar or "",
+        "logit_bias": [
+            {"token": token, "bias": bias if math.isfinite(bias) else None}
+            for token, bias in (params.logit_bias or {}).items()
+        ],
+        "adaptive_target": -1.0,  # a sampler that is not here: off
+        "adaptive_decay": 0.9,
         "n_probs": params.logprobs or 0,
         "samplers": list(SAMPLER_OFF),
     }

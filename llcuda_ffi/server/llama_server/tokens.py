@@ -22,10 +22,8 @@ class Tokens:
 
     async def tokenize(self, request: Request) -> Response:
         """Text to token ids; vLLM's names are taken too."""
-        state = self._state
-        fields = await state.read(request)
-        async with state.models.use(state.models.find(fields.take("model"))) as model:
-            vocab = _vocab(model)
+        async with self._state.asked(request, None) as asked:
+            fields, vocab = asked.fields, _vocab(asked.model)
             text = fields.text("content" if "content" in fields or "prompt" not in fields else "prompt")
             special = fields.flag("add_special_tokens", fields.flag("add_special", False))
             parse = fields.flag("parse_special", True)
@@ -36,23 +34,36 @@ class Tokens:
                 ids: list[int] = vocab.tokenize(text, add_special=special, parse_special=parse).tolist()
                 return [{"id": t, "piece": _piece(vocab.piece(t, special=True))} for t in ids] if pieces else ids
 
-            with state.gate.enter():
-                tokens = await asyncio.to_thread(work)
+            asked.enter()
+            tokens = await asyncio.to_thread(work)
         return JSONResponse({"tokens": tokens, "count": len(tokens)})
 
     async def detokenize(self, request: Request) -> Response:
-        """Token ids to text."""
-        state = self._state
-        fields = await state.read(request)
-        async with state.models.use(state.models.find(fields.take("model"))) as model:
-            vocab = _vocab(model)
+        """Token ids to text, under llama.cpp's name and vLLM's."""
+        async with self._state.asked(request, None) as asked:
+            fields, vocab = asked.fields, _vocab(asked.model)
             ids = fields.items("tokens")
             fields.end()
             if ids is None or not all(type(t) is int for t in ids):
                 raise InvalidRequest("tokens must be a list of token ids")
-            with state.gate.enter():
-                text = await asyncio.to_thread(vocab.detokenize, ids, special=True)
-        return JSONResponse({"content": text})
+            asked.enter()
+            text = await asyncio.to_thread(vocab.detokenize, ids, special=True)
+        return JSONResponse({"content": text, "prompt": text})
+
+    async def info(self, request: Request) -> Response:
+        """GET /tokenizer_info, as vLLM has it: lm-eval and others tokenize by the server when it is there."""
+        async with self._state.model(request.query_params.get("model"), "text") as model:
+            llama = model.text().llama
+            vocab = llama.vocab
+            special = {name: vocab.special(name) for name in ("bos", "eos", "pad")}
+            return JSONResponse(
+                {
+                    "tokenizer_class": "llama.cpp",
+                    "chat_template": model.template or llama.model.chat_template(),
+                    "model_max_length": llama.n_ctx,
+                    **{f"{name}_token": None if t is None else vocab.text(t) for name, t in special.items()},
+                }
+            )
 
 
 def _vocab(model: ServedModel) -> Vocab:

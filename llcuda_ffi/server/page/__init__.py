@@ -12,7 +12,7 @@ _FOLDER = Path(__file__).parent
 FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'",
+    "img-src data:; base-uri 'none'; form-action 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",

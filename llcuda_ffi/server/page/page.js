@@ -3,6 +3,9 @@ const $ = (id) => document.getElementById(id);
 const SETTINGS = ["temperature", "top_p", "top_k", "min_p", "max_tokens", "seed"];
 let messages = JSON.parse(localStorage.getItem("llcuda_ffi.chat") || "[]");
 let running = null; // the AbortController of the answer that is being written
+let images = []; // data: URLs that go with the next message
+let sees = new Set(); // names of models that take images
+const loads = []; // [share of the KV cache, requests that wait] of the last minutes
 
 function headers() {
   const key = $("key").value;
@@ -18,8 +21,18 @@ async function listModels() {
   const response = await fetch("v1/models", { headers: headers() });
   if (!response.ok) throw new Error(await problem(response));
   const chosen = localStorage.getItem("llcuda_ffi.model");
-  const names = (await response.json()).data.filter((m) => m.kind === "text").map((m) => m.id);
-  $("model").replaceChildren(...names.map((name) => new Option(name, name, false, name === chosen)));
+  const models = (await response.json()).data.filter((m) => m.kind === "text");
+  sees = new Set(models.filter((m) => m.modalities?.vision).map((m) => m.id));
+  $("model").replaceChildren(...models.map(({ id }) => new Option(id, id, false, id === chosen)));
+  $("attach").hidden = !sees.has($("model").value);
+}
+
+function text(content) {
+  return typeof content === "string" ? content : content.map((part) => part.text || "").join("");
+}
+
+function pictures(content) {
+  return typeof content === "string" ? [] : content.filter((part) => part.image_url).map((part) => part.image_url.url);
 }
 
 async function showLoad() {
@@ -28,8 +41,14 @@ async function showLoad() {
   if (!response?.ok) return;
   const text = await response.text();
   const sum = (name) => [...text.matchAll(new RegExp(`^vllm:${name}\\{.*\\} (\\S+)$`, "gm"))].reduce((n, m) => n + +m[1], 0);
-  const cache = Math.round(100 * sum("kv_cache_usage_perc"));
-  $("load").textContent = `${sum("num_requests_running")} run, ${sum("num_requests_waiting")} wait, KV ${cache} %`;
+  const cache = sum("kv_cache_usage_perc"), waiting = sum("num_requests_waiting");
+  $("load").textContent = `${sum("num_requests_running")} run, ${waiting} wait, KV ${Math.round(100 * cache)} %`;
+  loads.push([cache, waiting]);
+  if (loads.length > 120) loads.shift();
+  const most = Math.max(1, ...loads.map(([, n]) => n));
+  const line = (of) => loads.map((each, i) => `${i},${30 - 30 * of(each)}`).join(" ");
+  $("kv").setAttribute("points", line(([kv]) => Math.min(1, kv)));
+  $("queue").setAttribute("points", line(([, n]) => n / most));
 }
 
 function button(text, action) {
@@ -52,25 +71,45 @@ function article(message, i) {
   thinking.className = "thinking";
   thinking.textContent = message.reasoning || "";
   thinking.hidden = !message.reasoning;
-  const text = document.createElement("pre");
-  text.textContent = message.error || message.content;
+  const shown = document.createElement("pre");
+  shown.textContent = message.error || text(message.content);
   const foot = document.createElement("footer");
   foot.append(message.note || "");
   if (!running) {
     if (message.role === "user") foot.append(button("Edit", () => edit(i)));
     else foot.append(button("Regenerate", () => regenerate(i)));
-    foot.append(button("Copy", () => navigator.clipboard?.writeText(message.content)));
+    foot.append(button("Copy", () => navigator.clipboard?.writeText(text(message.content))));
   }
-  box.append(thinking, text, foot);
+  const seen = pictures(message.content).map((url) => Object.assign(new Image(), { src: url, alt: "attached image" }));
+  box.append(thinking, shown, ...seen, foot);
   return box;
 }
 
 function keep() {
-  localStorage.setItem("llcuda_ffi.chat", JSON.stringify(messages));
+  try {
+    localStorage.setItem("llcuda_ffi.chat", JSON.stringify(messages));
+  } catch {
+    $("load").textContent = "this conversation is too large to be kept over a reload";
+  }
+}
+
+function attach(urls) {
+  images = urls;
+  $("images").replaceChildren(...urls.map((url) => Object.assign(new Image(), { src: url, alt: "image to be sent" })));
+}
+
+function read(file) {
+  return new Promise((done, failed) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => failed(reader.error);
+    reader.readAsDataURL(file);
+  });
 }
 
 function edit(i) {
-  $("text").value = messages[i].content;
+  $("text").value = text(messages[i].content);
+  attach(pictures(messages[i].content));
   messages = messages.slice(0, i);
   keep();
   show();
@@ -143,9 +182,12 @@ async function stream(body, message) {
 
 $("form").onsubmit = (event) => {
   event.preventDefault();
-  const content = $("text").value.trim();
-  if (!content || running) return;
+  const said = $("text").value.trim();
+  if (!said || running) return;
+  const shown = images.map((url) => ({ type: "image_url", image_url: { url } }));
+  const content = shown.length ? [...shown, { type: "text", text: said }] : said;
   $("text").value = "";
+  attach([]);
   messages.push({ role: "user", content });
   answer();
 };
@@ -163,7 +205,14 @@ $("new").onclick = () => {
   keep();
   show();
 };
-$("model").onchange = () => localStorage.setItem("llcuda_ffi.model", $("model").value);
+$("file").onchange = async () => {
+  attach([...images, ...(await Promise.all([...$("file").files].map(read)))]);
+  $("file").value = "";
+};
+$("model").onchange = () => {
+  localStorage.setItem("llcuda_ffi.model", $("model").value);
+  $("attach").hidden = !sees.has($("model").value);
+};
 for (const name of [...SETTINGS, "system"]) {
   $(name).value = localStorage.getItem(`llcuda_ffi.${name}`) || "";
   $(name).onchange = () => localStorage.setItem(`llcuda_ffi.${name}`, $(name).value);

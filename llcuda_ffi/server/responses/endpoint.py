@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -19,10 +18,10 @@ from ...sampling_params import SamplingParams
 from ..body import Fields
 from ..chat_turn import ChatTurn
 from ..errors import error_dict
-from ..events import EventStream
+from ..events import to_json
 from ..sampling import sampling
 from ..served_model import ServedModel
-from ..state import ServerState
+from ..state import Asked, ServerState
 from ..token_logprobs import name_tops
 from ..usage import timings_dict
 from .items import Item, input_items, messages_of, response_format, tools_of
@@ -43,29 +42,23 @@ class Responses:
 
     async def post(self, request: Request) -> Response:
         """Answer a request."""
-        state = self._state
-        fields = await state.read(request)
-        asked = fields.take("model")
-        async with contextlib.AsyncExitStack() as held:
-            model = await held.enter_async_context(state.model(asked, "text"))
-            stream = fields.flag("stream", False)
-            job = _Job(fields, model, asked, self._earlier(fields, _key(request)))
-            held.enter_context(state.gate.enter())
+        async with self._state.asked(request, "text") as asked:
+            model = asked.model
+            stream = asked.fields.flag("stream", False)
+            job = _Job(asked, self._earlier(asked))
+            asked.enter()
             if stream:
-                prepared = await job.turn.prepared(model.text())
-                events = self._events(request, model, job, prepared)
-                return EventStream(events, held.pop_all(), _error_event)
-            answer = await job.turn.answer(state, request, model)
+                prepared = await job.turn.prepared(model)
+                return asked.stream(self._events(asked, job, prepared), _error_event)
+            answer = await job.turn.answer(asked)
             output = OutputWriter()
             output.whole(answer, job.logprobs(answer.choices[0].logprobs, model))
             done = job.finished(answer, output.items, model)
         self._keep(request, job, done)
         return JSONResponse({**done, "timings": timings_dict(answer.timings, answer.usage)})
 
-    async def _events(
-        self, request: Request, model: ServedModel, job: _Job, prepared: ChatRequest
-    ) -> AsyncGenerator[bytes, None]:
-        output, number = OutputWriter(), 0
+    async def _events(self, asked: Asked, job: _Job, prepared: ChatRequest) -> AsyncGenerator[bytes, None]:
+        model, output, number = asked.model, OutputWriter(), 0
 
         def written(events: list[Event]) -> bytes:
             nonlocal number
@@ -78,7 +71,7 @@ class Responses:
         begun = job.response("in_progress", [])
         yield written([{"type": f"response.{what}", "response": begun} for what in ("created", "in_progress")])
         answer: ChatCompletion | None = None
-        async with contextlib.aclosing(job.turn.chunks(self._state, request, model, prepared)) as chunks:
+        async with contextlib.aclosing(job.turn.chunks(asked, prepared)) as chunks:
             async for _, chunk in chunks:
                 events = output.feed(chunk, job.logprobs(chunk.logprobs, model))
                 if events:
@@ -88,20 +81,18 @@ class Responses:
             raise InvalidRequest("the answer has no end")
         done = job.finished(answer, output.items, model)
         last = output.close(cut=done["status"] == "incomplete")
-        self._keep(request, job, done)
+        self._keep(asked.request, job, done)
         timings = timings_dict(answer.timings, answer.usage)
         end: Event = {"type": f"response.{done['status']}", "response": done, "timings": timings}
         yield written([*last, end])
 
     async def input_tokens(self, request: Request) -> Response:
         """POST /v1/responses/input_tokens: how many tokens the prompt would have."""
-        fields = await self._state.read(request)
-        asked = fields.take("model")
-        async with self._state.model(asked, "text") as model:
-            fields.take("stream")
-            job = _Job(fields, model, asked, self._earlier(fields, _key(request)))
-            with self._state.gate.enter():
-                prepared = await job.turn.prepared(model.text())
+        async with self._state.asked(request, "text") as asked:
+            asked.fields.take("stream")
+            job = _Job(asked, self._earlier(asked))
+            asked.enter()
+            prepared = await job.turn.prepared(asked.model)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prepared.tokens)})
 
     async def one(self, request: Request) -> Response:
@@ -117,12 +108,12 @@ class Responses:
         items = self._store.get(_key(request), request.path_params["name"]).items
         return JSONResponse({"object": "list", "data": items, "has_more": False})
 
-    def _earlier(self, fields: Fields, key: str | None) -> tuple[str | None, list[Item]]:
+    def _earlier(self, asked: Asked) -> tuple[str | None, list[Item]]:
         """The id of the response that a request goes on from, and the conversation with it."""
-        name = fields.take("previous_response_id")
+        name = asked.fields.take("previous_response_id")
         if name is None:
             return None, []
-        stored = self._store.get(key, name)
+        stored = self._store.get(_key(asked.request), name)
         return name, [*stored.items, *stored.response["output"]]
 
     def _keep(self, request: Request, job: _Job, done: dict[str, Any]) -> None:
@@ -139,9 +130,8 @@ class _Job:
         store: whether the response is to be kept.
     """
 
-    def __init__(
-        self, fields: Fields, model: ServedModel, asked: object, earlier: tuple[str | None, list[Item]]
-    ) -> None:
+    def __init__(self, asked: Asked, earlier: tuple[str | None, list[Item]]) -> None:
+        fields = asked.fields
         self.items = [*earlier[1], *input_items(fields.take("input", ""))]
         instructions = fields.text("instructions", "") or None
         tools, shown_tools = tools_of(fields)
@@ -168,7 +158,7 @@ class _Job:
         for name in ("conversation", "prompt", "context_management"):
             if fields.take(name) is not None:
                 raise InvalidRequest(f"{name} is not supported: send input, or previous_response_id")
-        params = sampling(fields, SamplingParams(max_tokens=limit, overflow="stop"), model, asked, self._top)
+        params = sampling(asked, SamplingParams(max_tokens=None, overflow="stop"), self._top, max_tokens=limit)
         options = {**tools, "response_format": form}
         if effort is not None:
             options["chat_template_kwargs"] = {"reasoning_effort": effort}
@@ -177,7 +167,7 @@ class _Job:
             "id": f"resp_{secrets.token_hex(24)}",
             "object": "response",
             "created_at": int(time.time()),
-            "model": model.name,
+            "model": asked.model.name,
             "background": False,
             "error": None,
             "incomplete_details": None,
@@ -235,8 +225,7 @@ def _key(request: Request) -> str | None:
 
 
 def _event(value: Event) -> bytes:
-    data = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return f"event: {value['type']}\ndata: {data}\n\n".encode()
+    return f"event: {value['type']}\ndata: {to_json(value)}\n\n".encode()
 
 
 def _error_event(error: BaseException) -> bytes:
