@@ -119,7 +119,8 @@ class ModelParams(_Checked):
         load_mode: how the file is read; AUTO maps it into memory.
         vocab_only: load only the vocabulary (no Context can be made from it).
         check_tensors: look for invalid values in the tensors (slow).
-        use_extra_bufts: let the CPU backend repack weights.
+        use_extra_bufts: let the CPU backend repack weights; None leaves it to libllama, which does, and in a Llama or
+            Embedder to what is faster here (docs/build.md).
         no_host: keep weights out of pinned host buffers.
         kv_overrides: metadata of the file replaced while loading (int, float, bool or str values).
         tensor_buft_overrides: regular expression of tensor names → buffer type name ("CPU", "CUDA0").
@@ -134,7 +135,7 @@ class ModelParams(_Checked):
     load_mode: LoadMode = LoadMode.AUTO
     vocab_only: bool = False
     check_tensors: bool = False
-    use_extra_bufts: bool = True
+    use_extra_bufts: bool | None = None
     no_host: bool = False
     kv_overrides: Mapping[str, int | float | bool | str] = field(default_factory=dict)
     tensor_buft_overrides: Mapping[str, str] = field(default_factory=dict)
@@ -146,8 +147,10 @@ class ModelParams(_Checked):
         self._set("split_mode", member("split_mode", self.split_mode, SplitMode))
         self._set("load_mode", member("load_mode", self.load_mode, LoadMode))
         integer("main_gpu", self.main_gpu, 0, 1023)
-        for name in ("vocab_only", "check_tensors", "use_extra_bufts", "no_host", "trial"):
+        for name in ("vocab_only", "check_tensors", "no_host", "trial"):
             flag(name, getattr(self, name))
+        if self.use_extra_bufts is not None:
+            flag("use_extra_bufts", self.use_extra_bufts)
         if self.tensor_split is not None:
             shares = tuple(number("tensor_split", share, 0.0) for share in self.tensor_split)
             if not shares or sum(shares) <= 0:

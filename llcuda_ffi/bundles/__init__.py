@@ -24,6 +24,7 @@ def ensure(name: str | None = None, *, progress: bool | None = None) -> Installe
         DownloadError: It could not be fetched.
         ChecksumError: What arrived is not what was pinned.
     """
+    pins.require_linux()
     chosen = name or chosen_name()
     built = own.named(chosen)
     if built is not None:

@@ -106,8 +106,6 @@ class Pin:
 
     def why_unsupported(self) -> str | None:
         """Why this bundle cannot run on this machine (its platform, C library, processor); None if it can."""
-        if sys.platform != "linux":
-            return f"llcuda_ffi loads libraries of Linux (x86-64, aarch64) only, this machine is {here()}"
         if here() != self.platform:
             return f"it is built for {self.platform}, this machine is {here()}"
         lacking = [feature for feature in self.cpu if feature not in cpu_features()] if self.cpu else []
@@ -192,6 +190,19 @@ def _table() -> tuple[str, dict[str, Pin]]:
         if pin.name not in pins or pin.platform == here():
             pins[pin.name] = pin
     return data["default"], pins
+
+
+def require_linux() -> None:
+    """The check of a front door, before anything is fetched.
+
+    Raises:
+        BundleNotFound: This is another system.
+    """
+    if sys.platform != "linux":
+        raise BundleNotFound(
+            f"llcuda_ffi runs on Linux (x86-64, aarch64) only, this machine is {here()}: use WSL on Windows, a "
+            "container of Linux on macOS"
+        )
 
 
 def default_name() -> str:

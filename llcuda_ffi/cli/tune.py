@@ -1,56 +1,130 @@
-"""`llcuda-ffi bundle tune`: which of the installed bundles is the fastest here, by measuring."""
+"""`llcuda-ffi bundle tune`: which of the installed bundles is the fastest here for a type of weights, by measuring."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
 from .. import bundles
+from ..bundles import InstalledBundle, pins
 from ..child_process import python_command
+from ..devices import tuned
+from ..devices.speed import ANSWER, PROMPT
+from ..devices.tuned import Row, Verdict
 from ..errors import BundleError
-from .options import ModelReference, examples
+from ..hardware.cpu import usable_cores
+from ..hardware.supply import CpuSupply
+from ..hub.references import resolve
+from ..native.profile import profile
+from .options import ModelReference
 
-PROMPT, ANSWER = 256, 64  # what a chat's turn is like
 
-
-@click.command(epilog=examples("bundle tune", "bundle tune ./model.gguf --use"))
+@click.command()
 @click.argument("model", default="smollm2-135m", type=ModelReference())
-@click.option("-r", "--rounds", type=click.IntRange(1), default=2, show_default=True, help="Medians of so many.")
-@click.option("--use", is_flag=True, help="Have the fastest used when no bundle is named.")
+@click.option("-r", "--rounds", type=click.IntRange(1), default=2, show_default=True, help="The best of so many.")
+@click.option("--cpu-time", is_flag=True, help="One thread, by its CPU time: what a busy machine gets anyhow.")
+@click.option("--forget", is_flag=True, help="Drop what was measured on this machine, and measure nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def command(model: str, rounds: int, use: bool, as_json: bool) -> None:
-    """Measure MODEL on the CPU with each installed bundle, fastest first; each runs in a process of its own."""
-    rows = [row for name in _names() if (row := _measure(name, model, rounds)) is not None]
+def command(model: str, rounds: int, cpu_time: bool, forget: bool, as_json: bool) -> None:
+    """Measure MODEL on the CPU with each installed bundle, with and without repacked weights.
+
+    Each runs in processes of its own, in turn. What is found is kept in the cache for models with the same types of
+    weights: a Llama for which no bundle is named, on the CPU, uses the fastest, and tells so in its `placement.note`.
+    """
+    if forget:
+        tuned.forget()
+        return
+    path = resolve(model)
+    types = tuned.weight_types(path)
+    cpu_time = cpu_time or _busy()
+    threads = 1 if cpu_time else usable_cores()
+    rows = _measure(path, rounds, threads, cpu_time)
     if not rows:
         raise BundleError("no installed bundle could run the model: `llcuda-ffi doctor` says why")
-    rows.sort(key=lambda row: float(row["seconds"]))
-    if use:
-        bundles.use(rows[0]["bundle"])
+    found = Verdict(path.name, datetime.date.today().isoformat(), tuple(rows))
+    tuned.keep(types, found)
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        how = {"types": types, "threads": threads, "cpu_time": cpu_time}
+        click.echo(json.dumps({**how, "best": asdict(found.best), **asdict(found)}))
         return
-    for row in rows:
+    told = "one thread, by its CPU time" if cpu_time else f"{threads} threads"
+    click.echo(f"{types}: {PROMPT} tokens of prompt, {ANSWER} of answer, best of {rounds}, {told}", err=True)
+    for row in sorted(rows, key=lambda row: row.seconds):
         click.echo(
-            f"{row['bundle']:16} prompt {row['prompt_tokens_per_s']:8.1f} tokens/s, "
-            f"answer {row['generated_tokens_per_s']:7.1f} tokens/s, {row['seconds']:.2f} s in all"
+            f"{row.bundle:16} {_layout(row):14} prompt {row.prompt:8.1f} tokens/s, answer {row.answer:7.1f} tokens/s, "
+            f"{row.seconds:.2f} s in all"
         )
-    how = "is in use now" if use else "is the fastest: `--use`, or `llcuda-ffi bundle use`, has it used"
-    click.echo(f"{rows[0]['bundle']} {how}", err=True)
+    best = f"{found.best.bundle} {_layout(found.best)}".strip()
+    click.echo(f"for {types} a Llama on the CPU uses {best}", err=True)
+    if (chosen := bundles.selected()) is not None:
+        click.echo(f"but {chosen} was selected (LLCUDA_FFI_BUNDLE or `bundle use`), which comes first", err=True)
 
 
-def _names() -> list[str]:
-    """The installed bundles that have a name to be used by."""
-    return [bundle.name for bundle in bundles.installed() if bundle.path.name == bundle.name]
+def _layout(row: Row) -> str:
+    return {None: "", True: "repacked", False: "not repacked"}[row.repack]
 
 
-def _measure(name: str, model: str, rounds: int) -> dict[str, Any] | None:
-    """What `llcuda-ffi bench` finds with a bundle, and the seconds of one turn; None, and a line, if it fails."""
-    command = python_command("llcuda_ffi", "bench", model, "--device", "cpu", "--json")
-    command += ["-p", str(PROMPT), "-n", str(ANSWER), "-r", str(rounds)]
+def _busy() -> bool:
+    """Whether other programs take more than a third of a core: seconds on the clock would say little then."""
+    supply = CpuSupply()
+    time.sleep(0.5)
+    free = supply.available()
+    return free is not None and free < usable_cores() - 0.35
+
+
+def _candidates() -> list[InstalledBundle]:
+    """The CPU's bundles that have a name to be used by, the default one first.
+
+    Not the generations before it: being chosen they would take features away.
+    """
+    there = [
+        bundle
+        for bundle in bundles.installed()
+        if bundle.path.name == bundle.name and bundle.backend == "cpu"
+        if profile(bundle.profile).has("model_params.load_mode")
+    ]
+    return sorted(there, key=lambda bundle: bundle.name != pins.default_name())
+
+
+def _measure(path: Path, rounds: int, threads: int, cpu_time: bool) -> list[Row]:
+    """The fastest run of each candidate, of runs in turn; without a second layout where the first repacks nothing."""
+    candidates = {bundle.name: tuned.digest(bundle) for bundle in _candidates()}
+    layouts = {name: [True, False] for name in candidates}
+    runs: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    for _ in range(rounds):
+        for name in candidates:
+            for repack in tuple(layouts[name]):
+                one = _run(name, path, repack, threads)
+                if one is None:
+                    layouts[name] = []
+                    break
+                runs.setdefault((name, repack), []).append(one)
+                if repack and not one["repacked"]:
+                    layouts[name] = [True]
+                    break
+    return [
+        Row(
+            name,
+            candidates[name],
+            repack if len(layouts[name]) > 1 else None,
+            *(max(run[what][int(cpu_time)] for run in runs[name, repack]) for what in ("prompt", "answer")),
+        )
+        for name in candidates
+        for repack in layouts[name]
+    ]
+
+
+def _run(name: str, path: Path, repack: bool, threads: int) -> dict[str, Any] | None:
+    """What devices/speed.py finds in a process of its own; None, and a line, if it fails."""
+    command = python_command("llcuda_ffi.devices.speed", str(path), str(int(repack)), str(threads))
     environment = {**os.environ, "LLCUDA_FFI_BUNDLE": name}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     try:
@@ -59,5 +133,4 @@ def _measure(name: str, model: str, rounds: int) -> dict[str, Any] | None:
         said = done.stderr.strip().splitlines()
         click.echo(f"{name}: {said[-1] if said else f'exit status {done.returncode}'}", err=True)
         return None
-    seconds = PROMPT / found["prompt_tokens_per_s"] + ANSWER / found["generated_tokens_per_s"]
-    return {**found, "bundle": name, "seconds": seconds}
+    return found

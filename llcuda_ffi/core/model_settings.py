@@ -26,7 +26,8 @@ def native_params(library: Library, params: ModelParams) -> tuple[Any, list[Any]
     _load_mode(library, native, params.load_mode)
     native.vocab_only = params.vocab_only
     native.check_tensors = params.check_tensors
-    native.use_extra_bufts = params.use_extra_bufts
+    if params.use_extra_bufts is not None:
+        native.use_extra_bufts = params.use_extra_bufts
     native.no_host = params.no_host
 
     if params.tensor_split is not None:

@@ -47,7 +47,7 @@ class Placement:
     Attributes:
         layers: the device of each layer, the output last; empty where the bundle does not say.
         buffers: bytes of weights by buffer ("CUDA0", "CPU_Mapped"), as far as libllama named them.
-        note: what `n_gpu_layers="auto"` decided, or "".
+        note: what `n_gpu_layers="auto"` decided, and what `bundle tune` or the kernels there decided; or "".
     """
 
     layers: tuple[str, ...] = ()

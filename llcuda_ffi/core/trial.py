@@ -81,7 +81,7 @@ def tried(
         "parts": [str(part.absolute()) for part in parts],
         "kv_overrides": dict(params.kv_overrides),
         "vocab_only": params.vocab_only,
-        "use_extra_bufts": params.use_extra_bufts,
+        "use_extra_bufts": params.use_extra_bufts is not False,
         "context": kind,
         "adapter": None if adapter is None else str(adapter.absolute()),
         "projector": None if projector is None else str(projector.absolute()),

@@ -19,6 +19,7 @@ from ..gguf.types import BLOCKS
 from ..gguf.types import GGMLType as FileType
 from ..native.load import Library, load, loaded
 from ..params import ModelParams, override
+from . import tuned
 
 logger = logging.getLogger("llcuda_ffi")
 
@@ -55,23 +56,29 @@ class Fit:
     note: str
 
 
-def library_for(device: str, bundle: str | InstalledBundle | None = None) -> Library:
-    """Load the bundle for a device: the one named, the one loaded already, LLCUDA_FFI_BUNDLE's, else the best one.
+def library_for(device: str, bundle: str | InstalledBundle | None = None, model: Path | None = None) -> Library:
+    """Load the bundle for a device: the one named, the loaded one, the one that the user selected, else the best.
+
+    Args:
+        model: on the CPU, the best is the one that `bundle tune` found for this model's types.
 
     Raises:
         IncompatibleGpu: a GPU was asked for and no bundle runs on it; the message has the table of verdicts.
         LoadError, BundleError: it could not be had or loaded.
     """
-    kind, _ = select.parse_device(device)
+    select.parse_device(device)
     there = loaded()
     if isinstance(bundle, InstalledBundle):
         return load(bundle)
     if bundle is None and there is not None:
         return there
-    if bundle is None and kind != "cpu" and selected() is None:
+    if bundle is None and selected() is None:
         choice = select.choose_here(device)
         if choice.note:
             logger.warning("%s", choice.note)
+        measured = tuned.bundle_for(model) if model is not None and not choice.gpus else None
+        if measured is not None:
+            return load(measured)
         bundle = choice.bundle
     return load(ensure(bundle))
 

@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from ..bundles import InstalledBundle
+from ..bundles.pins import require_linux
 from ..bundles.select import parse_device
 from ..core.context import Context
 from ..core.model import Model
+from ..devices import tuned
 from ..devices.dry_load import dry_load
 from ..devices.memory_fit import affordable_cells
 from ..devices.placement import Room, library_for, place
@@ -39,6 +41,7 @@ def open_model(
     room: Room,
 ) -> Model:
     """Fetch a model where it is missing, choose the libraries and where its layers go, and load it."""
+    require_linux()
     params = params or ModelParams()
     if n_gpu_layers != "auto":
         params = override(params, {"n_gpu_layers": n_gpu_layers})
@@ -46,7 +49,8 @@ def open_model(
     path = resolve(model)
     if is_pinned(model):
         params = override(params, {"trial": False})
-    library = library_for(device, bundle)
+    library = library_for(device, bundle, path)
+    params, layout = tuned.layout(library, path, params)
 
     def measure(params: ModelParams) -> tuple[int, int]:
         need = dry_load(library, path, params, room)
@@ -54,7 +58,7 @@ def open_model(
 
     params, note = place(library, device, path, params, room, automatic=n_gpu_layers == "auto", measure=measure)
     loaded = Model.load(path, params, progress=progress, bundle=library.bundle)
-    loaded.placement = replace(loaded.placement, note=note)
+    loaded.placement = replace(loaded.placement, note="; ".join(filter(None, (note, layout))))
     return loaded
 
 
@@ -66,6 +70,7 @@ def cells_that_fit(
     Raises:
         ModelNotFound, DownloadError: the model could not be had.
     """
+    require_linux()
     kind, _ = parse_device(device)
     path = resolve(model)
     free = free_system_memory() if kind == "cpu" else free_memory()[0]

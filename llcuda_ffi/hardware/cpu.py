@@ -18,14 +18,19 @@ _FEATURES = (
 
 def usable_cores() -> int:
     """Cores by affinity and cgroup quota (a container's CPU limit), rounded up; at least 1."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        cores = os.cpu_count() or 1
+    cores = len(affinity())
     quota = cgroup_quota()
     if quota is not None:
         cores = min(cores, -int(-quota // 1))
     return max(1, cores)
+
+
+def affinity() -> frozenset[int]:
+    """The numbers of the cores that this process may run on."""
+    try:
+        return frozenset(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return frozenset(range(os.cpu_count() or 1))
 
 
 def cgroup_quota(proc: Path = PROC, root: Path = CGROUP) -> float | None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, process_time
 
+from .cpu import affinity
+
 _STAT = Path("/proc/stat")
-_TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 
 
 class CpuSupply:
@@ -26,7 +27,8 @@ class CpuSupply:
     ) -> None:
         self._clock, self._cpu_clock = clock, cpu_clock
         self._stat = stat or (lambda: _STAT.read_text(encoding="ascii"))
-        self._cpus = {f"cpu{n}" for n in os.sched_getaffinity(0)}
+        self._cpus = {f"cpu{n}" for n in affinity()}
+        self._tick = 1.0 / os.sysconf("SC_CLK_TCK") if _STAT.exists() else 1.0
         self._last = self._read()
 
     def _read(self) -> tuple[float, float, float, float] | None:
@@ -44,7 +46,7 @@ class CpuSupply:
                     total += sum(fields)
         except (OSError, ValueError, IndexError):
             return None
-        return self._clock(), self._cpu_clock(), idle * _TICK, total * _TICK
+        return self._clock(), self._cpu_clock(), idle * self._tick, total * self._tick
 
     def restart(self) -> None:
         """Measure from now on."""
@@ -58,6 +60,6 @@ class CpuSupply:
             return None
         wall, own, idle, total = (b - a for a, b in zip(before, now, strict=True))
         cores = len(self._cpus)
-        if wall <= 0 or abs(total - cores * wall) > 0.25 * cores * wall + 2 * cores * _TICK:
+        if wall <= 0 or abs(total - cores * wall) > 0.25 * cores * wall + 2 * cores * self._tick:
             return None
         return (own + idle) / wall

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..bundles.pins import require_linux
 from ..core.model import Model
 from ..devices.placement import library_for
 from ..errors import InvalidRequest
@@ -24,13 +25,14 @@ def open_isolated(settings: Mapping[str, Any]) -> tuple[Model, RemoteEngine]:
         InvalidRequest: a setting that cannot leave this process, or out of range.
         as Llama.
     """
+    require_linux()
     reference = settings["model"]
     if isinstance(reference, Model):
         raise InvalidRequest("isolate=True loads the model in another process: give its path or name")
     sent = {name: plain(value) for name, value in settings.items() if name != "model"}
     path = resolve(reference)
     given = settings["model_params"] or ModelParams()
-    library = library_for(settings["device"], settings["bundle"])
+    library = library_for(settings["device"], settings["bundle"], path)
     # the child is what may die; here only the vocabulary is read, which is tried first
     trial = given.trial and settings["trial"] and not is_pinned(reference)
     params = ModelParams(vocab_only=True, devices=(), n_gpu_layers=0, kv_overrides=given.kv_overrides, trial=trial)

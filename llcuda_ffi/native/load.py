@@ -56,6 +56,15 @@ class Library:
             return plain_name(path.name).removeprefix("libggml-cpu").removeprefix("-").split(".so")[0]
         return ""
 
+    def has_kernel(self, function: str) -> bool:
+        """Whether the CPU backend that runs here exports a function."""
+        here = self.bundle.path.resolve()
+        return any(
+            hasattr(ctypes.CDLL(os.fspath(path)), function)
+            for path in guard.mapped("libggml-cpu")
+            if path.resolve().parent == here
+        )
+
 
 def load(bundle: InstalledBundle | None = None) -> Library:
     """The process's libllama; the first call loads it.

@@ -6,7 +6,6 @@ import contextlib
 import ipaddress
 import logging
 import os
-import resource
 import signal
 import socket
 import ssl
@@ -202,6 +201,8 @@ def _check_certificate(cert: Path, key: Path) -> None:
 
 def _most_connections() -> int:
     """As many as this process may have files open, less a few."""
+    import resource
+
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = 2048 if soft == resource.RLIM_INFINITY else min(2048, soft - _SPARE_FILES)
     return max(16, most)

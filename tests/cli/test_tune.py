@@ -1,38 +1,120 @@
-"""`llcuda-ffi bundle tune`: every installed bundle is measured, the fastest can be chosen."""
+"""`llcuda-ffi bundle tune`: installed bundles are measured, and a Llama for which none is named follows the verdict."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
-from llcuda_ffi import bundles
+from llcuda_ffi import Llama, bundles
 from llcuda_ffi.bundles import InstalledBundle, store
 from llcuda_ffi.cli.bundle import command
+from llcuda_ffi.devices import tuned
+from llcuda_ffi.devices.tuned import Row, Verdict
 from llcuda_ffi.errors import BundleError
+from llcuda_ffi.native.load import load
 
+from ..support.child_process import run_child
 from ..support.tiny_model import make_tiny_llama
 
+TELL = """
+import sys
+from llcuda_ffi import Llama
+with Llama(sys.argv[1], n_ctx=64, device="cpu") as llm:
+    print(llm.model.library.bundle.name, llm.model.params.use_extra_bufts, llm.model.placement.note, sep="|")
+"""
 
-def test_tune(bundle_b7698: InstalledBundle, cache: Path, tmp_path: Path) -> None:
-    """One row for each bundle with what it measured, the fastest first; `--use` has it used; a broken one is told."""
-    make_tiny_llama(tmp_path / "tiny.gguf")
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights in F32, which no bundle repacks."""
+    path = tmp_path_factory.mktemp("tune") / "tiny.gguf"
+    make_tiny_llama(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def newer() -> InstalledBundle:
+    """A second generation, from the user's cache or fetched once."""
+    return bundles.ensure("v0.6.0-cpu", progress=False)
+
+
+def tell(model: Path, cache: Path, **environment: str) -> list[str]:
+    return run_child(TELL, model, LLCUDA_FFI_CACHE=str(cache), **environment, timeout=120).strip().split("|")
+
+
+def test_tune(
+    bundle: InstalledBundle, newer: InstalledBundle, bundle_b7698: InstalledBundle, cache: Path, tiny: Path
+) -> None:
+    """The newer generations are measured; a fresh process follows the verdict, and the user's own choice before it."""
     run = CliRunner().invoke
-    done = run(command, ["tune", str(tmp_path / "tiny.gguf")])
-    assert isinstance(done.exception, BundleError)
+    assert isinstance(run(command, ["tune", str(tiny)]).exception, BundleError)
     place = store.bundles_folder()
-    place.mkdir(parents=True)
-    for name in (bundle_b7698.name, "v0.5.0-cpu"):
-        (place / name).symlink_to(bundle_b7698.path.parent / name)
-    done = run(command, ["tune", str(tmp_path / "tiny.gguf"), "-r", "1", "--use", "--json"])
+    place.mkdir(parents=True, exist_ok=True)
+    for one in (newer, bundle_b7698, bundle):
+        if not (place / one.name).exists():
+            (place / one.name).symlink_to(one.path)
+    done = run(command, ["tune", str(tiny), "-r", "1", "--json"])
     assert done.exit_code == 0, done.output
-    rows = json.loads(done.stdout)
-    assert {row["bundle"] for row in rows} == {bundle_b7698.name, "v0.5.0-cpu"}
-    assert rows[0]["seconds"] <= rows[1]["seconds"]
-    assert all(row["prompt_tokens_per_s"] > 0 and row["generated_tokens_per_s"] > 0 for row in rows)
-    assert bundles.chosen_name() == rows[0]["bundle"]
-    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
-    done = run(command, ["tune", str(tmp_path / "tiny.gguf")])
-    assert isinstance(done.exception, BundleError)
-    assert "v0.5.0-cpu: " in done.stderr
+    found = json.loads(done.stdout)
+    assert {row["bundle"] for row in found["rows"]} == {bundle.name, newer.name}
+    assert found["types"] == "F32"
+    assert all(row["repack"] is None and row["prompt"] > 0 and row["answer"] > 0 for row in found["rows"])
+
+    best = found["best"]["bundle"]
+    name, _, note = tell(tiny, cache)
+    assert name == best
+    assert note.startswith(f"bundle {best}: measured with tiny.gguf on 20")
+    other = next(one.name for one in (bundle, newer) if one.name != best)
+    name, _, note = tell(tiny, cache, LLCUDA_FFI_BUNDLE=other)
+    assert name == other
+    assert note.startswith(f"bundle {other}: measured with")
+    assert run(command, ["tune", "--forget"]).exit_code == 0
+    assert tell(tiny, cache)[::2] == [bundle.name, ""]
+
+
+def test_verdict_of_what_is_loaded(cache: Path, tiny: Path) -> None:
+    """The layout that was measured for the loaded bundle is taken; not after it was rebuilt, nor over the user's."""
+    here = load().bundle
+    rows = tuple(Row(here.name, tuned.digest(here), repack, 100.0 - repack, 10.0) for repack in (True, False))
+    tuned.keep("F32", Verdict("other.gguf", "2026-11-26", (rows[0], replace(rows[1], prompt=900.0))))
+    with Llama(tiny, n_ctx=64, device="cpu") as llm:
+        assert llm.model.params.use_extra_bufts is False
+        assert "weights not repacked: measured with other.gguf on 2026-11-26" in llm.model.placement.note
+    from llcuda_ffi import ModelParams
+
+    with Llama(tiny, n_ctx=64, device="cpu", model_params=ModelParams(use_extra_bufts=True)) as llm:
+        assert llm.model.params.use_extra_bufts is True
+        assert llm.model.placement.note == ""
+    tuned.keep("F32", Verdict("other.gguf", "2026-11-26", tuple(replace(row, digest="rebuilt") for row in rows)))
+    with Llama(tiny, n_ctx=64, device="cpu") as llm:
+        assert llm.model.params.use_extra_bufts is None
+        assert llm.model.placement.note == ""
+
+
+@pytest.mark.parametrize(("speeds", "index"), [((100, 102), 0), ((100, 110), 1), ((100, 90), 0)])
+def test_an_earlier_row_wins_within_3_percent(speeds: tuple[int, int], index: int) -> None:
+    """Noise does not move anybody from the default bundle."""
+    rows = tuple(Row(f"bundle {i}", "", None, speed, speed) for i, speed in enumerate(speeds))
+    assert Verdict("", "", rows).best is rows[index]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"x": 1}', "{"])
+def test_broken_file(content: str, cache: Path, tiny: Path) -> None:
+    """A file that is none of ours is as good as none."""
+    cache.mkdir(parents=True, exist_ok=True)
+    (cache / "tuned.json").write_text(content)
+    found: Any = tuned.verdict(tiny)
+    assert found is None
+
+
+def test_types(tmp_path: Path) -> None:
+    """What holds a tenth of the weights is named; norms are not."""
+    make_tiny_llama(tmp_path / "q8.gguf", kind=8)
+    assert tuned.weight_types(tmp_path / "q8.gguf") == "Q8_0"
+    (tmp_path / "q8.gguf").write_bytes(b"GGUF")
+    assert tuned.weight_types(tmp_path / "q8.gguf") == ""

@@ -1,0 +1,87 @@
+"""Prefill and decode of model files with every installed CPU bundle, and how good the choice of `bundle tune` is.
+
+    python bench/bundles.py FILE.gguf … --json bench/results/bundles.json
+
+Each file is tuned twice: the rows of the first run are the table, the choice of the second is judged by them, so that
+it is not judged by the noise that it was made with. All sides of a run take turns. `--cpu-time` counts CPU time of one
+thread, which is what can be compared on a busy machine. Rows of earlier files stay in the JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from llcuda_ffi.hardware.cpu import cpu_features, cpu_name, usable_cores
+
+
+def tune(path: Path, rounds: int, cpu_time: bool) -> dict[str, Any]:
+    command = [sys.executable, "-m", "llcuda_ffi", "bundle", "tune", str(path), "-r", str(rounds), "--json"]
+    done = subprocess.run([*command, *["--cpu-time"] * cpu_time], check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def seconds(row: dict[str, Any]) -> float:
+    return float(128 / row["prompt"] + 32 / row["answer"])
+
+
+def compare(path: Path, rounds: int, cpu_time: bool) -> dict[str, Any]:
+    table, other = tune(path, rounds, cpu_time), tune(path, max(1, rounds // 2), cpu_time)
+    chosen = other["best"]
+    same = next(r for r in table["rows"] if (r["bundle"], r["repack"]) == (chosen["bundle"], chosen["repack"]))
+    return {
+        "types": table["types"],
+        "threads": table["threads"],
+        "cpu_time": table["cpu_time"],
+        "rounds": rounds,
+        "load": round(os.getloadavg()[0], 1),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "rows": table["rows"],
+        "chosen": {name: chosen[name] for name in ("bundle", "repack")},
+        "chosen_over_best": seconds(same) / min(map(seconds, table["rows"])),
+    }
+
+
+def printed(found: dict[str, Any]) -> None:
+    """As a table of markdown: prompt / answer."""
+    columns = list(dict.fromkeys((r["bundle"], r["repack"] is False) for f in found.values() for r in f["rows"]))
+    titles = [name + (", not repacked" if plain else "") for name, plain in columns]
+    print("| weights |" + "".join(f" {title} |" for title in titles) + " chosen | over the best |")
+    print("|-|" + "-|" * (len(columns) + 2))
+    for name, one in found.items():
+        rows = {(r["bundle"], r["repack"] is False): f"{r['prompt']:.0f} / {r['answer']:.1f}" for r in one["rows"]}
+        chosen = one["chosen"]["bundle"] + (", not repacked" if one["chosen"]["repack"] is False else "")
+        cells = "".join(f" {rows.get(column, '')} |" for column in columns)
+        print(f"| {name} |{cells} {chosen} | {one['chosen_over_best']:.3f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="*")
+    parser.add_argument("-r", "--rounds", type=int, default=4)
+    parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    machine = {
+        "cpu": cpu_name(),
+        "features": cpu_features(),
+        "cores": usable_cores(),
+    }
+    report: dict[str, Any] = {"benchmark": "bundles", "machine": machine, "files": {}}
+    if options.json.exists():
+        report["files"] = json.loads(options.json.read_text())["files"]
+    for path in options.models:
+        report["files"][path.stem] = compare(path, options.rounds, options.cpu_time)
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    printed(report["files"])
+
+
+if __name__ == "__main__":
+    main()
