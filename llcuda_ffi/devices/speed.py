@@ -15,6 +15,7 @@ from ..core.batch import Batch
 from ..core.context import Context
 from ..core.model import Model
 from ..errors import UnsupportedModel
+from ..params import ContextParams
 
 _STRETCH = 8
 PROMPT, ANSWER = 128, 32  # tokens: long enough to tell kernels apart, seconds in all
@@ -30,8 +31,10 @@ def measure(path: str, use_extra_bufts: bool, n_threads: int) -> dict[str, Any]:
         weights in another layout than the file's.
     """
     with Model.load(path, n_gpu_layers=0, use_extra_bufts=use_extra_bufts, trial=False) as model:
-        sizes = {"n_ctx": PROMPT + ANSWER, "n_batch": PROMPT, "n_ubatch": PROMPT}
-        with Context(model, **sizes, n_threads=n_threads, n_threads_batch=n_threads) as context:
+        params = ContextParams(
+            n_ctx=PROMPT + ANSWER, n_batch=PROMPT, n_ubatch=PROMPT, n_threads=n_threads, n_threads_batch=n_threads
+        )
+        with Context(model, params) as context:
             _decode(context, 0, 8)
             _decode(context, 8, 1)
             if context.memory is None:

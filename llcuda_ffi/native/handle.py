@@ -53,7 +53,8 @@ def _forked() -> None:
     _flights.clear()
 
 
-os.register_at_fork(after_in_child=_forked)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)
 
 
 def generation() -> int:

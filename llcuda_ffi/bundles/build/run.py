@@ -55,6 +55,7 @@ def build(
         AbiMismatch: The source is of no known ABI.
         DownloadError: Source or tools could not be fetched, or the disk is full.
     """
+    pins.require_linux()
     if not _NAME.fullmatch(name) or name.startswith("own-") or any(pin.name == name for pin in pins.all_pins()):
         raise BundleError(
             f"{name!r} cannot be a build's name: take letters, digits, '.', '_', '-', and no known bundle's"
