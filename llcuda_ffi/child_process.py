@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,12 @@ def import_path() -> list[str]:
         for entry in sys.path
         if os.path.isabs(entry) and ((real := os.path.realpath(entry)) != current or real in own)
     ]
+
+
+def after_fork(call: Callable[[], object]) -> None:
+    """Have `call` run in each fork of this process, where the system has forks."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=call)
 
 
 def end_child(process: subprocess.Popen[bytes], owner: int) -> None:

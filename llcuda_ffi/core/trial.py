@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundles import InstalledBundle, ensure
-from ..child_process import end_child, python_command
+from ..child_process import after_fork, end_child, python_command
 from ..errors import InvalidModelFile
 from ..native.load import loaded
 from ..params import ContextParams, ModelParams
@@ -171,7 +171,7 @@ class _Child:
         self._bundle: Path | None = None
         self._owner = 0
         self._end: weakref.finalize[..., Any] | None = None
-        os.register_at_fork(after_in_child=self._forked)
+        after_fork(self._forked)
 
     def _forked(self) -> None:
         if self._end is not None:

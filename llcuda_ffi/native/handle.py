@@ -21,7 +21,6 @@ to stop and waited for, the threads in them never come back to Python code, and 
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..child_process import after_fork
 from ..errors import ClosedError, ConcurrentUseError
 from .log import Listener, listen
 
@@ -53,8 +53,7 @@ def _forked() -> None:
     _flights.clear()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forked)
+after_fork(_forked)
 
 
 def generation() -> int:

@@ -20,7 +20,7 @@ if sys.platform == "win32":
     sys.modules.update(dict.fromkeys(("fcntl", "grp", "pwd", "resource")))
 for name in gone:
     delattr(os, name)
-import llcuda_ffi.bundles.build, llcuda_ffi.cli.bundle, llcuda_ffi.cli.demo, llcuda_ffi.cli.generate, llcuda_ffi.server.app
+import llcuda_ffi.bundles.build, llcuda_ffi.cli.bundle, llcuda_ffi.cli.generate, llcuda_ffi.server.app
 from llcuda_ffi import Embedder, Llama, Model, bundles
 from llcuda_ffi.errors import BundleNotFound
 from llcuda_ffi.hardware.cpu import cpu_features, usable_cores
