@@ -20,14 +20,15 @@ from ..devices import tuned
 from ..devices.speed import ANSWER, PROMPT
 from ..devices.tuned import Row, Verdict
 from ..errors import BundleError
+from ..fetch.cache import cache_root, folder
 from ..hardware.cpu import usable_cores
 from ..hardware.supply import CpuSupply
 from ..hub.references import resolve
 from ..native.profile import profile
-from .options import ModelReference
+from .options import ModelReference, examples
 
 
-@click.command()
+@click.command(epilog=examples("bundle tune", "bundle tune ./model.gguf", "bundle tune --forget"))
 @click.argument("model", default="smollm2-135m", type=ModelReference())
 @click.option("-r", "--rounds", type=click.IntRange(1), default=2, show_default=True, help="The best of so many.")
 @click.option("--cpu-time", is_flag=True, help="One thread, by its CPU time: what a busy machine gets anyhow.")
@@ -43,6 +44,7 @@ def command(model: str, rounds: int, cpu_time: bool, forget: bool, as_json: bool
         tuned.forget()
         return
     path = resolve(model)
+    folder(cache_root())  # where the verdict goes, before minutes are spent on it
     types = tuned.weight_types(path)
     cpu_time = cpu_time or _busy()
     threads = 1 if cpu_time else usable_cores()

@@ -84,7 +84,7 @@ def test_demo() -> None:
     for file in (model, model.with_name("receipt.json")):
         if not (folder / file.name).exists():
             (folder / file.name).symlink_to(file)
-    assert "llama" in arm("-m", "llcuda_ffi", "demo", "-n", "12").lower()
+    assert "llama" in arm("-m", "llcuda_ffi", "demo", "-n", "8").lower()
 
 
 def test_crash_table(tmp_path: Path) -> None:
