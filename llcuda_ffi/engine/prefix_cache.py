@@ -233,10 +233,11 @@ class PrefixCache:
         (n, state), slot.before = slot.before, None
         return n if self._sequences.write(slot.index, state, partial=True) and self._sequences.cut(slot.index, n) else 0
 
-    def shift(self, slot: Slot, keep: int, discard: int) -> None:
-        """Forget the tokens keep to keep + discard - 1 of a running slot: those that follow move down."""
-        self._sequences.shift(slot.index, keep, discard)
+    def shift(self, slot: Slot, keep: int, discard: int) -> bool:
+        """Forget the tokens keep to keep + discard - 1 of a running slot: those that follow move down. False: there was
+        no room for that, and nothing is left."""
         slot.kept = slot.kept[:keep]
+        return self._sequences.shift(slot.index, keep, discard, self.make_room)
 
     def decoded(self) -> None:
         """A decode has begun."""

@@ -371,7 +371,9 @@ class Scheduler(Lifecycle):
             return False
         keep = min(request.params.keep, slot.n_past - 2)
         discard = max(1, (slot.n_past - keep) // 2)
-        self.prefixes.shift(slot, keep, discard)
+        if not self.prefixes.shift(slot, keep, discard):
+            self._fail(slot, ContextOverflow("the KV cache has no room to shift this request: give it more kv_cells"))
+            return False
         slot.n_past -= discard
         slot.shared = keep or -1
         return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..core.context import Context
 from ..core.memory import MemoryKind
 from ..core.state import read_sequence, write_sequence
@@ -29,7 +31,9 @@ class Sequences:
         self.kind, self.window = memory.kind, memory.window
         self.shared = context.kv_unified or context.n_seq_max == 1
         self.windowed = self.window > 0 and not context.params.swa_full
-        self._copying: set[int] = set()
+        self._sources: set[int] = set()  # of copies that the next decode makes
+        self._targets: set[int] = set()
+        self._joined: set[int] = set()  # may have cells that are another one's too
         self._prompts: dict[int, MediaPrompt] = {}
 
     def follow(self, seq: int, prompt: MediaPrompt | None) -> None:
@@ -71,42 +75,64 @@ class Sequences:
         """Forget all of a sequence."""
         self._memory.remove(seq)
         self._prompts.pop(seq, None)
+        self._joined.discard(seq)
 
     def purge(self) -> None:
         """Forget all sequences and overwrite their cells with zeros."""
         self._memory.clear(data=True)
         self._prompts.clear()
 
-    def shift(self, seq: int, keep: int, discard: int) -> None:
-        """Forget the tokens keep to keep + discard - 1 and move what follows them down."""
+    def shift(self, seq: int, keep: int, discard: int, make_room: Callable[[], bool]) -> bool:
+        """Forget the tokens keep to keep + discard - 1 and move what follows them down.
+
+        A cell has one position for all sequences that share it. So what is moved gets cells of its own first.
+
+        Args:
+            make_room: frees cells; False: there are none to be freed.
+
+        Returns:
+            False: there was no room for cells of its own, and nothing is left of the sequence.
+        """
+        if seq in self._joined:
+            data = self.read(seq)
+            self.clear(seq)
+            while not self.write(seq, data):
+                if not make_room():
+                    return False
         self._memory.remove(seq, keep, keep + discard)
         self._memory.shift(seq, -discard, keep + discard)
+        return True
 
     # --- copies: without shared cells libllama moves their data only in the next decode ---
 
     def copy(self, source: int, target: int, n: int) -> bool:
         """Give `target` the first n tokens of `source`. Where only all of it can be copied, `cut` the rest."""
+        if self.shared:
+            self._joined |= {source, target}
         if self.shared and self.rolls_back:
             self._memory.copy(source, target, 0, self._position(target, n))
             return self.cut(target, n)
         self._memory.copy(source, target)
         if not self.shared and self.kind is not MemoryKind.RECURRENT:
-            self._copying |= {source, target}
+            self._sources.add(source)
+            self._targets.add(target)
         return True
 
     def copying(self, *seqs: int) -> bool:
-        """Whether the data of one of these is still to be copied: it cannot be read or replaced before a decode."""
-        return not self._copying.isdisjoint(seqs)
+        """Whether the data of one of these is still to be copied: before a decode neither of the two can be replaced,
+        nor the copy be read."""
+        return not (self._sources.isdisjoint(seqs) and self._targets.isdisjoint(seqs))
 
     def decoded(self) -> None:
         """A decode has begun: the copies are done."""
-        self._copying.clear()
+        self._sources.clear()
+        self._targets.clear()
 
     # --- states ---
 
     def read(self, seq: int, *, partial: bool = False) -> bytearray:
         """The state of a sequence; `partial`: only what cannot be rolled back (recurrent state, window)."""
-        assert not self.copying(seq)
+        assert seq not in self._targets
         return read_sequence(self._context, seq, partial_only=partial)
 
     def write(self, seq: int, data: bytes | bytearray, *, partial: bool = False) -> bool:

@@ -9,6 +9,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cache
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ _MOST_TEXT = 2_000_000
 _STACK = 1 << 30  # address space; memory is taken as it is needed
 _stack_lock = threading.Lock()
 _MOST_THREADS = 8
+_MIDDLE = b"\x02"
 
 
 class _Guide:
@@ -45,11 +47,10 @@ class _Guide:
         self._unenforced: OrderedDict[str, list[str]] = OrderedDict()
         vocab = model.vocab
         eog = list(vocab.eog_tokens)
-        self.tokenizer = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Tokens(vocab)),
-            eos_token=eog or None,
-            slices=llguidance.LLTokenizer.json_slices(),
-        )
+        # in two calls, as llguidance holds the interpreter's lock in each: other threads run between them
+        plain = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Tokens(vocab)), eos_token=eog or None, slices=[])
+        sleep(0)
+        self.tokenizer = plain.with_slices(llguidance.LLTokenizer.json_slices())
 
     def matcher(self, grammars: Sequence[str]) -> llguidance.LLMatcher:
         """A fresh matcher of the first grammar that compiles."""
@@ -136,10 +137,23 @@ class _Tokens:
         self.tokens = [vocab.piece(t, special=True) for t in range(vocab.n_tokens)]
         special = TokenAttr.CONTROL | TokenAttr.UNKNOWN | TokenAttr.UNUSED
         self.special_token_ids = [t for t in range(vocab.n_tokens) if vocab.attributes(t) & special]
+        self._adds_space = self._bytes(self._ids(b"{")) != b"{"
 
     def __call__(self, text: str | bytes) -> list[int]:
-        ids = self._vocab.tokenize(text, add_special=False, parse_special=False)
-        return [int(t) for t in ids]
+        """The tokens of a text in the middle of another one: without the space that some vocabularies begin with."""
+        raw = text.encode() if isinstance(text, str) else text
+        if not self._adds_space:
+            return self._ids(raw)
+        ids = self._ids(_MIDDLE + raw)  # a character that joins no token
+        before = next((i for i in range(len(ids)) if self.tokens[ids[i]] == _MIDDLE), -1)
+        return ids[before + 1 :]
+
+    def _ids(self, raw: bytes) -> list[int]:
+        found: list[int] = self._vocab.tokenize(raw, add_special=False, parse_special=False).tolist()
+        return found
+
+    def _bytes(self, ids: Sequence[int]) -> bytes:
+        return b"".join(self.tokens[t] for t in ids)
 
 
 @cache

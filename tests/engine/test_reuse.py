@@ -15,7 +15,7 @@ import pytest
 from llcuda_ffi import Llama, Model
 from llcuda_ffi.core.adapter import set_control_vector
 from llcuda_ffi.core.memory import MemoryKind
-from llcuda_ffi.errors import DecodeError, InvalidRequest, UnsupportedModel
+from llcuda_ffi.errors import ContextOverflow, DecodeError, InvalidRequest, UnsupportedModel
 from llcuda_ffi.params import ContextParams, ModelParams
 
 from ..support.random_reuse import RandomReuse
@@ -131,6 +131,27 @@ def test_checkpoints_within_their_budget(models: Path) -> None:
     with Llama(models / "granite-hybrid", n_ctx=512, n_parallel=1, checkpoint_bytes=1_000) as llm:
         llm.generate([3] * 60, max_tokens=4)
         assert llm.generate([3] * 60, max_tokens=1).usage.cached_tokens == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "lfm2"])
+def test_shift_of_shared_cells(models: Path, name: str) -> None:
+    """Cells that sequences share have one position: a request that shifts takes cells of its own, the others stay."""
+    long, short = [5 + i * i % 200 for i in range(240)], {"max_tokens": 40, "overflow": "stop"}
+    asked: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
+    exact: dict[str, Any] = {"kv_type": "f32", "flash_attn": False}
+    shifted = {**asked, "max_tokens": 60, "overflow": "shift", "keep": 4}
+    with Llama(models / name, n_ctx=256, n_parallel=1, prefix_cache=False, **exact) as cold:
+        want = cold.generate(long, **shifted).token_ids
+        beside = cold.generate([*long[:150], 7], **asked, **short).token_ids
+    with Llama(models / name, n_ctx=256, n_parallel=3, kv_cells=900, **exact) as llm:
+        assert [done.token_ids for done in llm.generate(long, **shifted, n=2)] == [want, want]
+        stream = llm.stream([*long[:150], 7], **asked, **short)
+        next(stream)
+        assert llm.generate(long, **shifted).token_ids == want
+        assert list(stream)[-1].completion.token_ids == beside
+    with Llama(models / name, n_ctx=256, n_parallel=3, kv_cells=400, **exact) as llm:  # not room for two
+        for done in llm.generate(long, **shifted, n=2, return_exceptions=True):
+            assert isinstance(done, ContextOverflow) or done.token_ids == want
 
 
 @pytest.mark.parametrize("name", ["mamba", "lfm2", "granite-hybrid", "qwen35"])

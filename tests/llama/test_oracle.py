@@ -1,14 +1,14 @@
-"""The oracle of the text path: however a completion is asked for, it is the beginning of the whole, cold, lone one.
+"""The oracle: however a completion is asked for, in whatever company, with whatever the cache holds, it is the
+beginning of the whole, cold, lone one.
 
-pytest --hypothesis-profile=long: many more examples.
+pytest --hypothesis-profile=long: many more cases; -m soak: on other kinds of memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import codecs
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,18 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from llcuda_ffi import AsyncLlama, Llama
-from llcuda_ffi.engine.results import Chunk, Completion, TokenLogprob
+from llcuda_ffi import AsyncLlama, Llama, Model
+from llcuda_ffi.engine.results import Completion
 
-from ..support.tiny_model import make_tiny_llama
+from ..support.asking import CALLERS, WAYS, Ask, Got, posting
+from ..support.tiny_architectures import TINY, lively
+from ..support.tiny_model import CHAT, make_tiny_llama
 
 pytest.importorskip("llguidance")
+server = pytest.importorskip("llcuda_ffi.server")
 
-PROMPTS = ["the quick brown", "one two three", "é🙂", "a model reads <|im_end|> tokens"]
+LONG = [5 + i * i % 200 for i in range(464)]  # with an answer it does not fit the context
+PROMPTS: list[Any] = ["the quick brown", "one two three", "é🙂", "a model reads <|im_end|> tokens", LONG]
 # what a random model writes is mostly no UTF-8; constrained, it writes characters of several bytes and tokens
 CONSTRAINTS: list[dict[str, Any]] = [
     {},
@@ -32,144 +36,237 @@ CONSTRAINTS: list[dict[str, Any]] = [
     {"json_schema": {"type": "object", "properties": {"é": {"enum": ["🙂 a", "b"]}}, "required": ["é"]}},
     {"json_schema": {"type": "integer"}},
 ]
-WAYS = ["generate", "stream", "async", "async stream", "chat", "chat_stream", "async chat", "async chat_stream"]
+_F = {"type": "object", "properties": {"é": {"enum": ["🙂 a", "b"]}, "n": {"type": "integer"}}, "required": ["é"]}
+TOOLS = [
+    {"type": "function", "function": {"name": "find", "parameters": _F}},
+    {"type": "function", "function": {"name": "go", "parameters": {"type": "object", "properties": {}}}},
+]
+CHOICES: list[Any] = ["auto", "required", {"type": "function", "function": {"name": "find"}}]
+ENGINES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "ngram": {"draft": "ngram"},
+    "draft": {"draft": "model"},
+    "cells": {"kv_cells": 1300, "host_cache_bytes": 1 << 24},
+}
+CASES = {"llama": 700, "lfm2": 200}
+MOST = 8  # at once
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("oracle") / "tiny.gguf"
-    make_tiny_llama(path, seed=4)
-    return path
+class Bench:
+    """One model with engines of every kind, asked by threads, tasks and a server; and the one that is asked alone."""
+
+    def __init__(self, path: Path, draft: Path, cases: int = 1, tolerance: float = 1e-3) -> None:
+        """`tolerance`: of log probabilities, which other batch shapes change."""
+        self.cases, self.tolerance = cases, tolerance
+        self.model, self.draft = Model.load(path), Model.load(draft)
+        common: dict[str, Any] = {"n_ctx": 480, "n_threads": 1, "kv_type": "f32", "flash_attn": False}
+        self.cold = Llama(self.model, n_parallel=1, prefix_cache=False, **common)
+        memory = self.cold.context.memory
+        self.shifts = memory is not None and memory.can_shift
+        self.led: dict[str, Llama] = {}
+        self.other: dict[str, AsyncLlama] = {}
+        self._wholes: dict[str, Any] = {}
+        for name, kind in ENGINES.items():
+            own = {**kind, "draft": self.draft} if kind.get("draft") == "model" else kind
+            self.led[name] = Llama(self.model, n_parallel=3, **common, **own)
+            self.other[name] = AsyncLlama(self.model, n_parallel=3, **common, **own)
+        app = server.create_app(server.Models.of(*self.other.values(), names=list(self.other)))
+        self.post, self.loop = posting(app), asyncio.new_event_loop()
+
+    def whole(self, ask: Ask, **changed: Any) -> Any:
+        """The lone, cold answer; of a chat without tools its raw completion."""
+        params, prompt = {**ask.params, **changed}, ask.prompt
+        key = repr((prompt, params, ask.chat))
+        if key not in self._wholes:
+            if "tools" in params:
+                found: Any = self.cold.chat(ask.messages, **params)
+            else:
+                if ask.chat:
+                    prompt = self.cold.chat(ask.messages, max_tokens=1).prompt_tokens
+                found = self.cold.generate(prompt, **params)
+            self._wholes[key] = found
+        return self._wholes[key]
+
+    def run(self, engine: str, asks: list[Ask]) -> list[list[Got]]:
+        """All answers, asked for at once."""
+
+        async def together() -> list[list[Got]]:
+            led, other = self.led[engine], self.other[engine]
+            return await asyncio.gather(*(ask.run(led, other, self.post, engine) for ask in asks))
+
+        return self.loop.run_until_complete(together())
+
+    def close(self) -> None:
+        """Free everything."""
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+        for llm in (*self.other.values(), *self.led.values(), self.cold, self.model, self.draft):
+            llm.close()  # type: ignore[attr-defined]
 
 
-@pytest.fixture(scope="module")
-def llm(path: Path) -> Iterator[Llama]:
-    with Llama(path, n_ctx=256, n_parallel=2, n_threads=1) as llm:
-        yield llm
+OTHERS = ["mamba", "gemma3", "granite-hybrid", "deepseek2", "qwen35", "phi3"]
 
 
-@pytest.fixture(scope="module")
-def other(path: Path) -> Iterator[AsyncLlama]:
-    llm = AsyncLlama(path, n_ctx=256, n_parallel=2, n_threads=1)
-    yield llm
-    llm.close()
-
-
-@dataclass
-class Got:
-    """What came back: a completion, and the pieces it came in."""
-
-    text: str
-    token_ids: list[int]
-    logprobs: list[TokenLogprob] | None
-    finish: str
-    parsed: Any
-    chunks: list[tuple[str, list[int], list[TokenLogprob] | None]]
-
-
-def _of(done: Completion, chunks: list[Chunk]) -> Got:
-    pieces = [(c.text, c.token_ids, c.logprobs) for c in chunks]
-    return Got(done.text, done.token_ids, done.logprobs, done.finish_reason, done.parsed, pieces)
-
-
-def _of_chat(done: Any, chunks: list[Any]) -> Got:
-    choice, pieces = done.choices[0], [(c.content, c.token_ids, c.logprobs) for c in chunks]
-    ids = [i for _, tokens, _ in pieces for i in tokens]
-    return Got(done.text, ids, choice.logprobs, done.finish_reason, done.parsed, pieces)
-
-
-def ask(llm: Llama, other: AsyncLlama, way: str, prompt: str, params: dict[str, Any]) -> Got:
-    """The completion, asked for in one of the ways."""
-    messages = [{"role": "user", "content": prompt}]
-
-    async def later() -> Got:
-        if way == "async":
-            return _of(await other.generate(prompt, **params), [])
-        if way == "async stream":
-            chunks = [c async for c in other.stream(prompt, **params)]
-            assert chunks[-1].completion is not None
-            return _of(chunks[-1].completion, chunks)
-        if way == "async chat":
-            return _of_chat(await other.chat(messages, **params), [])
-        pieces = [c async for c in other.chat_stream(messages, **params)]
-        return _of_chat(pieces[-1].completion, pieces)
-
-    if way.startswith("async"):
-        return asyncio.run(later())
-    if way == "generate":
-        return _of(llm.generate(prompt, **params), [])
-    if way == "chat":
-        return _of_chat(llm.chat(messages, **params), [])
-    if way == "stream":
-        chunks = list(llm.stream(prompt, **params))
-        assert chunks[-1].completion is not None
-        return _of(chunks[-1].completion, chunks)
-    pieces = list(llm.chat_stream(messages, **params))
-    return _of_chat(pieces[-1].completion, pieces)
+@pytest.fixture(
+    scope="module", params=["llama", "lfm2", *(pytest.param(kind, marks=pytest.mark.soak) for kind in OTHERS)]
+)
+def bench(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    kind, path = request.param, tmp_path_factory.mktemp("oracle") / "tiny.gguf"
+    draft = path.with_name("draft.gguf")
+    if kind == "llama":
+        make_tiny_llama(path, seed=4)
+    else:
+        file = lively(TINY[kind]())
+        file.metadata["tokenizer.chat_template"] = CHAT
+        file.write(path)
+    if kind == "gemma3":  # has a vocabulary of its own
+        draft = path
+    else:
+        make_tiny_llama(draft, seed=4, layers=1)
+    bench = Bench(path, draft, CASES.get(kind, 2000), 1e-3 if kind == "llama" else 0.05)
+    yield bench
+    bench.close()
 
 
 def _shown(data: bytes) -> str:
     return codecs.getincrementaldecoder("utf-8")("replace").decode(data)
 
 
-def expected(llm: Llama, whole: Completion, stops: list[str]) -> tuple[str, int, str]:
-    """Text, number of tokens and finish reason of the whole completion where `stops` end it."""
+def expected(llm: Llama, whole: Completion, params: dict[str, Any]) -> tuple[str, int, str]:
+    """Text, number of tokens and finish reason of the whole completion where its ends are these."""
     ids = whole.token_ids[:-1] if whole.finish_reason == "eog" else whole.token_ids
+    keeps, last = params.get("include_stop_str_in_output"), params.get("stop_token_ids", ())
     for n in range(1, len(ids) + 1):
-        text = _shown(b"".join(map(llm.vocab.piece, ids[:n])))
-        for end in range(1, len(text) + 1):
-            found = [stop for stop in stops if text[:end].endswith(stop)]
+        before, text = (_shown(b"".join(map(llm.vocab.piece, ids[:k]))) for k in (n - 1, n))
+        ends = ids[n - 1] in last
+        for end in range(1, len(text) + 1) if keeps or not ends else ():
+            found = [stop for stop in params["stop"] if text[:end].endswith(stop)]
             if found:
-                return text[: end - len(max(found, key=len))], n, "stop"
+                return text[: end if keeps else end - len(max(found, key=len))], n, "stop"
+        if ends:
+            return text if keeps else before, n, "stop"
     return whole.text, len(whole.token_ids), whole.finish_reason
 
 
-@settings(
-    max_examples=max(250, settings().max_examples),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(data=st.data())
-def test_every_way_gives_the_beginning_of_the_whole(llm: Llama, other: AsyncLlama, data: st.DataObject) -> None:
-    """Whole or streamed, awaited or not, plain or as a chat, with any stop strings cut from it: text, tokens, log
-    probabilities, finish reason and parsed value are those of the lone, cold completion up to its end; chunks add up to
-    it, and none shows what is taken back."""
-    prompt, way = data.draw(st.sampled_from(PROMPTS)), data.draw(st.sampled_from(WAYS))
-    params: dict[str, Any] = {
-        **data.draw(st.sampled_from(CONSTRAINTS)),
-        "max_tokens": data.draw(st.integers(1, 24)),
-        "logprobs": data.draw(st.sampled_from([None, 0, 2])),
-        "temperature": data.draw(st.sampled_from([0.0, 1.0])),
-        "seed": data.draw(st.integers(0, 3)),
-    }
-    chat = "chat" in way
-    tokens = llm.chat([{"role": "user", "content": prompt}], max_tokens=1).prompt_tokens if chat else prompt
-    whole = llm.generate(tokens, **params, prefix_cache=False)
-    stops = []
-    for _ in range(data.draw(st.integers(0, 2))):
-        start = data.draw(st.integers(0, max(0, len(whole.text) - 1)))
-        stops.append(whole.text[start : start + data.draw(st.integers(1, 6))])
-    stops = [stop for stop in stops if stop]
-    text, n, finish = expected(llm, whole, stops)
-    event(f"{way}, {finish}")
-    got = ask(llm, other, way, prompt, {**params, "stop": stops})
+def drawn(draw: Callable[[st.SearchStrategy[Any]], Any], bench: Bench) -> Ask:
+    """A request with stop strings cut from its answer."""
+    way, caller = draw(st.sampled_from(WAYS)), draw(st.sampled_from(CALLERS))
+    chat, params = way.startswith("chat"), dict(draw(st.sampled_from(CONSTRAINTS)))
+    prompt = draw(st.sampled_from(PROMPTS[:-1] if chat else PROMPTS))
+    if chat and draw(st.integers(0, 2)) == 0:
+        params = {"tools": TOOLS, "tool_choice": draw(st.sampled_from(CHOICES)), "overflow": "stop"}
+    most = draw(st.sampled_from([5, 24, 60, 80] if "tools" in params else [1, 2, 5, 12, 24]))
+    params |= {"max_tokens": most, "seed": draw(st.integers(0, 2)), "temperature": draw(st.sampled_from([0.0, 1.0]))}
+    logprobs = draw(st.sampled_from([None, 0, 2]))
+    if prompt is LONG:
+        overflow = draw(st.sampled_from(["stop", "shift"] if bench.shifts else ["stop"]))
+        params |= {"overflow": overflow, **({"keep": draw(st.sampled_from([0, 5]))} if overflow == "shift" else {})}
+    if logprobs is not None:
+        params["logprobs"] = logprobs
+    ask = Ask(way, caller, prompt, params)
+    whole = bench.whole(ask)
+    text = whole.tool_calls[0].arguments if "tools" in params and whole.tool_calls else whole.text
+    params["stop"] = []
+    for _ in range(draw(st.integers(0, 2))):
+        start = draw(st.integers(0, max(0, len(text) - 1)))
+        if stop := text[start : start + draw(st.integers(1, 6))]:
+            params["stop"].append(stop)
+    if not chat and draw(st.integers(0, 3)) == 0:
+        params["include_stop_str_in_output"] = True
+    if not chat and draw(st.integers(0, 3)) == 0:
+        params["stop_token_ids"] = [draw(st.sampled_from(whole.token_ids))]
+    if draw(st.integers(0, 4)) == 0:
+        params["n"] = draw(st.integers(2, 3))
+    if way.endswith("stream") and draw(st.integers(0, 5)) == 0:
+        ask.leave = draw(st.integers(1, 4))
+    return ask
+
+
+ENDS = ("stop", "stop_token_ids", "include_stop_str_in_output", "n")
+
+
+def check(bench: Bench, ask: Ask, i: int, got: Got) -> None:
+    """Answer `i` of a request is what it should be."""
+    params = ask.params
+    seed = params["seed"] + i
+    if "tools" in params:
+        want = bench.whole(
+            Ask(ask.way, ask.caller, ask.prompt, {k: v for k, v in params.items() if k != "n"}), seed=seed
+        )
+        message, finish = want.message, want.finish_reason
+        logprobs = want.choices[0].logprobs
+        if not got.over:
+            assert (message.content or "").startswith(got.text)
+            return
+        assert got.text == (message.content or "")
+        assert got.calls == [(call.name, call.arguments) for call in message.tool_calls]
+        assert got.finish == finish
+        _same_logprobs(bench, got, None if logprobs is None else [entry.logprob for entry in logprobs])
+        return
+    whole = bench.whole(
+        Ask(ask.way, ask.caller, ask.prompt, {k: v for k, v in params.items() if k not in ENDS}), seed=seed
+    )
+    text, n, finish = expected(bench.cold, whole, params)
+    ids = whole.token_ids[:n]
+    told = finish == "eog" and (ask.chat or ask.caller == "server")
+    if got.pieces is not None:
+        assert "".join(piece for piece, _, _ in got.pieces) == got.text
+        for _, tokens, logprobs in got.pieces:
+            if logprobs is not None:
+                assert [entry.token for entry in logprobs] == tokens
+    if not got.over:
+        assert text.startswith(got.text)
+        assert got.pieces is not None
+        come = [token for _, tokens, _ in got.pieces for token in tokens]
+        assert come == ids[: len(come)]
+        return
     assert got.text == text
-    assert got.finish == ("stop" if chat and finish == "eog" else finish)
-    if got.token_ids:
-        assert got.token_ids == whole.token_ids[:n]
-    if params["logprobs"] is None:
-        assert got.logprobs is None
-    else:
-        assert whole.logprobs is not None
-        assert [e.token for e in got.logprobs or ()] == whole.token_ids[:n]
-        ours, theirs = ([e.logprob for e in entries] for entries in (got.logprobs or [], whole.logprobs[:n]))
-        assert ours == pytest.approx(theirs, abs=1e-3)
-    assert got.parsed == (whole.parsed if finish != "stop" else None)
-    if whole.finish_reason == "length" and params.get("json_schema") == {"type": "integer"} and text not in ("0", "-0"):
-        assert got.parsed is None  # another digit could follow
-    if got.chunks:
-        assert "".join(piece for piece, _, _ in got.chunks) == text
-        assert [i for _, ids, _ in got.chunks for i in ids] == whole.token_ids[:n]
-        for _, ids, logprobs in got.chunks:
-            if params["logprobs"] is not None and ids:
-                assert [e.token for e in logprobs or ()] == ids
+    assert got.finish == ("stop" if told else finish)
+    if got.token_ids is not None:
+        assert got.token_ids == ids
+        if got.pieces is not None:
+            assert [token for _, tokens, _ in got.pieces for token in tokens] == ids
+    assert got.n_tokens in (None, n)
+    _same_logprobs(bench, got, None if whole.logprobs is None else [entry.logprob for entry in whole.logprobs[:n]])
+    if ask.caller != "server":
+        assert got.parsed == (whole.parsed if finish != "stop" else None)
+        cut = whole.finish_reason == "length" and params.get("json_schema") == {"type": "integer"}
+        if cut and text not in ("0", "-0"):
+            assert got.parsed is None  # another digit could follow
+
+
+def _same_logprobs(bench: Bench, got: Got, want: list[float] | None) -> None:
+    assert (got.logprobs is None) == (want is None)
+    assert got.logprobs == (None if want is None else pytest.approx(want, abs=bench.tolerance))
+
+
+def test_every_way_gives_the_beginning_of_the_whole(bench: Bench) -> None:
+    """By thread, task or HTTP, whole or streamed, one or n, plain or a chat with tools, with drafts, shifts and stop
+    strings cut from it, beside up to seven others of which some are left: text, tokens, log probabilities, finish
+    reason, calls and parsed value are those of the lone, cold completion up to its end; chunks add up to it."""
+    wanted = bench.cases if settings().max_examples <= 100 else settings().max_examples
+
+    @settings(
+        max_examples=2 * wanted // (1 + MOST),
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+    )
+    @given(data=st.data())
+    def examples(data: st.DataObject) -> None:
+        engine = data.draw(st.sampled_from(sorted(ENGINES)))
+        asked = [drawn(data.draw, bench) for _ in range(data.draw(st.integers(1, MOST)))]
+        before = data.draw(st.sampled_from(["", "", "clear", "load"]))
+        for llm in (bench.led[engine], bench.other[engine].llama):
+            if before == "clear":
+                llm.clear_cache()
+            elif before == "load":
+                saved = llm.save_state()
+                llm.clear_cache()
+                llm.load_state(saved)
+        for ask, answers in zip(asked, bench.run(engine, asked), strict=True):
+            event(f"{engine}, {ask.caller}, {ask.way}")
+            assert len(answers) == ask.n
+            for i, got in enumerate(answers):
+                check(bench, ask, i, got)
+
+    examples()

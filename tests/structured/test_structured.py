@@ -18,6 +18,7 @@ from llcuda_ffi.structured.grammars import close_objects
 from llcuda_ffi.structured.types import type_schema, value_of
 
 from ..support.random_schemas import random_schema
+from ..support.tiny_architectures import TINY
 
 jsonschema = pytest.importorskip("jsonschema")
 pytest.importorskip("llguidance")
@@ -103,6 +104,21 @@ def test_runs_without_choice_are_one_step(llm: Llama) -> None:
     assert llm.engine.schedulers[0]._steps - steps < len(done.token_ids) / 2
     again = llm.generate("x" + text, max_tokens=4, temperature=0)  # the cache holds what was accepted
     assert again.text == llm.generate("x" + text, max_tokens=4, temperature=0, prefix_cache=False).text
+
+
+def test_runs_without_choice_in_a_vocabulary_that_adds_a_space(tmp_path: Path) -> None:
+    """SentencePiece vocabularies put a space before a text; not in the middle of an answer."""
+    TINY["gemma3"]().write(tmp_path / "tiny.gguf")
+    schema = {
+        "type": "object",
+        "properties": {"the quick": {"enum": ["brown fox", "the dog"]}},
+        "required": ["the quick"],
+    }
+    with Llama(tmp_path / "tiny.gguf", n_ctx=128, n_parallel=2) as llm:
+        for seed in range(3):
+            done = llm.generate("the", json_schema=schema, max_tokens=60, seed=seed)
+            assert done.parsed["the quick"] in ("brown fox", "the dog")
+            assert llm.generate("the", choices=["{ one }"], max_tokens=60, seed=seed).parsed == "{ one }"
 
 
 def test_masks_together_are_those_of_each_row(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
