@@ -67,6 +67,12 @@ ELSEWHERE = {
     "verbose": "logging.getLogger('llcuda_ffi')",
 }
 
+# names of ours that were given in the wrong place
+_OF_REQUESTS = ("grammar", "json_schema", "max_tokens", "min_p", "seed", "stop", "temperature", "top_k", "top_p")
+_OF_LLAMA = ("device", "draft", "kv_type", "n_ctx", "n_gpu_layers", "n_parallel", "n_threads")
+ELSEWHERE |= dict.fromkeys(_OF_REQUESTS, "a setting of generate(), stream() and chat()")
+ELSEWHERE |= dict.fromkeys(_OF_LLAMA, "an argument of Llama()")
+
 # the same of methods
 METHODS_ELSEWHERE = {
     "__call__": "generate(prompt).text, or llcuda_ffi.compat.llama_cpp.Llama",

@@ -14,10 +14,14 @@ from .options import ModelReference, examples, model_options, pick_model, split_
 @click.command(epilog=examples("bench", "bench ./model.gguf --kv-type q8_0 --threads 8 --json"))
 @click.argument("model", required=False, type=ModelReference())
 @model_options
-@click.option("-p", "--prompt-tokens", type=click.IntRange(2), default=512, show_default=True)
+@click.option(
+    "-p", "--prompt-tokens", type=click.IntRange(2), default=512, show_default=True, help="Length of the prompt."
+)
 @click.option("-n", "--max-tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens to generate.")
-@click.option("-r", "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Medians of so many.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option(
+    "-r", "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs to take the median of."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: str | None,
     model_option: str | None,

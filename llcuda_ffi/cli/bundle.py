@@ -47,7 +47,7 @@ def install(name: str | None, variant: str | None, quiet: bool) -> None:
 
 
 @command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_bundles(as_json: bool) -> None:
     """List the known bundles and what is installed."""
     there = {bundle.name: bundle for bundle in store.all_installed()}
@@ -155,7 +155,9 @@ def build(source: Path | None, name: str, cuda_arch: str | None, jobs: int | Non
 
 @command.command()
 @click.argument("build", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The archive to write."
+)
 def pack(build: Path, output: Path) -> None:
     """Pack the libraries of the llama.cpp build in the folder BUILD into an archive to use as a bundle."""
     from ..bundles.pack import pack as make

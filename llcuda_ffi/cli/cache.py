@@ -17,7 +17,7 @@ def command() -> None:
 
 
 @command.command(epilog=examples("cache info"))
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(as_json: bool) -> None:
     """Say where the cache is and what it holds."""
     folder = disk_cache_folder()

@@ -10,7 +10,9 @@ QUESTION = "What is a llama, and where does it live?"
 
 
 @click.command(epilog=examples("demo", "demo -n 32"))
-@click.option("-n", "--max-tokens", type=click.IntRange(1), default=128, show_default=True)
+@click.option(
+    "-n", "--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Most tokens to generate."
+)
 def command(max_tokens: int) -> None:
     """Stream an answer of SmolLM2-135M. Fetches the libraries (11 MB) and the model (93 MB) when they are missing."""
     from ..llama import Llama

@@ -28,7 +28,7 @@ from .options import examples
 
 
 @click.command(epilog=examples("doctor", "doctor --json"))
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """Say what this machine has and what is missing; exits with 1 when something must be mended."""
     report = examine()

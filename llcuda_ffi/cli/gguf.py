@@ -40,7 +40,7 @@ def _path(file: str) -> str:
 
 @command.command(epilog=examples("gguf info smollm2-135m", "gguf info ./model.gguf --tensors"))
 @click.argument("file", type=ModelReference())
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable, arrays in full.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, arrays in full.")
 @click.option("--tensors", is_flag=True, help="List the tensors too.")
 def info(file: str, as_json: bool, tensors: bool) -> None:
     """Show the metadata of FILE: a path, or a model that was fetched, by its name."""
@@ -65,7 +65,7 @@ def info(file: str, as_json: bool, tensors: bool) -> None:
 
 @command.command("check", epilog=examples("gguf check ./model.gguf", "gguf check ./model.gguf --json"))
 @click.argument("file", type=ModelReference())
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check_file(file: str, as_json: bool) -> None:
     """Check FILE as every load does: exit code 1 and the reason where libllama could not take it."""
     report = check(_path(file))

@@ -48,7 +48,7 @@ def _show(rows: list[dict[str, object]], as_json: bool) -> None:
 
 
 @command.command("list", epilog=examples("model list", "model list --json"))
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_models(as_json: bool) -> None:
     """List the models known by name, and which are in the cache."""
     _show([_row(model) for model in models.all_models()], as_json)
@@ -77,7 +77,7 @@ def path(reference: str) -> None:
 
 @command.command(epilog=examples("model recommend", "model recommend --memory 8"))
 @click.option("--memory", type=float, metavar="GB", help="Instead of this machine's free memory.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def recommend(memory: float | None, as_json: bool) -> None:
     """List the models that fit this machine's free memory (of its GPU if it has one), largest first."""
     if memory is None:
@@ -96,7 +96,7 @@ def recommend(memory: float | None, as_json: bool) -> None:
 )
 @click.argument("reference", type=ModelReference())
 @click.option("--memory", type=float, metavar="GB", help="Instead of this machine's free memory.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def fit(reference: str, memory: float | None, as_json: bool) -> None:
     """Show what a model takes with contexts, parallel requests and KV cache types, and what of that fits."""
     from ..devices.memory_fit import plans

@@ -76,12 +76,24 @@ class Schema(click.ParamType):  # type: ignore[type-arg]  # generic only in newe
 
 
 _MODEL = (
-    click.option("-m", "--model", "model_option", type=ModelReference(), help="The same as MODEL."),
+    click.option(
+        "-m",
+        "--model",
+        "model_option",
+        type=ModelReference(),
+        help=f"A path, a name of `model list`, or owner/repo:Q4_K_M; default {DEFAULT_MODEL}.",
+    ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option("-ngl", "--n-gpu-layers", type=int, help="Layers on the GPU; by default as many as fit."),
     click.option("-c", "--ctx", "--n-ctx", "n_ctx", type=click.IntRange(1), help="Most tokens of prompt and answer."),
     click.option("--kv-type", default="f16", show_default=True, help="Type of the KV cache: f16, q8_0, …"),
-    click.option("--flash-attn", type=click.Choice(["auto", "enabled", "disabled"]), default="auto", show_default=True),
+    click.option(
+        "--flash-attn",
+        type=click.Choice(["auto", "enabled", "disabled"]),
+        default="auto",
+        show_default=True,
+        help="Flash attention; auto: where the backend has it.",
+    ),
     click.option("--threads", type=click.IntRange(1), help="CPU threads; by default they adapt."),
     click.option("--lora", type=Adapter(), multiple=True, help="A LoRA adapter (GGUF); may be repeated."),
     click.option("--mmproj", help="The model's projector, for images and sound (needs a bundle with libmtmd)."),
@@ -92,10 +104,12 @@ _MODEL = (
 _SAMPLING = (
     click.option("-n", "--max-tokens", type=int, default=128, show_default=True, help="Most tokens to generate."),
     click.option("-t", "--temperature", type=float, default=0.8, show_default=True, help="0 is greedy."),
-    click.option("--top-k", type=int, default=40, show_default=True),
-    click.option("--top-p", type=float, default=0.95, show_default=True),
-    click.option("--min-p", type=float, default=0.05, show_default=True),
-    click.option("--repeat-penalty", type=float, default=1.0, show_default=True),
+    click.option("--top-k", type=int, default=40, show_default=True, help="Only the k likeliest tokens; 0: all."),
+    click.option("--top-p", type=float, default=0.95, show_default=True, help="Only the likeliest, p in sum; 1: all."),
+    click.option(
+        "--min-p", type=float, default=0.05, show_default=True, help="Only those p times as likely as the first."
+    ),
+    click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="Above 1: less repetition."),
     click.option("--seed", type=int, help="The same seed gives the same text."),
     click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated."),
     click.option(

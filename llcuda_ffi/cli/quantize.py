@@ -32,7 +32,7 @@ _MB = 1e6
 @click.option("--pure", is_flag=True, help="Every matrix gets the file type's own type.")
 @click.option("--threads", type=int, help="CPU threads; default: the usable cores.")
 @click.option("--dry-run", is_flag=True, help="Only say how large it would be.")
-@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     source: str,
     target: Path | None,

@@ -29,7 +29,7 @@ _FILE = click.Path(path_type=Path)
     )
 )
 @click.argument("models", nargs=-1, metavar="MODEL...", type=ModelReference())
-@click.option("-m", "--model", "more", multiple=True, type=ModelReference(), help="The same as MODEL; may be repeated.")
+@click.option("-m", "--model", "more", multiple=True, type=ModelReference(), help="The same as MODEL, may be repeated.")
 @click.option("--models-dir", type=_FILE, help="Also every GGUF file of a folder, each loaded when it is asked for.")
 @click.option("--embedding-model", help="One more model, for /v1/embeddings.")
 @click.option(
@@ -53,7 +53,9 @@ _FILE = click.Path(path_type=Path)
     "--default", "defaults", multiple=True, metavar="NAME=VALUE", help="A setting of requests that do not name it."
 )
 @click.option("--lenient", is_flag=True, help="Take unknown fields and model names instead of refusing them.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Several with commas between.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="The address to listen at; several with commas between."
+)
 @click.option("--port", type=int, default=8080, show_default=True, help="0 takes a free one.")
 @click.option("--unix-socket", type=_FILE, help="Listen at a path instead.")
 @click.option("--tls-cert", type=_FILE, help="A certificate (PEM): https.")
@@ -66,16 +68,22 @@ _FILE = click.Path(path_type=Path)
 @click.option("--parallel", type=int, default=8, show_default=True, help="Requests computed together.")
 @click.option("--contexts", type=int, help="Contexts that divide the requests; by default 2 on a GPU from 32 on.")
 @click.option("--kv-cells", type=int, help="Tokens of the KV cache, shared by all requests.")
-@click.option("--kv-type", default="f16", show_default=True)
+@click.option("--kv-type", default="f16", show_default=True, help="Type of the KV cache: f16, q8_0, …")
 @click.option("--disk-cache", default="0", help='Disk for computed prefixes: "16GiB" (docs/cache.md).')
 @click.option("--batch", "n_batch", type=int, help="Most tokens of a batch.")
 @click.option("--ubatch", "n_ubatch", type=int, help="Most tokens computed at once.")
 @click.option("--threads", type=int, help="CPU threads; by default they adapt.")
-@click.option("--flash-attn", type=click.Choice(["auto", "enabled", "disabled"]), default="auto", show_default=True)
+@click.option(
+    "--flash-attn",
+    type=click.Choice(["auto", "enabled", "disabled"]),
+    default="auto",
+    show_default=True,
+    help="Flash attention; auto: where the backend has it.",
+)
 @click.option("--draft", help='Speculative decoding: "ngram", or a small model.')
 @click.option("--isolate", is_flag=True, help="Compute in a child process, which is replaced when it dies.")
 @click.option("--max-queue", type=click.IntRange(0), default=128, show_default=True, help="Requests that may wait.")
-@click.option("--max-body-mb", type=click.IntRange(1, 1024), default=8, show_default=True)
+@click.option("--max-body-mb", type=click.IntRange(1, 1024), default=8, show_default=True, help="Largest request body.")
 @click.option("--read-timeout", type=click.FloatRange(0.1), help="Seconds for a request's head (15), and body (60).")
 @click.option("--cors-origin", multiple=True, help="A web origin whose pages may use it; may be repeated.")
 @click.option("--grace", type=click.IntRange(0), default=30, show_default=True, help="Seconds to finish at the end.")

@@ -33,7 +33,7 @@ from .options import ModelReference, examples
 @click.option("-r", "--rounds", type=click.IntRange(1), default=2, show_default=True, help="The best of so many.")
 @click.option("--cpu-time", is_flag=True, help="One thread, by its CPU time: what a busy machine gets anyhow.")
 @click.option("--forget", is_flag=True, help="Drop what was measured on this machine, and measure nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, rounds: int, cpu_time: bool, forget: bool, as_json: bool) -> None:
     """Measure MODEL on the CPU with each installed bundle, with and without repacked weights.
 

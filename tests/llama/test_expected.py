@@ -226,6 +226,10 @@ def test_methods_of_other_libraries_are_named(llm: Llama) -> None:
     for name, here in (("create_chat_completion", "chat()"), ("tokenize", "vocab.tokenize"), ("generat", "generate?")):
         with pytest.raises(AttributeError, match=re.escape(here)):
             getattr(llm, name)
+    with pytest.raises(InvalidRequest, match="an argument of Llama"):
+        llm.generate("Once", n_ctx=512)
+    with pytest.raises(InvalidRequest, match="a setting of generate"):
+        Llama("smollm2-135m", temperature=0)
     with pytest.raises(TypeError, match="generate"):
         llm("Once")  # type: ignore[operator]
     with pytest.raises(AttributeError, match="did you mean Llama"):
