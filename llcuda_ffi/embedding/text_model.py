@@ -25,8 +25,8 @@ from .wordpiece import WordPiece, needs_wordpiece
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Attention computes a square of the batch, masked between texts, and the mask is made by the CPU; docs/embeddings.md
-# has the measurements.
+# Attention computes a square of the batch, masked between texts, and the mask is made by the CPU;
+# docs/measured_embeddings.md has the measurements.
 CPU_BATCH_TOKENS = 128
 GPU_BATCH_TOKENS = 512
 GPU_CONTEXTS = 4
