@@ -78,6 +78,7 @@ METHODS_ELSEWHERE = {
     "__call__": "generate(prompt).text, or llcuda_ffi.compat.llama_cpp.Llama",
     "apply_chat_template": "chat_prompt()",
     "beam_search": "llcuda_ffi.engine.beam_search.beam_search(llm, prompt)",
+    "classify": "not there",
     "complete": "generate()",
     "create_chat_completion": "chat(), or llcuda_ffi.compat.llama_cpp.Llama",
     "create_completion": "generate(), or llcuda_ffi.compat.llama_cpp.Llama",
@@ -86,6 +87,7 @@ METHODS_ELSEWHERE = {
     "embed": "the class Embedder: encode(texts)",
     "encode": "the class Embedder: encode(texts)",
     "eval": "context.decode() (docs/low-level.md)",
+    "fit": "not there: train with the other library, then convert (llcuda-ffi model convert)",
     "get_sentence_embedding_dimension": "dim",
     "get_tokenizer": "vocab",
     "infer": "generate(), or llcuda_ffi.llcuda.InferenceEngine",
@@ -148,7 +150,8 @@ def names_methods(cls: _Class) -> _Class:
     def __getattr__(self: Any, name: str) -> Any:
         plain = f"{type(self).__name__!r} object has no attribute {name!r}"
         if name in METHODS_ELSEWHERE:
-            plain += f": here it is {METHODS_ELSEWHERE[name]}"
+            meant = METHODS_ELSEWHERE[name]
+            plain += f": {meant}" if meant.startswith("not ") else f": here it is {meant}"
         elif not name.startswith("_") and (near := nearest(name, dir(type(self)))):
             plain += f": did you mean {' or '.join(near)}?"
         raise AttributeError(plain)
@@ -157,7 +160,7 @@ def names_methods(cls: _Class) -> _Class:
         raise TypeError(f"{type(self).__name__!r} object is not callable: here it is {METHODS_ELSEWHERE['__call__']}")
 
     cls.__getattr__ = __getattr__  # type: ignore[attr-defined]
-    if hasattr(cls, "generate"):
+    if hasattr(cls, "generate") and "__call__" not in vars(cls):
         cls.__call__ = __call__  # type: ignore[method-assign]
     return cls
 

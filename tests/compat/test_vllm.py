@@ -57,7 +57,9 @@ for output in outputs:
         "len(outputs) == 2",
     ),
     sampled("top_k=-1, max_tokens=4", "len(out.token_ids) == 4"),
-    sampled("repetition_penalty=1.2, presence_penalty=0.1, max_tokens=4", "out.finish_reason == 'length'"),
+    sampled(
+        "repetition_penalty=1.2, presence_penalty=0.1, ignore_eos=True, max_tokens=4", "out.finish_reason == 'length'"
+    ),
     sampled("stop_token_ids=[5], min_tokens=2, max_tokens=8", "len(out.token_ids) >= 2"),
     sampled("n=3, max_tokens=4", "[o.index for o in outputs[0].outputs] == [0, 1, 2]"),
     sampled(

@@ -15,7 +15,7 @@ from ...core.adapter import LoraAdapter
 from ...embedder import Embedder
 from ...errors import InvalidRequest, UnsupportedModel
 from ...hub.references import resolve
-from ...keywords import check_keywords
+from ...keywords import check_keywords, names_methods
 from . import results
 from .settings import chat_template, context_params, kv_type, model_params, sampling_settings
 
@@ -46,6 +46,7 @@ class LlamaState:
     input_ids: tuple[int, ...]
 
 
+@names_methods
 class Llama:
     """A model as llama-cpp-python has it: results are dicts in OpenAI's form.
 

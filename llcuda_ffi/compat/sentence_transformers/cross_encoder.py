@@ -10,7 +10,7 @@ import numpy as np
 
 from ...embedding.reranker import Reranker
 from ...errors import InvalidRequest
-from ...keywords import check_keywords
+from ...keywords import check_keywords, names_methods
 
 _WITHOUT_EFFECT = (
     "num_labels", "trust_remote_code", "revision", "local_files_only", "token", "model_kwargs", "tokenizer_kwargs",
@@ -18,6 +18,7 @@ _WITHOUT_EFFECT = (
 )  # fmt: skip
 
 
+@names_methods
 class CrossEncoder:
     """Scores pairs of texts.
 

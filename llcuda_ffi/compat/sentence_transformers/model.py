@@ -11,7 +11,7 @@ import numpy as np
 from ...embedder import Embedder, Texts
 from ...embedding.vectors import to_tensor
 from ...errors import InvalidRequest
-from ...keywords import check_keywords
+from ...keywords import check_keywords, names_methods
 from . import util
 
 _WITHOUT_EFFECT = (
@@ -20,6 +20,7 @@ _WITHOUT_EFFECT = (
 )  # fmt: skip
 
 
+@names_methods
 class SentenceTransformer:
     """Texts to vectors, as sentence-transformers has it: texts that are too long are cut.
 

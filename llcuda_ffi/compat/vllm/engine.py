@@ -18,7 +18,7 @@ from ...embedding.reranker import Reranker
 from ...engine.beam_search import beam_search
 from ...engine.prompts import Prompt, prompt_tokens, split_prompts
 from ...errors import InvalidRequest, UnsupportedModel
-from ...keywords import check_keywords
+from ...keywords import check_keywords, names_methods
 from ...llama import Llama
 from .outputs import (
     CompletionOutput,
@@ -74,6 +74,7 @@ def engine_settings(settings: Mapping[str, Any], owner: str) -> dict[str, Any]:
     return found
 
 
+@names_methods
 class LLM:
     """Many prompts at once, as vLLM has it.
 
