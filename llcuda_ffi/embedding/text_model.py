@@ -238,9 +238,10 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     Raises:
         InvalidRequest: something else is among them; the message names its index.
     """
-    if isinstance(texts, (str, bytes, Mapping)) or hasattr(texts, "columns"):
-        hint = "give one of its columns, such as table['text']" if hasattr(texts, "columns") else "put texts in a list"
-        raise InvalidRequest(f"texts must be a list of str, not {type(texts).__name__}: {hint}")
+    if isinstance(texts, (str, bytes)):
+        raise InvalidRequest("texts must be a list of str, not one text: put it in a list")
+    if isinstance(texts, Mapping) or hasattr(texts, "columns"):
+        raise InvalidRequest(f"texts must be a list of str, not a {type(texts).__name__}: give one of its columns")
     try:
         found = list(texts)
     except TypeError:

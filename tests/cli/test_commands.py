@@ -199,7 +199,8 @@ def test_file(smollm2: Path, tmp_path: Path) -> None:
 def test_file_to_standard_output(tiny: Path, tmp_path: Path) -> None:
     """`-o -` writes the results to standard output, and no file called "-"."""
     source = tmp_path / "prompts.jsonl"
-    source.write_text('"a"\n{"prompt": "b", "max_tokens": 2}\n')
+    lines = [{"prompt": "a", "ignore_eos": True}, {"prompt": "b", "ignore_eos": True, "max_tokens": 2}]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     done = subprocess.run(
         [sys.executable, "-c", MAIN, "generate", "-m", str(tiny), "-n", "3", "-f", str(source), "-o", "-"],
         cwd=tmp_path, capture_output=True, timeout=120, check=True,

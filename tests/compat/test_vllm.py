@@ -56,7 +56,7 @@ for output in outputs:
         LOAD + "outputs = llm.generate(prompts=['a', 'b'], sampling_params=SamplingParams(max_tokens=3))",
         "len(outputs) == 2",
     ),
-    sampled("top_k=-1, max_tokens=4", "len(out.token_ids) == 4"),
+    sampled("top_k=-1, ignore_eos=True, max_tokens=4", "len(out.token_ids) == 4"),
     sampled(
         "repetition_penalty=1.2, presence_penalty=0.1, ignore_eos=True, max_tokens=4", "out.finish_reason == 'length'"
     ),

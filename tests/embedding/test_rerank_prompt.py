@@ -70,3 +70,5 @@ def test_a_text_is_no_list(reranker: Reranker) -> None:
     """One document that is not in a list is refused: nobody means its letters."""
     with pytest.raises(InvalidRequest, match="put it in a list"):
         reranker.scores("q", "abc")
+    with pytest.raises(InvalidRequest, match="not a dict: give one of its columns"):
+        reranker.scores("q", {"text": "abc"})
