@@ -78,10 +78,11 @@ def find_candidates(layout: RowLayout, rows: Rows, needs: Ids) -> Candidates:
     order = np.argsort(row * layout.n_vocab + ids)
     row, ids, logits = row[order], ids[order], logits[order]
 
+    # floats as integers of the same order, behind their rows: equal ones are neighbours
+    bits = (logits + np.float32(0)).view(np.int32).astype(np.int64)  # -0 is 0
+    key = np.sort((row << 32) + np.where(bits < 0, -1 - (bits & 0x7FFFFFFF), bits) + 0x80000000)
     ties = np.zeros(n, np.bool_)
-    order = np.lexsort((logits, row))
-    value, owner = logits[order], row[order]
-    ties[owner[1:][(value[1:] == value[:-1]) & (owner[1:] == owner[:-1])]] = True
+    ties[key[1:][key[1:] == key[:-1]] >> 32] = True
     return Candidates(np.bincount(row, minlength=n), ids, logits, sound, ties)
 
 
@@ -121,6 +122,7 @@ class ReducedRows:
         self._jobs, self._n_outputs = [], n_outputs
         self._alone = n_outputs == batch.n_tokens
 
+    @property
     def places(self) -> set[int]:
         """The outputs that were added."""
         return {place for _, _, place in self._jobs}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from math import isnan
 from typing import Literal
 
@@ -127,14 +127,16 @@ class Selection:
         True where there are no logits, because they were sampled on the device. For a caller that holds the context's
         `exclusive()`.
         """
-        self._logits = logits = self._context.output_logits(n_outputs)
+        reduced: Set[int] = frozenset() if self._reduced is None else self._reduced.places
+        if reduced and self._reduced is not None and not self._reduced.read():
+            return False
+        whole = len(reduced) < n_outputs
+        self._logits = logits = self._context.output_logits(n_outputs) if whole else None
         if logits is None:
             return True
         first = logits[:, 0].tolist()
-        if self._reduced is not None and (places := self._reduced.places()):
-            first = [value for place, value in enumerate(first) if place not in places]
-            if not self._reduced.read():
-                return False
+        if reduced:
+            first = [value for place, value in enumerate(first) if place not in reduced]
         return not any(map(isnan, first))
 
     def finite_row(self, row: int) -> bool:
