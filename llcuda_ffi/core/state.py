@@ -304,12 +304,13 @@ def _check_data(context: Context, state: SavedState, seq_id: int) -> None:
         InvalidRequest: it is no state of this kind of model.
     """
     layout = StateLayout.of(context)
+    latent = any(key.endswith(".attention.kv_lora_rank") for key in context.model.metadata)
 
     def check(data: bytes | bytearray, n_stream: int) -> None:
         if state.whole:
-            check_context(data, layout, context.n_seq_max)
+            check_context(data, layout, context.n_seq_max, latent=latent)
         else:
-            check_sequence(data, layout, n_stream, partial=state.partial)
+            check_sequence(data, layout, n_stream, latent=latent, partial=state.partial)
 
     try:
         check(state.data, state.header.get("n_stream") or layout.n_stream)

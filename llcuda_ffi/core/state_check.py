@@ -21,33 +21,43 @@ _MOST_LAYERS = 1 << 16
 _LONGEST_NAME = 256
 
 
-def check_sequence(data: bytes | bytearray, layout: StateLayout, n_stream: int, *, partial: bool) -> None:
+def check_sequence(
+    data: bytes | bytearray, layout: StateLayout, n_stream: int, *, latent: bool, partial: bool
+) -> None:
     """Check the state of one sequence, or its PARTIAL_ONLY state.
 
     Args:
         n_stream: of the context that it was read from.
+        latent: whether the model has latent attention (MLA), where there may be keys without values.
 
     Raises:
         InvalidRequest: it is no such state.
     """
+    if partial and not layout.partial and len(data) == layout.head:
+        return  # some generations of llama.cpp give nothing there, others all
     has_base = layout.has_base and not (partial and layout.partial)
-    _try_both(lambda values: _Walk(data, layout, n_stream, None).sequence(has_base, values))
+    _try_both(latent, lambda values: _Walk(data, layout, n_stream, None).sequence(has_base, values))
 
 
-def check_context(data: bytes | bytearray, layout: StateLayout, n_seq_max: int) -> None:
+def check_context(data: bytes | bytearray, layout: StateLayout, n_seq_max: int, *, latent: bool) -> None:
     """Check the state of a whole context.
 
+    Args:
+        latent: as for `check_sequence`.
+
     Raises:
         InvalidRequest: it is no such state.
     """
-    _try_both(lambda values: _Walk(data, layout, layout.n_stream, n_seq_max).context(values))
+    _try_both(latent, lambda values: _Walk(data, layout, layout.n_stream, n_seq_max).context(values))
 
 
-def _try_both(walk: Callable[[bool], None]) -> None:
-    """Whether there are values beside the keys (there are none with MLA) is not written in a state."""
+def _try_both(latent: bool, walk: Callable[[bool], None]) -> None:
+    """Whether there are values beside the keys is not written in a state."""
     try:
         walk(True)
     except InvalidRequest:
+        if not latent:
+            raise
         walk(False)
 
 
@@ -80,9 +90,8 @@ class _Walk:
         if self._layout.window and self._layout.partial:
             self._cache(has_values)
         if self._layout.kind in (MemoryKind.RECURRENT, MemoryKind.HYBRID):
-            self._recurrent()  # libllama compares the sizes of what follows with its own
-        else:
-            self._need(self._at == len(self._view))
+            self._rows(self._recurrent())
+        self._need(self._at == len(self._view))
 
     def _cache(self, has_values: bool) -> None:
         """A KV cache: its streams, the cells of each, then the rows of each layer's keys and values."""
@@ -128,7 +137,13 @@ class _Walk:
         self._need(stream is None or ids == [stream])
         return ids
 
-    def _recurrent(self) -> None:
+    def _rows(self, n: int) -> None:
+        """The rows of so many recurrent states, of each layer that has one."""
+        self._numbers("II")
+        while self._at < len(self._view):
+            self._skip(n * self._numbers("iQ")[1])
+
+    def _recurrent(self) -> int:
         """The cells of the recurrent state: one for a sequence."""
         [n] = self._numbers("I")
         if self._n_seq_max is None:
@@ -136,7 +151,7 @@ class _Walk:
             if n:
                 position, n_seq = self._numbers("iI")
                 self._need(0 <= position < INT32_MAX and n_seq == 0)
-            return
+            return n
         self._need(n <= self._n_seq_max)
         seen: set[int] = set()
         for _ in range(n):
@@ -145,6 +160,7 @@ class _Walk:
             ids = self._numbers(f"{n_seq}i")
             self._need(len({*ids}) == n_seq and seen.isdisjoint(ids) and all(0 <= i < self._n_seq_max for i in ids))
             seen.update(ids)
+        return n
 
     def _numbers(self, form: str) -> tuple[int, ...]:
         begin = self._at
