@@ -58,7 +58,8 @@ class Channel:
                 self._sending.release()
             if not (self._rest or self._waiting):
                 return
-        self._work.set()
+        if not self._work.is_set():  # one wake for all that a step sends
+            self._work.set()
 
     def _gathered(self) -> bytes:
         """Everything that waits, as one frame."""

@@ -6,102 +6,24 @@ child. Has the methods of engine.state.LocalEngine.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
-from ..child_process import python_command
 from ..engine.metrics import Metrics, MetricsSnapshot
 from ..engine.request import Request
-from ..engine.results import Chunk, Completion
 from ..engine.saved_prefixes import SavedPrefixes, read_prefixes, write_prefixes
 from ..errors import BackendFailure, Cancelled, ClosedError, ConcurrentUseError, InvalidRequest, LlcudaError
-from .channel import Channel, ChannelClosed
-from .wire import back, error_back, plain, plain_params
+from .channel import ChannelClosed
+from .child import Child, Question, take
+from .wire import plain_params
 
-MODULE = "llcuda_ffi.isolated_process"
 _NET_S = 0.1  # a waiting thread looks again after this; wakes come by events
 _METRICS_S = 1.0  # how long the child may take to tell its metrics
-
-
-class _Question:
-    """Something asked of the child that is no request: metrics, states."""
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.value: Any = None
-        self.error: LlcudaError | None = None
-
-    def answer(self, value: Any = None, error: LlcudaError | None = None) -> None:
-        self.value, self.error = value, error
-        self.done.set()
-
-
-class _Child:
-    """A process with an engine, and what it was asked."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        ours, theirs = socket.socketpair()
-        self.words: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
-        try:
-            self.process = subprocess.Popen(
-                python_command(MODULE, str(theirs.fileno())),
-                stdin=subprocess.DEVNULL,
-                stdout=self.words,
-                stderr=self.words,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # a terminal's Ctrl-C is for us
-            )
-        except BaseException:
-            ours.close()
-            self.words.close()
-            raise
-        finally:
-            theirs.close()
-        self.channel = Channel(ours, plain)
-        self.asked: dict[int, Request | _Question] = {}
-        self.sent: dict[int, tuple[int, int]] = {}  # tokens and characters of a stream
-        self.next_id = 0
-        self.alive = True
-        self.loaded = False
-        self.channel.send({"op": "load", "settings": settings})
-
-    def numbers(self, asked: Sequence[Request | _Question]) -> list[int]:
-        """Take note of what is asked; its numbers."""
-        ids = list(range(self.next_id, self.next_id + len(asked)))
-        self.next_id += len(asked)
-        self.asked.update(zip(ids, asked, strict=True))
-        return ids
-
-    def last_words(self) -> str:
-        """How it ended, and what it wrote last."""
-        try:
-            status = self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            status = self.process.wait()
-        how = signal.Signals(-status).name if status < 0 else f"status {status}"
-        self.words.seek(max(0, self.words.seek(0, os.SEEK_END) - 8000))
-        lines = [line.strip() for line in self.words.read().decode("utf-8", "replace").splitlines()]
-        said = " | ".join([line for line in lines if line][-4:])[-2000:]
-        hint = "; SIGKILL is how the system ends what takes too much memory" if status == -signal.SIGKILL else ""
-        return f"{how}{hint}; its last words: {said or 'none'}"
-
-    def end(self) -> None:
-        """Kill it, if it still runs, and leave nothing of it."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self.channel.close()
-        self.words.close()
 
 
 class RemoteEngine:
@@ -131,15 +53,15 @@ class RemoteEngine:
         self._settings = settings
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._metrics: MetricsSnapshot | None = None
         self.closed = False
         self.deaths = 0
         self.ready: dict[str, Any] = {}
         self._waiters = 0
-        self._killer: list[_Child] = []  # what the finalizer ends: it must not hold this object
+        self._killer: list[Child] = []  # what the finalizer ends: it must not hold this object
         self._finalizer = weakref.finalize(self, _end_all, self._killer, self._pid)
-        question = _Question()
+        question = Question()
         try:
             self._ask("ready", question)
             question.done.wait()
@@ -152,12 +74,12 @@ class RemoteEngine:
 
     # --- the child ---
 
-    def _started(self) -> _Child:
+    def _started(self) -> Child:
         """The child; to be called with the lock held."""
         if self.closed:
             raise ClosedError("this Llama is closed: make a new one")
         if self._child is None or not self._child.alive:
-            child = _Child(self._settings)
+            child = Child(self._settings)
             self._child = child
             self._killer[:] = [child]
             threading.Thread(
@@ -165,7 +87,7 @@ class RemoteEngine:
             ).start()
         return self._child
 
-    def _ask(self, op: str, question: _Question, **arguments: Any) -> None:
+    def _ask(self, op: str, question: Question, **arguments: Any) -> None:
         with self._lock:
             child = self._started()
             [number] = child.numbers([question])
@@ -178,14 +100,14 @@ class RemoteEngine:
             as `check`; what the child raised; BackendFailure: it died.
         """
         self.check()
-        question = _Question()
+        question = Question()
         self._ask(op, question, **arguments)
         question.done.wait()
         if question.error is not None:
             raise question.error
         return question.value
 
-    def died(self, child: _Child, why: str) -> None:
+    def died(self, child: Child, why: str) -> None:
         """A child is gone: what it had is answered. Called by the thread that listens to it."""
         with self._lock:
             child.alive = False
@@ -198,7 +120,7 @@ class RemoteEngine:
                 error = Cancelled("the Llama was closed while the request was running")
             else:
                 error = BackendFailure(f"the engine's process ended ({why}). The next call starts a new one")
-            if isinstance(asked, _Question):
+            if isinstance(asked, Question):
                 asked.answer(error=error)
             elif not asked.done:
                 asked.fail(error)
@@ -249,7 +171,8 @@ class RemoteEngine:
                 first = part[0]
                 message = {
                     "op": "generate",
-                    "prompt": first.prompt.tolist() if first.prompt_text is None else first.prompt_text,
+                    # its tokens: only what writes the prompt again needs the text, and takes it apart again
+                    "prompt": (first.params.echo and first.prompt_text) or first.prompt.tolist(),
                     "params": plain_params(first.params, first.seed, len(part)),
                     "stream": first.streams,
                 }
@@ -301,7 +224,7 @@ class RemoteEngine:
 
     def metrics(self) -> MetricsSnapshot:
         """The child's counters: of the present child, since it was started; while it loads, the last ones known."""
-        question = _Question()
+        question = Question()
         child = self._child
         if child is not None and child.alive and child.loaded and not self.closed:
             self._ask("metrics", question)
@@ -359,19 +282,19 @@ class RemoteEngine:
             self.died(child, "closed")
 
 
-def _end_all(children: list[_Child], owner: int) -> None:
+def _end_all(children: list[Child], owner: int) -> None:
     if os.getpid() != owner:
         return  # a fork's copy: the child is the parent's
     while children:
         children.pop().end()
 
 
-def _listen(owner: weakref.ref[RemoteEngine], child: _Child) -> None:
+def _listen(owner: weakref.ref[RemoteEngine], child: Child) -> None:
     """What the thread of a child does: hand out what it sends, until it ends."""
     why = ""
     try:
         for message in child.channel.messages():
-            _take(child, message)
+            take(child, message)
     except (ChannelClosed, ValueError, TypeError, LookupError, AttributeError) as error:
         why = f"it sent what is no message: {type(error).__name__}: {error}; "
         child.process.kill()
@@ -381,50 +304,3 @@ def _listen(owner: weakref.ref[RemoteEngine], child: _Child) -> None:
     why += child.last_words()
     engine.died(child, why)
     child.end()
-
-
-def _take(child: _Child, message: Any) -> None:
-    """Hand out one message.
-
-    Raises:
-        ValueError, TypeError, LookupError, AttributeError: it is none; what it belongs to is still in `child.asked`.
-    """
-    number, kind, value = message
-    child.loaded = True
-    asked = child.asked.get(number)
-    if asked is None:
-        return
-    found = error_back(value) if kind == "error" else back(value)
-    if isinstance(asked, _Question):
-        asked.answer(**{"error" if kind == "error" else "value": found})
-    elif kind == "error":
-        asked.fail(found)
-    elif kind == "chunk":
-        if not asked.streams or not isinstance(found, Chunk):
-            raise ValueError("a chunk that nobody asked for")
-        if found.completion is not None:
-            found.completion = asked.completion = _whole(asked, found.completion)
-            asked.done = True
-        tokens, chars = child.sent.get(number, (0, 0))
-        asked.chunks.put(tokens, chars, found)
-        child.sent[number] = tokens + len(found.token_ids), chars + len(found.text)
-        asked.notify()
-        return
-    elif not asked.done:
-        if not isinstance(found, Completion):
-            raise ValueError("no completion")
-        asked.completion = _whole(asked, found)
-        asked.done = True
-        asked.notify()
-    child.asked.pop(number, None)
-    child.sent.pop(number, None)
-
-
-def _whole(request: Request, completion: Completion) -> Completion:
-    """With the prompt, and the value of a structured output: it may be an object of a class of the caller's."""
-    return dataclasses.replace(
-        completion,
-        prompt=request.prompt_text,
-        prompt_token_ids=request.prompt.tolist(),
-        parsed=request.output.parsed("eog", completion.text) if completion.parsed else None,
-    )

@@ -31,7 +31,7 @@ from llcuda_ffi.errors import (
     LlcudaError,
     ModelNotFound,
 )
-from llcuda_ffi.isolated import engine
+from llcuda_ffi.isolated import child
 from llcuda_ffi.isolated.channel import Channel, ChannelClosed
 from llcuda_ffi.isolated.engine import RemoteEngine
 from llcuda_ffi.isolated.wire import back, error_back, plain
@@ -250,7 +250,7 @@ def test_killed_at_random_under_load(tiny: Path, plain_llm: Llama) -> None:
 
 def test_a_child_that_cannot_start(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that ends before it answers is an exception with its last words; nothing of it is left."""
-    monkeypatch.setattr(engine, "MODULE", "llcuda_ffi.no_such_module")
+    monkeypatch.setattr(child, "MODULE", "llcuda_ffi.no_such_module")
     with pytest.raises(BackendFailure, match=r"status 1.*no_such_module"):
         Llama(tiny, isolate=True, device="cpu")
 
