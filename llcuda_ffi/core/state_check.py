@@ -21,9 +21,7 @@ _MOST_LAYERS = 1 << 16
 _LONGEST_NAME = 256
 
 
-def check_sequence(
-    data: bytes | bytearray, layout: StateLayout, n_stream: int, *, latent: bool, partial: bool
-) -> None:
+def check_sequence(data: bytes | bytearray, layout: StateLayout, n_stream: int, *, latent: bool, partial: bool) -> None:
     """Check the state of one sequence, or its PARTIAL_ONLY state.
 
     Args:
