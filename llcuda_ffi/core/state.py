@@ -23,6 +23,7 @@ from ..enums import StateSeqFlags
 from ..errors import BackendFailure, InvalidRequest, UnsupportedByBundle, UnsupportedModel
 from ..native.log import Listener, listen
 from ..params import UINT32_MAX, integer
+from ..regular_file import open_regular
 from .context import Context
 from .sequence_state import SequenceState, StateLayout
 from .state_check import check_context, check_sequence
@@ -264,7 +265,8 @@ def load_state_file(context: Context, path: str | os.PathLike[str], seq_id: int 
         InvalidRequest: the file cannot be read, or as for `restore_state`.
     """
     try:
-        raw = Path(path).read_bytes()
+        with open_regular(path) as file:
+            raw = file.read()
     except OSError as error:
         raise InvalidRequest(f"the state file {path} cannot be read: {error.strerror}") from error
     return restore_state(context, SavedState.from_bytes(raw), seq_id)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..core.state import SavedState, save_state
 from ..errors import InvalidRequest
+from ..regular_file import open_regular
 from .scheduler import Scheduler
 
 _MAGIC = b"LLCUDAFFIPREFIX1"
@@ -75,7 +76,8 @@ def write_prefixes(saved: SavedPrefixes, path: str | os.PathLike[str]) -> int:
 def read_prefixes(path: str | os.PathLike[str]) -> SavedPrefixes:
     """The states in a file."""
     try:
-        raw = memoryview(Path(path).read_bytes())
+        with open_regular(path) as file:
+            raw = memoryview(file.read())
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read ({error.strerror})") from error
     if bytes(raw[: len(_MAGIC)]) != _MAGIC:

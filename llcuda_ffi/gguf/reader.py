@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import ClosedError, InvalidModelFile, MissingExtra, ModelNotFound, UnsupportedModel
+from ..regular_file import open_regular
 from .layout import Field, Layout, TensorInfo, parse
 from .types import BLOCKS, NUMBERS, NUMPY, GGMLType, ValueType
 
@@ -196,7 +197,7 @@ class GGUFReader:
 
 def _map(path: Path) -> memoryview:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size < 24:
                 raise InvalidModelFile(f"{path} is not a GGUF file: it has {size} bytes")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidModelFile, ModelNotFound
+from ..regular_file import open_regular
 
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
@@ -31,13 +32,15 @@ class SafeTensors(Mapping[str, np.ndarray]):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < 10:
                     raise InvalidModelFile(f"{self.path} is no safetensors file: it has {size} bytes")
                 self._map = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except FileNotFoundError:
             raise ModelNotFound(f"there is no file {self.path}") from None
+        except OSError as error:
+            raise InvalidModelFile(f"{self.path} cannot be read: {error.strerror}") from error
         length = int.from_bytes(self._map[:8], "little")
         if not 2 <= length <= min(size - 8, _MAX_HEADER):
             raise InvalidModelFile(f"{self.path} is no safetensors file, or is cut short")

@@ -8,7 +8,6 @@ import io
 import math
 import os
 import warnings
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from ..core.projector import MOST_PIXELS, MOST_SAMPLES, Image, Sound
 from ..errors import InvalidRequest, MissingExtra
+from ..regular_file import open_regular
 
 MOST_BYTES = 64 << 20  # of a file or of its base64 text
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of the first frame
@@ -166,12 +166,12 @@ def _bytes(value: Any, what: str) -> bytes:
             f"an {what} is not fetched from {value.split(':', 1)[0]} addresses: give its bytes, a path or a data: URL"
         )
     elif isinstance(value, (str, os.PathLike)):
-        path = Path(value)
         try:
-            size = path.stat().st_size
-            if size > MOST_BYTES:
-                raise InvalidRequest(f"{path} has {size} bytes: an {what} has at most {MOST_BYTES}")
-            raw = path.read_bytes()
+            with open_regular(value) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > MOST_BYTES:
+                    raise InvalidRequest(f"{value} has {size} bytes: an {what} has at most {MOST_BYTES}")
+                raw = file.read()
         except (OSError, ValueError) as error:
             raise InvalidRequest(f"the {what} {str(value)[:200]} cannot be read: {error}") from None
     else:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "llcuda_ffi"
 
 # lowest first; what stands on one line does not import its neighbours
 LAYERS = [
-    ["errors", "enums", "child_process", "html_view"],
+    ["errors", "enums", "child_process", "regular_file", "html_view"],
     ["keywords"],
     ["params", "fetch", "gguf", "hardware"],
     ["sampling_settings"],
