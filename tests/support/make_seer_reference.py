@@ -1,6 +1,6 @@
 """Writes tests/data/seers.json: how the tiny models that see or hear are made, and what transformers computes of them.
 
-    python -m tests.support.make_seer_reference      (with the extra test-heavy; two minutes)
+    python -m tests.support.make_seer_reference [NAME…]     (with the extra test-heavy; two minutes)
 
 A recipe names for each tensor of the converted files the parameter of transformers that it comes from; the parameters'
 values are made of their names (seer_weights.py), so that no weights are kept.
@@ -9,6 +9,8 @@ values are made of their names (seer_weights.py), so that no weights are kept.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -75,11 +77,9 @@ def expected(family: Family, model: Any, tokens: np.ndarray, n: int = 8) -> list
 
 def main() -> None:
     """See above."""
-    import subprocess
-    import sys
-
-    found = {}
-    for name, family in FAMILIES.items():
+    found = json.loads(TARGET.read_text(encoding="utf-8")) if TARGET.exists() else {}
+    for name in sys.argv[1:] or FAMILIES:
+        family = FAMILIES[name]
         with tempfile.TemporaryDirectory() as temporary:
             folder, model = Path(temporary), family.model()
             family.write(model, folder)

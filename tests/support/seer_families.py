@@ -20,6 +20,9 @@ TEXT = {
 }  # fmt: skip
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 SECTIONS = [4, 2, 2]
+# of Qwen3-VL's interleaved kind: where a section ends early, libllama gives the last frequencies no position, and
+# transformers that of t (in the real models these two frequencies of 64 hardly turn)
+INTERLEAVED = [3, 3, 2]
 
 
 def _scaled(pixels: np.ndarray) -> torch.Tensor:
@@ -78,7 +81,7 @@ def _qwen25vl() -> Any:
 def _qwen3vl() -> Any:
     return transformers.Qwen3VLConfig(
         architectures=["Qwen3VLForConditionalGeneration"],
-        text_config={**TEXT, "num_hidden_layers": 3, "rope_parameters": {**ROPE, "mrope_section": SECTIONS}},
+        text_config={**TEXT, "num_hidden_layers": 3, "rope_parameters": {**ROPE, "mrope_section": INTERLEAVED}},
         vision_config={
             "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": EMBD,
             "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
@@ -124,7 +127,7 @@ FAMILIES = {
         Family(
             "qwen3-vl", "qwen3vl", _qwen3vl, HALF,
             lambda pixels, ids: _patches(pixels, ids, 16),
-            {"rope.dimension_sections": [*SECTIONS, 0], "n_deepstack_layers": 2}, 3,
+            {"rope.dimension_sections": [*INTERLEAVED, 0], "n_deepstack_layers": 2}, 3,
         ),
         Family(
             "gemma3", "gemma3", _gemma3, {**HALF, "image_seq_length": 16},
