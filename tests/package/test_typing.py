@@ -27,10 +27,12 @@ def marked() -> set[int]:
 
 
 def test_settings_are_the_fields() -> None:
-    """Every field of SamplingParams is a keyword, and no keyword is anything else."""
+    """Every field of SamplingParams, and every argument of Llama, is a typed keyword, and nothing else is one."""
     fields = {field.name for field in dataclasses.fields(SamplingParams)}
     assert set(SamplingSettings.__annotations__) == fields - {"n", "json_schema"}
-    assert set(LlamaSettings.__annotations__) == set(inspect.signature(Llama).parameters) - {"model"}
+    taken = {name: parameter.annotation for name, parameter in inspect.signature(Llama).parameters.items()}
+    taken.pop("model")
+    assert {name: kind.__forward_arg__ for name, kind in LlamaSettings.__annotations__.items()} == taken
 
 
 def test_mypy() -> None:
