@@ -60,6 +60,7 @@ class Progress:
     Attributes:
         t_slot, t_first, t_last: when it got a slot, its first and its last token; 0.0 before.
         cached_tokens: tokens of the prompt that were not computed.
+        dropped: tokens after the first `keep` that shifts have taken out of the context.
         drafted, accepted: tokens of speculative decoding.
     """
 
@@ -67,6 +68,7 @@ class Progress:
     t_first: float = 0.0
     t_last: float = 0.0
     cached_tokens: int = 0
+    dropped: int = 0
     drafted: int = 0
     accepted: int = 0
 
@@ -206,9 +208,13 @@ class Request:
         return self.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt)
 
     def tokens(self) -> Tokens:
-        """Everything that must be in the KV cache before the next token: the prompt, and what was generated."""
-        generated = self.output.token_ids
-        return np.concatenate([self.prompt, np.array(generated, np.int32)]) if generated else self.prompt
+        """Everything that must be in the KV cache before the next token: the prompt, and what was generated, less what
+        was dropped."""
+        generated, keep, dropped = self.output.token_ids, self.params.keep, self.progress.dropped
+        if not generated:
+            return self.prompt
+        tokens = np.concatenate([self.prompt, np.array(generated, np.int32)])
+        return np.concatenate([tokens[:keep], tokens[keep + dropped :]]) if dropped else tokens
 
     def finish(self, reason: FinishReason) -> None:
         """End with a result. Called again after it was broken off, it ends the same."""

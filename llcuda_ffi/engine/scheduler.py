@@ -195,6 +195,9 @@ class Scheduler(Lifecycle):
         slot = None
         try:
             tokens = request.tokens() if self._encoder is None else self._encoder.decoder_tokens(request)
+            while len(tokens) > self.n_ctx and self._encoder is None:  # broken off before it was shifted
+                request.progress.dropped += max(1, (len(tokens) - request.params.keep) // 2)
+                tokens = request.tokens()
             reuse = self.prefix_cache and request.params.prefix_cache and not request.scoring
             placed = self.prefixes.place(request, tokens, reuse=reuse)
             if placed is None:
@@ -371,8 +374,10 @@ class Scheduler(Lifecycle):
             return False
         keep = min(request.params.keep, slot.n_past - 2)
         discard = max(1, (slot.n_past - keep) // 2)
+        request.progress.dropped += discard
         if not self.prefixes.shift(slot, keep, discard):
-            self._fail(slot, ContextOverflow("the KV cache has no room to shift this request: give it more kv_cells"))
+            self._requeue(slot)  # it is computed again, without what was dropped
+            self._full = any(other.request is not None for other in self.slots)
             return False
         slot.n_past -= discard
         slot.shared = keep or -1
