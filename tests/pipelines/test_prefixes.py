@@ -18,10 +18,12 @@ def test_a_next_turn_goes_on() -> None:
     """A conversation's next turn begins with the keys of the last one; another conversation, or model, with none."""
     first, second = prefix_keys(_chat(LONG)), prefix_keys(_chat(LONG, "answer", LONG))
     assert len(first) > 4
-    assert second[: len(first) - 1] == first[:-1]
+    assert second[: len(first)] == first
+    short = prefix_keys(_chat("Hi"))
+    assert len(short) == 1
+    assert prefix_keys(_chat("Hi", "Hello!", "Who are you?"))[:1] == short
     assert not set(first) & set(prefix_keys(_chat("another" + LONG)))
     assert not set(first) & set(prefix_keys({**_chat(LONG), "model": "other"}))
-    assert prefix_keys(_chat("short")) == []
     assert prefix_keys({"prompt": list(range(200))})[:2] == prefix_keys({"prompt": list(range(300))})[:2]
 
 

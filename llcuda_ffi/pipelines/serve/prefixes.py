@@ -5,29 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-_BLOCK = 128  # characters
-_MOST_BLOCKS = 1024
+_BLOCK = 128  # bytes
+_MOST_KEYS = 1024
 
 # what a prompt begins with, in the order in which templates write it
-_FIELDS = ("model", "tools", "system", "instructions", "messages", "input", "prompt", "input_prefix")
+_FIELDS = ("tools", "system", "instructions", "messages", "input", "prompt", "input_prefix")
 
 
 def prefix_keys(fields: Mapping[str, Any]) -> list[str]:
-    """A key for each leading block of a request's prompt; requests that begin alike have the first keys in common."""
-    parts = []
+    """A key for each leading block of a request's prompt, and for the end of each message: requests that begin alike
+    have the first keys in common."""
+    keys: list[str] = []
+    digest = hashlib.blake2b(str(fields.get("model")).encode("utf-8", "replace"), digest_size=12)
+    for part in _parts(fields):
+        data = part.encode("utf-8", "replace") + b"\x00"
+        for start in range(0, len(data), _BLOCK):
+            digest.update(data[start : start + _BLOCK])
+            keys.append(digest.hexdigest())
+            if len(keys) == _MOST_KEYS:
+                return keys
+    return keys
+
+
+def _parts(fields: Mapping[str, Any]) -> Iterator[str]:
+    """The messages, tools and texts of a request."""
     for name in _FIELDS:
         value = fields.get(name)
         items = value if isinstance(value, list) and not all(type(item) is int for item in value) else [value]
-        parts += [item if isinstance(item, str) else json.dumps(item, sort_keys=True) for item in items if item]
-    data = "\x00".join(parts).encode("utf-8", "replace")[: _BLOCK * _MOST_BLOCKS]
-    keys, digest = [], hashlib.blake2b(digest_size=12)
-    for start in range(0, len(data) - _BLOCK + 1, _BLOCK):
-        digest.update(data[start : start + _BLOCK])
-        keys.append(digest.hexdigest())
-    return keys
+        for item in items:
+            if item:
+                yield item if isinstance(item, str) else json.dumps(item, sort_keys=True)
 
 
 class PrefixTable:
