@@ -15,11 +15,13 @@ from llcuda_ffi.bundles import InstalledBundle, store
 from llcuda_ffi.cli.bundle import command
 from llcuda_ffi.devices import tuned
 from llcuda_ffi.devices.tuned import Row, Verdict
+from llcuda_ffi.enums import GGMLType
 from llcuda_ffi.errors import BundleError
+from llcuda_ffi.hardware.cpu import cpu_features
 from llcuda_ffi.native.load import load
 
 from ..support.child_process import run_child
-from ..support.tiny_model import make_tiny_llama
+from ..support.tiny_model import make_tiny_llama, tiny_llama
 
 TELL = """
 import sys
@@ -94,6 +96,22 @@ def test_verdict_of_what_is_loaded(cache: Path, tiny: Path) -> None:
     with Llama(tiny, n_ctx=64, device="cpu") as llm:
         assert llm.model.params.use_extra_bufts is None
         assert llm.model.placement.note == ""
+
+
+@pytest.mark.skipif("amx_int8" in cpu_features(), reason="with AMX libllama decides")
+def test_k_quants_where_tiled_kernels_are(bundle: InstalledBundle, newer: InstalledBundle, tmp_path: Path) -> None:
+    """Q4_K is not repacked by a bundle that exports them, and the placement says why; an older one is left alone."""
+    file = tiny_llama(embd=256, ff=256)
+    for name, (ne, _, _) in list(file.tensors.items()):
+        if len(ne) > 1:
+            file.tensors[name] = (ne, GGMLType.Q4_K, bytes(ne[0] * ne[1] // 256 * 144))
+    file.write(tmp_path / "q4_k.gguf")
+    cache = bundle.path.parent.parent
+    name, repack, note = tell(tmp_path / "q4_k.gguf", cache, LLCUDA_FFI_BUNDLE=newer.name)
+    assert (name, repack) == (newer.name, "False")
+    assert note == f"weights not repacked: bundle {newer.name} has faster kernels for Q4_K"
+    if bundle.name == "v0.5.0-cpu":
+        assert tell(tmp_path / "q4_k.gguf", cache, LLCUDA_FFI_BUNDLE=bundle.name) == [bundle.name, "None", ""]
 
 
 @pytest.mark.parametrize(("speeds", "index"), [((100, 102), 0), ((100, 110), 1), ((100, 90), 0)])
