@@ -147,7 +147,10 @@ class Conversation:
                 click.secho("(stopped)", dim=True, err=True)
 
     def report(self, done: ChatCompletion) -> None:
-        """A line about tokens and speed."""
+        """A line about tokens and speed, and a word where there is nothing to read."""
+        if not done.text.strip():
+            thought = "it only thought: raise max_tokens" if done.message.reasoning_content else "try /regenerate"
+            click.secho(f"(the answer is empty; {thought})", dim=True, err=True)
         usage, timings = done.usage, done.timings
         new = usage.prompt_tokens - usage.cached_tokens
         line = f"({usage.completion_tokens} tokens, {timings.tokens_per_s:.1f} tokens/s; {new} of {usage.prompt_tokens}"
