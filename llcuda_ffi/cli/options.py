@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,12 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ..fetch.progress import Progress, on_screen
+
 if TYPE_CHECKING:
     from ..llama import Llama
 
 C = TypeVar("C", bound=Callable[..., Any])
 
 DEFAULT_MODEL = "smollm2-135m"
+MOMENT_SECONDS = 1.0
 
 
 def examples(*lines: str) -> str:
@@ -155,12 +159,34 @@ SAMPLING_NAMES = (
 )  # fmt: skip
 
 
+class Loading:
+    """For `Llama(progress=)`: shows how far a load is, where bars are seen and it takes longer than a moment."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._bar: Progress | None = None
+
+    def __call__(self, share: float) -> None:
+        """The share that is loaded."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now
+        if self._bar is None and share < 1 and now - self._began >= MOMENT_SECONDS and on_screen():
+            self._bar = Progress("loading", 100, None, unit="%").__enter__()
+        if self._bar is not None:
+            self._bar.at(int(share * 100))
+            if share >= 1:
+                self._bar.__exit__(None, None, None)
+                self._bar = None
+
+
 def split_model_options(given: dict[str, Any]) -> tuple[dict[str, Any], tuple[tuple[Path, float], ...]]:
     """What a command got by `model_options`, as arguments of Llama, and the LoRA adapters with their scales."""
     given = dict(given)
     adapters, layers, threads = given.pop("lora"), given.pop("n_gpu_layers"), given.pop("threads")
     given["n_gpu_layers"] = "auto" if layers is None else layers
     given["n_threads"] = threads or "auto"
+    given["progress"] = Loading()
     return given, adapters
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from llcuda_ffi.cli import options
 from llcuda_ffi.fetch import progress
 
 
@@ -24,3 +25,17 @@ def test_silence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     with progress.Progress("x", 2, False, unit="prompt") as shows:
         shows.advance(1)
     assert capsys.readouterr().err == ""
+
+
+def test_a_long_load_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands show the load of a model where bars are seen and it takes longer than a moment; else nothing."""
+    for on_screen, moment, words in ((True, 0.0, "loading: 100%"), (True, 60.0, ""), (False, 0.0, "")):
+        for module in (options, progress):
+            monkeypatch.setattr(module, "on_screen", lambda seen=on_screen: seen)
+        monkeypatch.setattr(options, "MOMENT_SECONDS", moment)
+        shows = options.Loading()
+        for share in (0.0, 0.5, 1.0):
+            shows(share)
+        said = capsys.readouterr().err
+        assert words in said
+        assert bool(said) == bool(words)
