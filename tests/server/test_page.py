@@ -5,9 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
+from llcuda_ffi import bundles
+
 from ..support.server_process import Server
+from ..support.tiny_projector import make_tiny_projector, make_tiny_seer
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,7 @@ def test_in_a_browser(smollm2: Path, tmp_path: Path) -> None:
         with sync_api.sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 360, "height": 700})
+            page.set_default_timeout(120_000)
             complaints: list[str] = []
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.goto(f"http://127.0.0.1:{server.port}/")
@@ -75,6 +80,43 @@ def test_in_a_browser(smollm2: Path, tmp_path: Path) -> None:
             page.wait_for_selector("article.error >> text=temperature")
             assert page.evaluate("document.documentElement.scrollWidth") <= 360
             assert complaints == []
+            browser.close()
+    finally:
+        assert server.stop() == 0
+
+
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore")
+def test_an_image_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the model sees, an image goes with the message, is shown beside it, and stays over an edit."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    bundles.ensure("v0.6.0-cpu", progress=False)  # has libmtmd
+    monkeypatch.setenv("LLCUDA_FFI_BUNDLE", "v0.6.0-cpu")
+    make_tiny_seer(tmp_path / "text.gguf")
+    make_tiny_projector(tmp_path / "eye.gguf")
+    PIL.Image.new("RGB", (40, 56), (200, 10, 10)).save(tmp_path / "red.png")
+    server = Server(
+        tmp_path / "log", tmp_path / "text.gguf", "--mmproj", tmp_path / "eye.gguf", "--default", "max_tokens=4"
+    )
+    try:
+        with sync_api.sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 360, "height": 700})
+            page.set_default_timeout(120_000)
+            page.goto(f"http://127.0.0.1:{server.port}/")
+            page.wait_for_selector("#attach:visible")
+            page.set_input_files("#file", tmp_path / "red.png")
+            page.wait_for_selector("#images img")
+            page.fill("#text", "what is it?")
+            page.keyboard.press("Enter")
+            page.wait_for_selector("article.assistant >> text=a second")
+            assert page.locator("article.user img").count() == 1
+            assert page.locator("article.user img").evaluate("image => image.naturalWidth") == 40
+            page.click("text=Edit")
+            assert page.locator("#images img").count() == 1
             browser.close()
     finally:
         assert server.stop() == 0
