@@ -1,6 +1,6 @@
 """Requests with an image: against libmtmd's own calls, 16 together against one by one, and a second turn.
 
-python bench/images.py [-r 5] [--json bench/results/images.json]
+python bench/images.py [-r 5] [--only one turn new known] [--json bench/results/images.json]
 
 The models are random: a llama of 12 layers (512 wide) and an encoder of the shape of SmolVLM's, small beside it as real
 ones are beside real models: an image of 512 × 512 is four tiles and the whole, 320 embeddings. What is computed takes
@@ -26,6 +26,7 @@ from tests.support.tiny_projector import make_tiny_projector, make_tiny_seer
 
 BEFORE, AFTER = "the quick brown fox saw ", " and said that "
 N_CTX = 640
+PARTS = ("one", "turn", "new", "known")
 
 
 class RawSeer(RawLoop):
@@ -148,6 +149,7 @@ def main() -> None:
     p = report.parser(__doc__, rounds=5)
     p.add_argument("--tokens", type=int, default=64)
     p.add_argument("--bundle", default="v0.6.0-cpu")
+    p.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -158,28 +160,31 @@ def main() -> None:
         )  # fmt: skip
         with Llama(
             folder / "text.gguf", mmproj="auto", bundle=a.bundle, n_ctx=N_CTX, n_parallel=16, n_threads=a.threads,
-            host_cache_bytes=0, flash_attn=False,
+            host_cache_bytes=0,
         ) as llm:  # fmt: skip
             assert llm.media is not None
             out = report.header("images", llm.model.library, {"tokens": a.tokens, "threads": a.threads})
             raw = RawSeer(llm.media.projector, n_ctx=N_CTX, n_parallel=1, n_threads=a.threads)
             one(llm, raw, 4)
             turns(llm)
-            runs = [one(llm, raw, a.tokens) for _ in range(a.rounds)]
-            ours, theirs = [r[0] for r in runs], [r[1] for r in runs]
-            out["one"] = report.line("one request, llcuda_ffi", ours, "s", 3)
-            out["raw"] = report.line("one request, libmtmd's calls", theirs, "s", 3)
-            out["of_raw"] = report.line("  speed of the raw loop", report.ratios(theirs, ours), "", 3)
-            print(f"  the same tokens: {sum(r[2] for r in runs)} of {len(runs)}")
-            for seen, name in ((False, "new"), (True, "known")):
-                pairs = [together(llm, a.tokens, seen=seen) for _ in range(max(1, a.rounds // 2))]
-                out[f"sixteen_{name}"] = report.line(
-                    f"16 requests, {name} images: one by one / together", [x / y for x, y in pairs], "", 2
+            if "one" in a.only:
+                runs = [one(llm, raw, a.tokens) for _ in range(a.rounds)]
+                ours, theirs = [r[0] for r in runs], [r[1] for r in runs]
+                out["one"] = report.line("one request, llcuda_ffi", ours, "s", 3)
+                out["raw"] = report.line("one request, libmtmd's calls", theirs, "s", 3)
+                out["of_raw"] = report.line("  speed of the raw loop", report.ratios(theirs, ours), "", 3)
+                print(f"  the same tokens: {sum(r[2] for r in runs)} of {len(runs)}")
+            if "turn" in a.only:
+                pairs = [turns(llm) for _ in range(a.rounds)]
+                out["second_turn"] = report.line(
+                    "first token of the second turn / the first", [y / x for x, y in pairs], "", 3
                 )
-            pairs = [turns(llm) for _ in range(a.rounds)]
-            out["second_turn"] = report.line(
-                "first token of the second turn / the first", [y / x for x, y in pairs], "", 3
-            )
+            for name in ("new", "known"):
+                if name in a.only:
+                    pairs = [together(llm, a.tokens, seen=name == "known") for _ in range(max(1, a.rounds // 2))]
+                    out[f"sixteen_{name}"] = report.line(
+                        f"16 requests, {name} images: one by one / together", [x / y for x, y in pairs], "", 2
+                    )
     report.write(out, a.json)
 
 
