@@ -12,6 +12,7 @@ from .chat.methods import ChatMethods
 from .core.context import Context
 from .core.model import Model
 from .core.projector import Projector
+from .core.row_reduction import can_reduce
 from .devices.placement import Room
 from .engine.assembly import (
     DEFAULT_N_CTX,
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self, Unpack
+
+
+_MANY = 32  # requests from which a GPU waits for the CPU to choose tokens
 
 
 @names_methods
@@ -78,7 +82,7 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
         disk_cache: int | str = 0,
         draft: str | os.PathLike[str] | Model | None = None,
         n_draft: int | None = None,
-        backend_sampling: bool | Literal["rows"] = False,
+        backend_sampling: bool | Literal["auto", "rows"] = "auto",
         bundle: str | InstalledBundle | None = None,
         mmproj: str | os.PathLike[str] | None = None,
         trial: bool = True,
@@ -97,7 +101,7 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
             n_parallel: requests that run together. The KV cache holds n_ctx tokens for each.
             n_contexts: contexts that divide them, each with a thread: while the CPU chooses the tokens of one, a GPU
                 computes for another. "auto" is 2 on a GPU from 32 requests on (not with kv_cells, draft or
-                backend_sampling), else 1.
+                backend_sampling=True), else 1.
             n_batch, n_ubatch: most tokens of a batch, and computed at once (default 512; on a GPU batches of four times
                 that, which keep it busy while nothing is generated).
             n_threads: CPU threads; "auto" starts with the usable cores and gives way on a busy machine.
@@ -117,7 +121,8 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
             n_draft: tokens drafted at a time (default 8 for "ngram", 5 for a model).
             backend_sampling: sample on the GPU where a request's samplers allow it (not with constraints, log
                 probabilities or drafts). "rows": the GPU picks the parts of each row of logits that can hold the next
-                token, and only those are copied; the token is chosen on the host as ever.
+                token, and only those are copied; the token is chosen on the host as ever. "auto" is "rows" on a GPU
+                from 32 requests on (not with draft), where the bundle and the vocabulary allow it, else False.
             bundle: the libraries to use: the name of a pin or of a build ("native"), a folder, an archive.
             mmproj: the model's projector, a file or a reference of the hub, or "auto": the one beside the model's file,
                 else that of its repository. Conversations then take images or sound, and `media_prompt` makes prompts
@@ -152,8 +157,8 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
         if kv_cells is None and n_ctx is None and not isinstance(model, Model):
             kv_cells = cells_that_fit(model, device, n_parallel, types)
         if n_contexts == "auto":
-            plain = kv_cells is None and draft is None and not backend_sampling
-            replicas = 2 if plain and n_parallel >= 32 and n_parallel % 2 == 0 else 1
+            plain = kv_cells is None and draft is None and backend_sampling in ("auto", "rows", False)
+            replicas = 2 if plain and n_parallel >= _MANY and n_parallel % 2 == 0 else 1
         else:
             replicas = integer("n_contexts", n_contexts, 1, 16)
         if n_parallel % replicas:
@@ -163,9 +168,9 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
         flag("prefix_cache", prefix_cache)
         if not flag("trial", trial):
             model_params = override(model_params or ModelParams(), {"trial": False})
-        if backend_sampling != "rows":
+        if backend_sampling not in ("auto", "rows"):
             flag("backend_sampling", backend_sampling)
-        if backend_sampling and draft is not None:
+        if backend_sampling and backend_sampling != "auto" and draft is not None:
             raise InvalidRequest("backend_sampling gives one token per sequence and step: it does not go with draft")
         try:
             base = context_params or ContextParams()
@@ -177,6 +182,9 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
                 room = Room(cells, ubatch, n_parallel, *types, replicas)
                 self.model = open_model(model, device, n_gpu_layers, bundle, model_params, progress, room)
                 self._owned.append(self.model)
+            if backend_sampling == "auto":
+                many = self.model.placement.on_gpu and n_parallel >= _MANY and draft is None
+                backend_sampling = "rows" if many and can_reduce(self.model) else False
             self.n_ctx = longest_request(self.model, n_ctx)
             self.n_parallel = n_parallel
             params = override(

@@ -33,7 +33,7 @@ class LlamaSettings(TypedDict, total=False):
     disk_cache: int | str
     draft: str | os.PathLike[str] | Model | None
     n_draft: int | None
-    backend_sampling: bool | Literal["rows"]
+    backend_sampling: bool | Literal["auto", "rows"]
     bundle: str | InstalledBundle | None
     mmproj: str | os.PathLike[str] | None
     trial: bool

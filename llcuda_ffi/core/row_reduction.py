@@ -80,6 +80,18 @@ class RowLayout:
         return rows[:, self.width - 1]
 
 
+def can_reduce(model: Model) -> bool:
+    """Whether the loaded llama.cpp can reduce rows, and rows of this vocabulary are worth it."""
+    library = model.library
+    if not (library.profile.has("ggml_pool_2d") and RowLayout(model.vocab.n_tokens).pays):
+        return False
+    try:
+        _check_views(library.ffi, library.lib)
+    except UnsupportedByBundle:
+        return False
+    return True
+
+
 def reduced(lib: Any, ctx: Any, rows: Any, layout: RowLayout) -> Any:
     """The nodes of a graph that reduce rows.
 
