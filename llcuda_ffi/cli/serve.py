@@ -81,7 +81,11 @@ _FILE = click.Path(path_type=Path)
     help="Flash attention; auto: where the backend has it.",
 )
 @click.option("--draft", help='Speculative decoding: "ngram", or a small model.')
-@click.option("--isolate", is_flag=True, help="Compute in a child process, which is replaced when it dies.")
+@click.option(
+    "--isolate/--no-isolate",
+    default=None,
+    help="Compute in a child process, which is replaced when it dies; by default where there is a GPU.",
+)
 @click.option("--max-queue", type=click.IntRange(0), default=128, show_default=True, help="Requests that may wait.")
 @click.option("--max-body-mb", type=click.IntRange(1, 1024), default=8, show_default=True, help="Largest request body.")
 @click.option("--read-timeout", type=click.FloatRange(0.1), help="Seconds for a request's head (15), and body (60).")
@@ -124,6 +128,7 @@ def command(
     grace: int,
     access_log: bool,
     ui: bool,
+    isolate: bool | None,
     **settings: Any,
 ) -> None:
     """Serve models (paths, registry names, repo:file.gguf) over HTTP, with OpenAI's API. See docs/server.md.
@@ -149,6 +154,7 @@ def command(
         "n_parallel": parallel,
         "n_contexts": contexts or "auto",
         "n_threads": threads or "auto",
+        "isolate": isolates(device) and not (loras or mmproj) if isolate is None else isolate,
         **settings,
     }
     vectors = {"device": device, "bundle": bundle}
@@ -180,6 +186,17 @@ def command(
         )
     except ModuleNotFoundError as error:
         raise _missing(error) from None
+
+
+def isolates(device: str) -> bool:
+    """Whether models are computed in a child process where nobody says: where a GPU may be used.
+
+    With many streams HTTP and the engine would wait for each other in one interpreter (docs/server.md).
+    """
+    from ..bundles.select import parse_device
+    from ..hardware.gpu import survey
+
+    return parse_device(device)[0] != "cpu" and bool(survey().gpus)
 
 
 def _found(

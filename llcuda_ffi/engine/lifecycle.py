@@ -6,18 +6,19 @@ forgets what the KV cache holds, has every request wait again, and computes what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..core.context import Context
-from ..errors import LlcudaError
+from ..errors import ContextOverflow, DecodeError, LlcudaError, NoKvSlot
 from .failures import failure_of
 from .metrics import Metrics
+from .plan import Row
 from .prefix_cache import PrefixCache
 from .queue import RequestQueue
 from .request import Request
 from .results import FinishReason
 from .sampling.select import Selection
-from .slot import Slot
+from .slot import Slot, State
 
 
 class Lifecycle:
@@ -29,9 +30,11 @@ class Lifecycle:
         selection: selects their tokens.
         prefixes: what finished ones leave.
         metrics: counters.
+        prefix_cache: whether finished requests leave their tokens for later ones.
     """
 
     prefixes: PrefixCache
+    prefix_cache: bool
 
     def __init__(self, context: Context, selection: Selection) -> None:
         assert context.memory is not None
@@ -133,6 +136,59 @@ class Lifecycle:
         for slot in self.slots:
             if slot.request is None:
                 self.prefixes.forget(slot)
+
+    def _end(self, slot: Slot, reason: FinishReason) -> None:
+        request = slot.request
+        assert request is not None
+        if slot.shared:
+            kept = slot.kept[: max(0, slot.shared)]
+        elif slot.state is State.GENERATING:
+            kept = request.tokens()[: slot.n_past]
+        else:
+            kept = slot.pending_tokens[: slot.n_past]
+        if request.media is not None:
+            kept = kept[: request.media.cut(len(kept))]
+        self._finish(request, reason)
+        self._release(slot, request)
+        if self.prefix_cache and request.params.prefix_cache:
+            self.prefixes.keep(slot, request, kept)
+        else:
+            self.prefixes.forget(slot)
+
+    def _purge(self, rows: Sequence[Row]) -> None:
+        """Logits are not numbers: the request that caused it fails, nothing that it left in the memory stays.
+
+        Masked cells count as 0 × NaN = NaN, so a sequence without numbers spoils those that it shares cells with, and
+        what is computed in its cells later. Who caused it is known when it runs alone.
+        """
+        spoiled = {slot for row, slot in rows if row >= 0 and not self.selection.finite_row(row)}
+        active = [slot for slot in self.slots if slot.request is not None]
+        self.prefixes.purge()
+        for slot in active:
+            request = slot.request
+            assert request is not None
+            if slot in spoiled and (len(active) == 1 or not self.context.kv_unified):
+                self._fail(
+                    slot,
+                    DecodeError(
+                        "the model's logits for this request are not numbers (NaN): its file is damaged, or values are "
+                        "too large for the KV cache's type (try kv_type='f32')"
+                    ),
+                )
+            else:
+                request.place.alone = request.place.alone or slot in spoiled
+                self._requeue(slot)
+
+    def _make_room(self, error: NoKvSlot) -> None:
+        """The KV cache is full: forget kept tokens; else let the newest request wait; never lose one."""
+        if self.prefixes.make_room():
+            return
+        active = [slot for slot in self.slots if slot.request is not None]
+        if len(active) == 1:
+            self._fail(active[0], ContextOverflow(f"the request does not fit the KV cache: {error}"))
+            return
+        self._requeue(max(active, key=Slot.arrival))
+        self._full = True
 
     # --- after an interruption, and at the end of all ---
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from llcuda_ffi.cli.serve import command
+from llcuda_ffi.cli.serve import command, isolates
+from llcuda_ffi.hardware.gpu import survey
 
 from ..support.server_process import MESSAGES, C, Server
 from ..support.tiny_model import make_tiny_llama
@@ -74,3 +75,9 @@ def test_wrong_options(tmp_path: Path, given: list[str]) -> None:
     done = CliRunner().invoke(command, [str(tmp_path / "tiny.gguf"), "--port", "0", *given])
     assert done.exit_code != 0
     assert isinstance(done.exception, ValueError | TypeError)
+
+
+def test_isolated_where_a_gpu_is() -> None:
+    """The engine has a process of its own by default where a GPU may be used, and nowhere else."""
+    assert not isolates("cpu")
+    assert isolates("auto") == bool(survey().gpus)
