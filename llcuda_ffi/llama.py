@@ -77,7 +77,7 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
         kv_cells: int | None = None,
         flash_attn: str | FlashAttnType | bool = FlashAttnType.AUTO,
         prefix_cache: bool = True,
-        host_cache_bytes: int | str = 0,
+        host_cache_bytes: int | str = "auto",
         checkpoint_bytes: int | str = "auto",
         disk_cache: int | str = 0,
         draft: str | os.PathLike[str] | Model | None = None,
@@ -111,7 +111,8 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
                 neither is given and that would take more than half of the free memory, as many as that half holds.
             flash_attn: "auto", True/"enabled" or False/"disabled".
             prefix_cache: reuse what earlier requests computed.
-            host_cache_bytes: ordinary memory for prefixes that no longer fit the KV cache; 0 forgets them.
+            host_cache_bytes: ordinary memory for prefixes that no longer fit the KV cache; 0 forgets them. "auto" is an
+                eighth of what is free, at most 4 GiB, and 0 with a GPU.
             checkpoint_bytes: ordinary memory for the small states from which recurrent, hybrid and windowed models go
                 on where prompts part; "auto" is an eighth of what is free, at most 4 GiB. Other models need none.
             disk_cache: most bytes ("16GiB") of the user's folder of prefixes, which outlive the process and are shared
@@ -206,7 +207,7 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
                 n_draft=n_draft,
                 prefix_cache=prefix_cache,
                 backend_sampling=backend_sampling,
-                host_cache_bytes=byte_size("host_cache_bytes", host_cache_bytes),
+                host_cache_bytes=host_cache_bytes,
                 disk_cache_bytes=byte_size("disk_cache", disk_cache),
                 checkpoint_bytes=checkpoint_bytes,
             )

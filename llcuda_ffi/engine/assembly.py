@@ -140,6 +140,7 @@ def open_engine(
     n_threads: int | Literal["auto"],
     draft: str | os.PathLike[str] | Model | None,
     n_draft: int | None,
+    host_cache_bytes: int | str,
     checkpoint_bytes: int | str,
     **settings: Any,
 ) -> LocalEngine:
@@ -169,7 +170,10 @@ def open_engine(
             f"kv_cells={params.n_ctx} in n_contexts={n_contexts} are {cells} in each, too few for a request of "
             f"n_ctx={n_ctx} tokens: raise kv_cells, or lower one of the others"
         )
-    settings["checkpoint_bytes"] = checkpoint_budget(checkpoint_bytes, n_contexts)
+    # what a GPU computes again takes little longer than to fetch it from there
+    host = 0 if host_cache_bytes == "auto" and model.placement.on_gpu else host_cache_bytes
+    settings["host_cache_bytes"] = memory_budget("host_cache_bytes", host, n_contexts)
+    settings["checkpoint_bytes"] = memory_budget("checkpoint_bytes", checkpoint_bytes, n_contexts)
     cores = usable_cores()
     threads = max(1, cores // n_contexts) if n_threads == "auto" else n_threads
     schedulers = []
@@ -189,11 +193,11 @@ def open_engine(
     return LocalEngine(schedulers)
 
 
-def checkpoint_budget(checkpoint_bytes: int | str, n_contexts: int) -> int:
-    """How much memory the checkpoints of one of `n_contexts` contexts may take."""
-    if checkpoint_bytes == "auto":
-        checkpoint_bytes = min(4 << 30, free_system_memory() // 8)
-    return byte_size("checkpoint_bytes", checkpoint_bytes) // n_contexts
+def memory_budget(name: str, size: int | str, n_contexts: int) -> int:
+    """How much ordinary memory one of `n_contexts` contexts may take of `size`, which "auto" chooses."""
+    if size == "auto":
+        size = min(4 << 30, free_system_memory() // 8)
+    return byte_size(name, size) // n_contexts
 
 
 def thread_control(context: Context, cores: int) -> ThreadControl | None:

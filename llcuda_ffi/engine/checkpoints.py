@@ -19,7 +19,7 @@ Tokens = npt.NDArray[np.int32]
 
 SPACING = 32  # tokens that a checkpoint must save, at least: a smaller chunk costs a batch of its own
 FROM_END = 4  # before a prompt's end: what a chat template opens an answer with is often another the next time
-EVERY = 4096  # tokens of a long prompt
+BYTES_A_TOKEN = 4096  # of checkpoints within a prompt, taken where a batch ends anyway
 
 
 def wanted_positions(n: int, start: int, junction: int, known: Sequence[int]) -> list[int]:
@@ -31,12 +31,17 @@ def wanted_positions(n: int, start: int, junction: int, known: Sequence[int]) ->
         known: lengths for which there are checkpoints.
     """
     wanted: list[int] = []
-    for at in sorted({junction, n - FROM_END, *range(EVERY, n - FROM_END, EVERY)}):
+    for at in sorted({junction, n - FROM_END}):
         before = bisect_right(known, at)
         last = max(known[before - 1] if before else 0, wanted[-1] if wanted else 0)
         if start < at < n and at - last >= SPACING:
             wanted.append(at)
     return wanted
+
+
+def spacing(nbytes: int) -> int:
+    """How many tokens apart checkpoints of so many bytes are worth their memory within a prompt."""
+    return max(SPACING, nbytes // BYTES_A_TOKEN)
 
 
 class Checkpoints:

@@ -20,7 +20,7 @@ from ..core.memory import MemoryKind
 from ..core.state import SavedState, checkpoint_data, restore_state, saved_checkpoint, state_size
 from ..errors import BackendFailure, InvalidRequest
 from .adapter_turns import AdapterTurns
-from .checkpoints import SPACING, Checkpoints, Tokens, wanted_positions
+from .checkpoints import SPACING, Checkpoints, Tokens, spacing, wanted_positions
 from .disk_cache import DiskCache, SequenceCopy
 from .host_cache import HostCache, SavedSequence, common_prefix
 from .media import MediaPrompt
@@ -127,8 +127,9 @@ class PrefixCache:
             self._evict(slot)
             self._sequences.follow(slot.index, request.media)
         slot.key, slot.kept = key, tokens[:n]
-        slot.wanted = []
-        if reuse and self.checkpoints.enabled:
+        slot.wanted, slot.marked = [], n
+        slot.marks = reuse and self.checkpoints.enabled
+        if slot.marks:
             slot.wanted = wanted_positions(len(tokens), n, junction, known)
         return slot, n
 
@@ -163,7 +164,7 @@ class PrefixCache:
         if way.source is target:
             if n == len(target.kept) and not way.checkpoint:
                 self._mark(target)
-            if 2 * n < len(target.kept) or not sequences.rolls_back:
+            if 2 * n < len(target.kept):
                 self._save(target)
             done = True
             sequences.follow(seq, media)
@@ -203,12 +204,17 @@ class PrefixCache:
 
     # --- while it runs ---
 
-    def checkpoint(self, slot: Slot) -> None:
-        """Keep the state of a slot that is where one is wanted."""
-        slot.wanted.pop(0)
-        self.checkpoints.add(
-            slot.key, slot.pending_tokens[: slot.n_past], self._sequences.read(slot.index, partial=True)
-        )
+    def prompted(self, slot: Slot) -> None:
+        """A part of a slot's prompt was computed: keep the state where a checkpoint is wanted, or was not for long."""
+        if not slot.marks:
+            return
+        n, seq = slot.n_past, slot.index
+        if slot.wanted and n == slot.wanted[0]:
+            slot.wanted.pop(0)
+        elif n - slot.marked < SPACING or n - slot.marked < spacing(state_size(self._context, seq, partial_only=True)):
+            return
+        slot.marked = n
+        self.checkpoints.add(slot.key, slot.pending_tokens[:n], self._sequences.read(seq, partial=True))
 
     def before_drafts(self, slots: Iterable[Slot]) -> None:
         """Before a batch that verifies drafts: keep the states of memories that cannot be rolled back."""

@@ -272,8 +272,7 @@ class Scheduler(Lifecycle):
                 self._score(slot)
             if row < 0:
                 slot.n_past -= row
-                if slot.wanted and slot.n_past == slot.wanted[0]:
-                    self.prefixes.checkpoint(slot)
+                self.prefixes.prompted(slot)
                 continue
             slot.n_past = len(slot.pending_tokens)
             slot.kept = slot.pending_tokens

@@ -40,6 +40,7 @@ class Slot:
         key: what `kept` was computed with (`PrefixCache.key`).
         before: how many tokens the memory held before the drafts of the last batch, and its state then, where it cannot
             be rolled back.
+        marks: whether checkpoints of its prompt are kept; `marked` is where the last one is.
         wanted: lengths of its prompt after which a checkpoint is to be kept, ascending.
         used: when it was last used, in steps.
     """
@@ -51,6 +52,8 @@ class Slot:
         "kept",
         "key",
         "last",
+        "marked",
+        "marks",
         "moved",
         "n_past",
         "n_scored",
@@ -80,6 +83,7 @@ class Slot:
         self.pending_tokens = _NOTHING
         self.n_past = self.moved = 0
         self.wanted: list[int] = []
+        self.marks, self.marked = False, 0
         self.last = self.sampled = self.scored = -1
         self.n_scored = 0
         self.run: list[int] = []

@@ -102,17 +102,19 @@ def test_window_that_is_gone(models: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind is not MemoryKind.FULL])
 def test_checkpoints(models: Path, name: str) -> None:
-    """Where the memory cannot go back, a request goes on from a checkpoint: near the end of a prompt given again, and
-    where prompts were seen to part; without a budget it computes all."""
+    """Where the memory cannot go back, a request goes on from a checkpoint: near the end of a prompt given again,
+    where prompts were seen to part, and at the ends of a prompt's batches; without a budget it computes all."""
     settings: dict[str, Any] = {"n_ctx": 512, "n_parallel": 1, "n_ubatch": 64, "context_params": SMALL_WINDOW}
-    stem = [3 + i * 7 % 240 for i in range(200)]
+    stem = [3 + i * 7 % 240 for i in range(230)]
     asks = [stem + [10 + i] * 40 for i in range(4)]
     with Llama(models / name, **settings) as llm:
         assert llm.generate(asks[0], max_tokens=200, ignore_eos=True).usage.cached_tokens == 0
-        assert llm.generate(asks[0], max_tokens=1).usage.cached_tokens >= 236
+        assert llm.generate(asks[0], max_tokens=1).usage.cached_tokens >= 266
         llm.generate(asks[1], max_tokens=1)  # here it sees where they part
-        assert llm.generate(asks[2], max_tokens=1).usage.cached_tokens == 200
-        assert llm.generate(asks[3], max_tokens=1).usage.cached_tokens == 200
+        assert llm.generate(asks[2], max_tokens=1).usage.cached_tokens == 230
+        assert llm.generate(asks[3], max_tokens=1).usage.cached_tokens == 230
+        # and where nothing has parted yet, a batch ago
+        assert llm.generate([*stem[:150], 9, 8], max_tokens=1).usage.cached_tokens >= 64
     with Llama(models / name, **settings, checkpoint_bytes=0) as llm:
         llm.generate(asks[0], max_tokens=200, ignore_eos=True)
         assert llm.generate(asks[0][:150], max_tokens=1).usage.cached_tokens == 0
