@@ -16,6 +16,9 @@ _GAUGES = {
     "running": "requests in a slot",
     "kv_used": "tokens held in the KV cache",
     "kv_cells": "tokens that the KV cache holds",
+    "hit_ratio": "share of the finished requests' prompt tokens that was not computed",
+    "checkpoint_bytes": "memory that checkpoints take",
+    "host_cache_bytes": "memory that the host tier takes",
     "n_threads": "CPU threads in use",
     "uptime_s": "seconds since the model was loaded",
 }
@@ -80,6 +83,9 @@ def _engine(out: Exposition, snapshot: MetricsSnapshot) -> None:
         out.add(f"llcuda_ffi_{_unit(name)}", "gauge", about, getattr(snapshot, name))
     for name, about in _COUNTERS.items():
         out.add(f"llcuda_ffi_{_unit(name)}_total", "counter", about, getattr(snapshot, name))
+    for tier, n in snapshot.reused.items():
+        about = "prompt tokens that were not computed, by where they came from"
+        out.add("llcuda_ffi_reused_tokens_total", "counter", about, n, f'tier="{tier}"')
     for name, about in _SUMMARIES.items():
         found: Percentiles = getattr(snapshot, name)
         for q in _QUANTILES:

@@ -24,6 +24,7 @@ from llcuda_ffi.errors import InvalidRequest
 from llcuda_ffi.params import byte_size
 
 from ..support.random_reuse import RandomReuse
+from ..support.server_process import Server
 from ..support.tiny_architectures import TINY, lively
 
 PROMPT = [3 + i * 7 % 240 for i in range(400)]
@@ -161,6 +162,26 @@ def test_command(tmp_path: Path, folder: Path) -> None:
     assert json.loads(run.invoke(cache_command.command, ["info", "--json"]).output)["bytes"] == 0
 
 
+def test_server(tmp_path: Path, folder: Path) -> None:
+    """`serve --disk-cache`: after kill -9 and a new start a conversation goes on from the disk, and /metrics says so."""
+    path, prompt = model(tmp_path), PROMPT
+    for start, kept in ((0, 0), (1, 384)):
+        server = Server(tmp_path / f"log{start}", path, "-c", 1024, "--disk-cache", "100MB")
+        try:
+            status, answer = server.post("/v1/completions", prompt=prompt, max_tokens=4, temperature=0)
+            assert status == 200, answer
+            assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == kept
+            assert server.metric(r'reused_tokens_total\{tier="disk"\}') == kept
+            until = time.monotonic() + 60
+            while not list(folder.rglob("end-40*")):  # a thread writes it
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        finally:
+            server.process.kill()
+            server.stop()
+        prompt = [*PROMPT, 5, 6, 7]
+
+
 CHILD = """
 import random, sys
 from llcuda_ffi import Llama
@@ -176,21 +197,20 @@ with Llama(path, n_ctx=1024, n_parallel=1, n_threads=1, kv_type="f32", disk_cach
 """
 
 
-def test_processes_killed_at_random(tmp_path: Path, folder: Path) -> None:
-    """Several processes write one cache and are killed: what is left is whole, within the budget, and true."""
-    path, budget, rng = model(tmp_path), 600_000, random.Random(3)
+def killed_while_they_write(path: Path, seeds: range, budget: int, rng: random.Random, longest: float) -> None:
+    """A process for each seed, killed at some moment of its work."""
     children = [
         subprocess.Popen(
             [sys.executable, "-c", CHILD, str(path), str(seed), str(budget)], stdout=subprocess.PIPE, text=True
         )
-        for seed in range(3)
+        for seed in seeds
     ]
     try:
         for child in children:
             assert child.stdout is not None
             assert child.stdout.readline() == "ready\n"
         for child in children:
-            time.sleep(rng.uniform(0.2, 0.8))  # at some moment of its work
+            time.sleep(rng.uniform(0.2, longest))
             child.send_signal(signal.SIGKILL)
     finally:
         for child in children:
@@ -198,19 +218,32 @@ def test_processes_killed_at_random(tmp_path: Path, folder: Path) -> None:
             child.wait()
             assert child.stdout is not None
             child.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("processes", "rounds", "longest"),
+    [(3, 1, 0.8), pytest.param(8, 6, 3.0, marks=[pytest.mark.soak, pytest.mark.timeout(0)])],
+)
+def test_processes_killed_at_random(tmp_path: Path, folder: Path, processes: int, rounds: int, longest: float) -> None:
+    """Several processes write one cache and are killed: what is left is whole, within the budget, and true."""
+    path, budget, rng = model(tmp_path), 600_000, random.Random(3)
     store = DiskStore(folder, budget)
-    usage = store.usage()
-    assert 0 < usage.nbytes <= budget
-    [group] = [entry.name for entry in folder.iterdir() if entry.is_dir()]
-    assert not [name for name in store.names(group) if name.startswith(".tmp")]
-    assert all(store.read(group, name) is not None for name in store.names(group))
-    with Llama(path, **{**SETTINGS, "disk_cache": budget}, n_parallel=1) as llm:
-        for seed in range(8):
-            own = random.Random(seed)
-            stem = [3 + (i * 7 + own.randrange(3)) % 240 for i in range(own.randrange(150, 500))]
-            warm = llm.generate(stem, **MORE)
-            assert warm.token_ids == llm.generate(stem, **MORE, prefix_cache=False).token_ids
-        assert llm.metrics().reused["disk"] > 0
+    for number in range(rounds):
+        killed_while_they_write(path, range(number * processes, (number + 1) * processes), budget, rng, longest)
+        usage = store.usage()
+        assert 0 < usage.nbytes <= budget
+        [group] = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+        assert not [name for name in store.names(group) if name.startswith(".tmp")]
+        assert all(store.read(group, name) is not None for name in store.names(group))
+        with Llama(path, **{**SETTINGS, "disk_cache": budget}, n_parallel=1) as llm:
+            for seed in range(8):
+                own = random.Random(seed)
+                stem = [3 + (i * 7 + own.randrange(3)) % 240 for i in range(own.randrange(150, 500))]
+                warm = llm.generate(stem, **MORE)
+                assert warm.token_ids == llm.generate(stem, **MORE, prefix_cache=False).token_ids
+            reused = llm.metrics().reused["disk"]
+            assert reused > 0
+        print(f"{(number + 1) * processes} killed: {usage}, {reused} tokens then read")
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llcuda_ffi import Llama, Model
+from llcuda_ffi import Llama, Model, lora
 from llcuda_ffi.core.adapter import set_control_vector
 from llcuda_ffi.core.memory import MemoryKind
 from llcuda_ffi.errors import DecodeError, InvalidRequest, UnsupportedModel
 from llcuda_ffi.params import ContextParams, ModelParams
 
-from ..support.random_reuse import RandomReuse
+from ..support.random_reuse import RandomReuse, tiny_adapter
 from ..support.tiny_architectures import TINY, lively
 
 STEPS = int(os.environ.get("LLCUDA_FFI_REUSE_STEPS", "14"))
@@ -260,6 +260,25 @@ def test_state_in_memory(models: Path, name: str) -> None:
         assert warm.usage.cached_tokens >= 196
         cold = llm.generate(prompt, max_tokens=5, temperature=0, ignore_eos=True, prefix_cache=False)
         assert warm.token_ids[:2] == cold.token_ids[:2]
+
+
+def test_state_beside_adapters(models: Path, tmp_path: Path) -> None:
+    """What was computed without adapters is saved as such, though the last request had one; the rest is not saved."""
+    path, prompt = models / "granite-hybrid", [3 + i * 7 % 240 for i in range(100)]
+    file = tiny_adapter(TINY["granite-hybrid"](), tmp_path / "adapter")
+    with Llama(path, n_ctx=256, n_parallel=2) as llm:
+        llm.generate(prompt, max_tokens=1)
+        adapter = lora.load(llm, file)
+        llm.generate(prompt, max_tokens=1, lora=adapter)
+        state = llm.save_state()
+        assert state.n_tokens == 100
+        llm.clear_cache()
+        llm.generate(prompt, max_tokens=1, lora=adapter)
+        assert llm.load_state(state) == 100
+        assert llm.generate([*prompt, 5], max_tokens=1, lora=adapter).usage.cached_tokens == 100
+        assert llm.generate([*prompt, 5], max_tokens=1).usage.cached_tokens == 100
+    with Llama(path, n_ctx=256, n_parallel=1) as llm:
+        assert llm.load_state(state) == 100
 
 
 def test_window_and_state_do_not_shift(models: Path) -> None:
