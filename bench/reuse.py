@@ -3,7 +3,10 @@
 On tiny models of each kind of memory, or on models by name. Times to the first token are compared with computing all of
 the same prompt; the tiny heads of tiny models make a short chunk over a long cache dearer than it is in real shapes.
 
-python bench/reuse.py [-r 3] [--tokens 2000] [--kinds llama,smollm2-135m,…] [--steps 60] [--json FILE]
+And what keeping costs where nothing is reused: prompts without a common beginning, with everything kept by default and
+with nothing kept, in turns.
+
+python bench/reuse.py [-r 3] [--tokens 2000] [--width 1024] [--kinds llama,smollm2-135m,…] [--steps 60] [--json FILE]
 """
 
 from __future__ import annotations
@@ -14,9 +17,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if "--width" in sys.argv:
+    os.environ["LLCUDA_FFI_TINY_WIDTH"] = sys.argv[sys.argv.index("--width") + 1]
 
 import report
 
@@ -34,8 +43,9 @@ def prompt(n: int) -> list[int]:
 
 
 def load(path: Path, n: int, **settings: Any) -> Llama:
-    """A Llama for two conversations, that has computed something before; one thread, so tiny are the models."""
-    llm = Llama(path, n_ctx=n + 512, n_parallel=2, n_threads=1, **settings)
+    """A Llama for two conversations, that has computed something before; one thread where models are tiny."""
+    threads = 1 if "--width" not in sys.argv else "auto"
+    llm = Llama(path, n_ctx=n + 512, n_parallel=2, n_threads=threads, **settings)
     llm.generate([5, 6, 7], max_tokens=2, prefix_cache=False)
     return llm
 
@@ -67,6 +77,23 @@ def after_restart(path: Path, n: int) -> tuple[float, int]:
         return warm.timings.ttft_s, warm.usage.cached_tokens
 
 
+def cost(path: Path, n: int, rounds: int) -> float:
+    """Time of requests that reuse nothing, with all that is kept by default, over that with nothing kept; the median of
+    rounds of one request each, in turns."""
+    rng = np.random.default_rng(1)
+    with load(path, n) as keeps, load(path, n, prefix_cache=False) as plain:
+        ratios = []
+        for i in range(rounds + 2):
+            seconds = []
+            for llm in (keeps, plain) if i % 2 else (plain, keeps):
+                tokens = rng.integers(3, 240, n).tolist()
+                began = perf_counter()
+                llm.generate(tokens, max_tokens=8, temperature=0, ignore_eos=True)
+                seconds.append(perf_counter() - began)
+            ratios.append(seconds[0] / seconds[1] if i % 2 else seconds[1] / seconds[0])
+        return median(ratios[2:])
+
+
 def child(path: Path, n: int) -> None:
     """Compute a first turn, say what it was, and wait to be killed."""
     from time import sleep
@@ -84,6 +111,8 @@ def main() -> None:
         return
     p = report.parser(__doc__, rounds=3)
     p.add_argument("--tokens", type=int, default=2000)
+    p.add_argument("--width", type=int, default=32, help="embedding width of the tiny models; heads of 64 from 256 on")
+    p.add_argument("--cost-rounds", type=int, default=0, help="rounds of requests that reuse nothing")
     p.add_argument("--kinds", default=KINDS)
     p.add_argument("--steps", type=int, default=60, help="random requests of each kind")
     a = p.parse_args()
@@ -97,7 +126,8 @@ def main() -> None:
             else:
                 path = hub.resolve(kind)
             with load(path, a.tokens) as llm:
-                out = out or report.header("reuse", llm.model.library, {"tokens": a.tokens, "steps": a.steps})
+                out = out or report.header("reuse", llm.model.library, {"tokens": a.tokens, "width": a.width, "steps": a.steps})
+                out["on_gpu"] = llm.model.placement.on_gpu
                 runs = [second_turn(llm, a.tokens) for _ in range(a.rounds)]
                 memory = llm.metrics().checkpoint_bytes
             restarts = [after_restart(path, a.tokens) for _ in range(a.rounds)]
@@ -106,9 +136,9 @@ def main() -> None:
                 run = RandomReuse(path, 1)
                 tally = run.run(a.steps, Path(folder))
                 run.close()
-            cold = sorted(run[1] for run in runs)[a.rounds // 2]
-            warm = sorted(run[0] for run in runs)[a.rounds // 2]
-            restart = sorted(seconds for seconds, _ in restarts)[a.rounds // 2]
+            cold, warm = median(run[1] for run in runs), median(run[0] for run in runs)
+            restart = median(seconds for seconds, _ in restarts)
+            kept = cost(path, a.tokens, a.cost_rounds) if a.cost_rounds else None
             rows[kind] = {
                 "cold_s": cold,
                 "second_turn": warm / cold,
@@ -119,11 +149,13 @@ def main() -> None:
                 "random_requests": tally.requests,
                 "random_wrong": len(tally.wrong),
                 "checkpoint_bytes": memory,
+                "cost": kept,
             }
             print(
                 f"  {kind:>15}: cold {cold * 1000:6.1f} ms; second turn {warm / cold:5.1%}, after a restart "
                 f"{restart / cold:5.1%}; same prompt: {runs[0][2]} of {a.tokens} kept; random: {tally.share:.0%} of "
-                f"prompt tokens kept, {len(tally.wrong)} of {tally.requests} wrong; checkpoints {memory} bytes"
+                f"prompt tokens kept, {len(tally.wrong)} of {tally.requests} wrong; checkpoints {memory} bytes; cost {kept or 0:.3f}",
+                flush=True,
             )
     out["kinds"] = rows
     report.write(out, a.json)

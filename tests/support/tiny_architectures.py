@@ -3,6 +3,7 @@ positions, states."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +11,16 @@ import numpy as np
 
 from .tiny_model import CORPUS, F32, Q8_0, TinyFile, tiny_bert, tiny_llama
 
-EMBD, HEADS, HEADS_KV, FF, LAYERS = 32, 4, 2, 64, 2
+EMBD = int(os.environ.get("LLCUDA_FFI_TINY_WIDTH", "32"))  # benchmarks want heads of a real size
+HEADS = max(4, EMBD // 64)
+HEADS_KV, FF, LAYERS = HEADS // 2, 2 * EMBD, 2
 HEAD, KV = EMBD // HEADS, EMBD // HEADS * HEADS_KV
 
 
 def _start(architecture: str, **own: Any) -> TinyFile:
     """The metadata and vocabulary of tiny_llama under another name; no tensors but the embedding and last
     norm."""
-    file = tiny_llama()
+    file = tiny_llama(embd=EMBD)
     kept = {k: v for k, v in file.metadata.items() if not k.startswith("llama.")}
     kept["general.architecture"] = architecture
     size = {"context_length": 512, "embedding_length": EMBD, "block_count": LAYERS, "feed_forward_length": FF}
@@ -131,8 +134,8 @@ def tiny_gemma3() -> TinyFile:
         "gemma3",
         block_count=6,
         attention__sliding_window=32,
-        attention__key_length=8,
-        attention__value_length=8,
+        attention__key_length=HEAD,
+        attention__value_length=HEAD,
     )
     _sentencepiece(file, "llama")
     norms = {"post_attention_norm.weight": (EMBD,), "post_ffw_norm.weight": (EMBD,)}
@@ -259,7 +262,7 @@ def tiny_qwen35() -> TinyFile:
     state, keys, values = 8, 2, 4
     file = _start(
         "qwen35", block_count=4, ssm__conv_kernel=4, ssm__inner_size=state * values, ssm__state_size=state,
-        ssm__time_step_rank=values, ssm__group_count=keys, rope__dimension_sections=[2, 1, 1, 0],
+        ssm__time_step_rank=values, ssm__group_count=keys, rope__dimension_sections=[HEAD // 4, HEAD // 8, HEAD // 8, 0],
         rope__dimension_count=HEAD, attention__key_length=HEAD, attention__value_length=HEAD,
     )  # fmt: skip
     mixed = 2 * state * keys + state * values
@@ -320,7 +323,7 @@ def tiny_t5_encoder() -> TinyFile:
 
 
 TINY: dict[str, Callable[[], TinyFile]] = {
-    "llama": tiny_llama,
+    "llama": lambda: tiny_llama(embd=EMBD, heads=HEADS, heads_kv=HEADS_KV, ff=FF),
     "llama-q8": lambda: tiny_llama(kind=Q8_0, layers=1),
     "bert": tiny_bert,
     "qwen2": tiny_qwen2,
