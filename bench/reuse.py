@@ -126,7 +126,9 @@ def main() -> None:
             else:
                 path = hub.resolve(kind)
             with load(path, a.tokens) as llm:
-                out = out or report.header("reuse", llm.model.library, {"tokens": a.tokens, "width": a.width, "steps": a.steps})
+                out = out or report.header(
+                    "reuse", llm.model.library, {"tokens": a.tokens, "width": a.width, "steps": a.steps}
+                )
                 out["on_gpu"] = llm.model.placement.on_gpu
                 runs = [second_turn(llm, a.tokens) for _ in range(a.rounds)]
                 memory = llm.metrics().checkpoint_bytes

@@ -1,5 +1,5 @@
-"""The random requests of test_reuse.py, thousands of them: every kind of memory and tier, with adapters, evictions, shifts,
-cancels and restarts, without a wrong answer.
+"""The random requests of test_reuse.py, thousands of them: every kind of memory and tier, with adapters, evictions,
+shifts, cancels and restarts, without a wrong answer.
 
 `LLCUDA_FFI_REUSED=10000 python -m pytest -m soak -s tests/engine/test_reuse_soak.py`
 """
