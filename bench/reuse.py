@@ -156,7 +156,8 @@ def main() -> None:
             print(
                 f"  {kind:>15}: cold {cold * 1000:6.1f} ms; second turn {warm / cold:5.1%}, after a restart "
                 f"{restart / cold:5.1%}; same prompt: {runs[0][2]} of {a.tokens} kept; random: {tally.share:.0%} of "
-                f"prompt tokens kept, {len(tally.wrong)} of {tally.requests} wrong; checkpoints {memory} bytes; cost {kept or 0:.3f}",
+                f"prompt tokens kept, {len(tally.wrong)} of {tally.requests} wrong; checkpoints {memory} "
+                f"bytes; cost {kept or 0:.3f}",
                 flush=True,
             )
     out["kinds"] = rows

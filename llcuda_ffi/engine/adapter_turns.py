@@ -103,10 +103,6 @@ class AdapterTurns:
                 request.adapters = None
         return dict(before)
 
-    def rest(self) -> None:
-        """Set the context as for requests without adapters; the next batch sets what it needs."""
-        self._set(())
-
     @property
     def now(self) -> Adapters | None:
         """The set whose turn it is."""

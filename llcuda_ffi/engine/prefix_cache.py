@@ -355,7 +355,6 @@ class PrefixCache:
 
     def kept(self) -> Iterator[Slot]:
         """The idle slots whose tokens were computed as they would be now, without a request's own adapters."""
-        self._turns.rest()  # a state tells the adapters that are set
         key = self.key()
         sequences = self._sequences
         return (
@@ -383,7 +382,6 @@ class PrefixCache:
         Raises:
             InvalidRequest: it was computed otherwise.
         """
-        self._turns.rest()
         self.checkpoints.add(self.key(), state.tokens, bytearray(checkpoint_data(self._context, state)))
 
     def adopt(self, slot: Slot, state: SavedState) -> int:
@@ -393,7 +391,6 @@ class PrefixCache:
             InvalidRequest: the state was computed otherwise, or is not what it says.
             BackendFailure: libllama could not restore it.
         """
-        self._turns.rest()
         self.forget(slot)
         try:
             tokens = restore_state(self._context, state, slot.index)

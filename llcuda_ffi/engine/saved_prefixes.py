@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.state import SavedState, save_state
-from ..errors import InvalidRequest
+from ..errors import BackendFailure, InvalidRequest
 from ..regular_file import open_regular
 from .scheduler import Scheduler
 
@@ -101,7 +101,11 @@ def restore_prefixes(scheduler: Scheduler, states: list[SavedState], share: int)
     for slot in idle[:share]:
         if not states:
             break
-        total += scheduler.prefixes.adopt(slot, states.pop())
+        try:
+            total += scheduler.prefixes.adopt(slot, states.pop())
+        except BackendFailure:  # no room: sequences that shared cells do so no longer
+            if not total:
+                raise
         while states and states[-1].partial:
             scheduler.prefixes.adopt_checkpoint(states.pop())
     return total

@@ -163,7 +163,7 @@ def test_command(tmp_path: Path, folder: Path) -> None:
 
 
 def test_server(tmp_path: Path, folder: Path) -> None:
-    """`serve --disk-cache`: after kill -9 and a new start a conversation goes on from the disk, and /metrics says so."""
+    """`serve --disk-cache`: after kill -9 and a new start a prompt goes on from the disk, as /metrics says."""
     path, prompt = model(tmp_path), PROMPT
     for start, kept in ((0, 0), (1, 384)):
         server = Server(tmp_path / f"log{start}", path, "-c", 1024, "--disk-cache", "100MB")

@@ -21,6 +21,8 @@ from ..support.tiny_architectures import TINY, lively
 REUSED = int(os.environ.get("LLCUDA_FFI_REUSED", "10000"))
 FIRST = int(os.environ.get("LLCUDA_FFI_REUSED_SEED", "1000"))
 KINDS = ("llama", "deepseek2", "gemma3", "mamba", "lfm2", "lfm2-window", "granite-hybrid", "qwen35")
+# with shared cells and the cache off 0.1 was seen in some hundred requests; a wrong prefix is off by more than 1
+TOLERANCE = 0.2
 # budgets so small that what is kept is pushed out again and again
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},
@@ -49,7 +51,7 @@ def test_no_wrong_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             break
         monkeypatch.setenv("LLCUDA_FFI_DISK_CACHE", str(tmp_path / f"disk-{name}-{i}"))
         adapter = tmp_path / f"{name}.lora" if (seed + i + number) % 2 else None
-        run = RandomReuse(tmp_path / name, seed, adapter=adapter, **SETTINGS[i])
+        run = RandomReuse(tmp_path / name, seed, adapter=adapter, tolerance=TOLERANCE, **SETTINGS[i])
         try:
             tally = run.run(40, tmp_path / "states")
             for tier, n in run.warm.metrics().reused.items():

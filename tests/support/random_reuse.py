@@ -60,8 +60,11 @@ def tiny_adapter(model: TinyFile, path: Path) -> Path:
 class RandomReuse:
     """A run over one model: `warm` is tried, `cold` is the oracle."""
 
-    def __init__(self, path: Path, seed: int, *, adapter: Path | None = None, **settings: Any) -> None:
+    def __init__(
+        self, path: Path, seed: int, *, adapter: Path | None = None, tolerance: float = TOLERANCE, **settings: Any
+    ) -> None:
         """`adapter`: one that a third of the requests have."""
+        self._tolerance = tolerance
         self.rng = random.Random(seed)
         common: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "n_ubatch": 64, "kv_type": "f32"}
         self._path, self._settings, self._adapter = path, {**common, "n_parallel": 3, **settings}, adapter
@@ -124,7 +127,7 @@ class RandomReuse:
         if "prefix_cache" not in what:
             self.tally.prompt_tokens += result.usage.prompt_tokens
             self.tally.cached_tokens += result.usage.cached_tokens
-        if far > TOLERANCE:
+        if far > self._tolerance:
             self.tally.wrong.append(f"{what}: {far:.3f} off, {result.usage}")
 
     def one(self, **extra: Any) -> None:

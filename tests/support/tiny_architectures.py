@@ -263,7 +263,8 @@ def tiny_qwen35() -> TinyFile:
     file = _start(
         "qwen35", block_count=4, ssm__conv_kernel=4, ssm__inner_size=state * values, ssm__state_size=state,
         ssm__time_step_rank=values, ssm__group_count=keys, rope__dimension_count=HEAD,
-        rope__dimension_sections=[HEAD // 4, HEAD // 8, HEAD // 8, 0], attention__key_length=HEAD, attention__value_length=HEAD,
+        rope__dimension_sections=[HEAD // 4, HEAD // 8, HEAD // 8, 0], attention__key_length=HEAD,
+        attention__value_length=HEAD,
     )  # fmt: skip
     mixed = 2 * state * keys + state * values
     norms = {"attn_norm.weight": (EMBD,), "post_attention_norm.weight": (EMBD,)}
