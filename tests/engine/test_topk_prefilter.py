@@ -1,4 +1,4 @@
-"""Sampling from a shortlist gives what libllama gives from the whole row."""
+"""Sampling after a top-k prefilter gives what libllama gives from the whole row."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from llcuda_ffi import Batch, Context, Llama, Model, SamplerChain, SamplingParams
 from llcuda_ffi.core.sampler import sample_rows
-from llcuda_ffi.engine.sampling import topk_prefilter as shortlist
+from llcuda_ffi.engine.sampling import topk_prefilter
 from llcuda_ffi.engine.sampling.chain import build_chain
 from llcuda_ffi.engine.sampling.row_pool import RowPool
-from llcuda_ffi.engine.sampling.topk_prefilter import Shortlist, lowered_by, reach
+from llcuda_ffi.engine.sampling.topk_prefilter import TopKPrefilter, lowered_by, reach
 
 from ..support.tiny_model import make_tiny_llama
 
@@ -24,7 +24,7 @@ N_ROWS = 6
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with a large vocabulary."""
-    made = tmp_path_factory.mktemp("shortlist") / "wide.gguf"
+    made = tmp_path_factory.mktemp("prefilter") / "wide.gguf"
     make_tiny_llama(made, n_vocab=N_VOCAB)
     return made
 
@@ -88,7 +88,7 @@ def test_as_libllama(
     assert needed > 0
     logits = context.output_logits(N_ROWS)
     assert logits is not None
-    short = Shortlist(context)
+    short = TopKPrefilter(context)
     for together in (True, False, True, False):
         fill(rng, logits)
         expected = sample_rows(context, [(chain, row) for row, chain in enumerate(theirs)])
@@ -107,10 +107,12 @@ def test_threads(context: Context) -> None:
     for rows in (range(40), range(2, 40), [0, 1, 2, 5, 6, 9, 30, 31], [7, 3, 4, 5]):
         for threads in (2, 3, 5):
             found = []
-            for run in (shortlist._in_turn, pool._run):
+            for run in (topk_prefilter._in_turn, pool._run):
                 chains = [SamplerChain(context.model).top_k(40).dist(i) for i in range(len(rows))]
                 jobs = [(chain, row, 40) for chain, row in zip(chains, rows, strict=True)]
-                found.append(Shortlist(context).sample(logits, jobs, run, 1 if run is shortlist._in_turn else threads))
+                found.append(
+                    TopKPrefilter(context).sample(logits, jobs, run, 1 if run is topk_prefilter._in_turn else threads)
+                )
             assert found[0] == found[1]
             assert min(found[0]) >= 0
     pool.close()
@@ -122,7 +124,7 @@ def test_no_number_to_choose_by(context: Context, value: float) -> None:
     chain = SamplerChain(context.model).top_k(40).dist(1)
     rows = np.random.default_rng(1).normal(size=(2, N_VOCAB)).astype(np.float32)
     rows[0] = value
-    short = Shortlist(context)
+    short = TopKPrefilter(context)
     jobs = [(chain, 0, 40), (chain, 1, 40)]
     for found in (short.sample(rows, jobs), [short.sample(rows, [job])[0] for job in jobs]):
         assert found[0] == -1
@@ -171,7 +173,7 @@ def test_a_bias_on_the_highest(path: Path) -> None:
 
 
 def test_the_same_generation(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole requests of many kinds get the same tokens with shortlists, with threads as well, and without."""
+    """Whole requests of many kinds get the same tokens with prefilters, with threads as well, and without."""
     prompts = [f"text {i}" for i in range(N_ROWS + 1)]
     each = [
         SamplingParams(max_tokens=8, seed=i, prefix_cache=False, logit_bias={i: -5.0}, **CHAINS[i])  # type: ignore[arg-type]
@@ -183,9 +185,9 @@ def test_the_same_generation(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     found = []
     with Llama(path, n_ctx=64, n_parallel=N_ROWS) as llm:
         scheduler = llm.engine.schedulers[0]
-        for least, cores in ((shortlist._LEAST_VOCAB, 1), (shortlist._LEAST_VOCAB, 6), (10**9, 1)):
-            monkeypatch.setattr(shortlist, "_LEAST_VOCAB", least)
-            monkeypatch.setattr(shortlist, "_LEAST_SHARE", 2)
+        for least, cores in ((topk_prefilter._LEAST_VOCAB, 1), (topk_prefilter._LEAST_VOCAB, 6), (10**9, 1)):
+            monkeypatch.setattr(topk_prefilter, "_LEAST_VOCAB", least)
+            monkeypatch.setattr(topk_prefilter, "_LEAST_SHARE", 2)
             scheduler.selection.rows.close()
             scheduler.selection.rows = RowPool(llm.context, cores=cores)
             found.append([c.token_ids for c in llm.generate(prompts, each)])

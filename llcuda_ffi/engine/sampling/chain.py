@@ -19,7 +19,7 @@ from ..results import TokenLogprob
 from .constraint import Constraint
 from .logit_steps import LogitStep
 from .logprobs import log_softmax, token_logprob
-from .topk_prefilter import Shortlist
+from .topk_prefilter import TopKPrefilter
 
 # what decides the make-up of a chain, apart from its seed
 _SHAPE = (
@@ -163,7 +163,7 @@ class RowSampler:
     steps: Sequence[LogitStep]
     generated: Sequence[int]
     logprobs: int | None
-    shortlist: Shortlist
+    prefilter: TopKPrefilter
     reach: int
 
     def sample(self, row: int) -> tuple[int, TokenLogprob | None]:
@@ -181,7 +181,7 @@ class RowSampler:
             raise InvalidRequest(f"{what} no token to choose: it cannot go on from here")
         chain, token = self.chain, -1
         if self.reach:
-            token = self.shortlist.sample(logits[None], [(chain, 0, self.reach)])[0]
+            token = self.prefilter.sample(logits[None], [(chain, 0, self.reach)])[0]
         if token < 0:
             with self.context.exclusive():
                 token = sample_rows(self.context, [(chain, row)])[0]

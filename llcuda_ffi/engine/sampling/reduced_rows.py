@@ -24,7 +24,7 @@ from ...core.row_reduction import N_BEST, RowLayout, RowReduction
 from ..request import Request
 from ..slot import Slot
 from .chain import TokenSampler
-from .topk_prefilter import Ids, Rows, Shortlist
+from .topk_prefilter import Ids, Rows, TopKPrefilter
 
 _LOWEST = np.finfo(np.float32).min
 
@@ -93,9 +93,9 @@ class ReducedRows:
         reduction: which sequences they are of.
     """
 
-    def __init__(self, context: Context, shortlist: Shortlist) -> None:
+    def __init__(self, context: Context, prefilter: TopKPrefilter) -> None:
         self.reduction = RowReduction(context)
-        self._layout, self._shortlist = self.reduction.layout, shortlist
+        self._layout, self._prefilter = self.reduction.layout, prefilter
         self._context = context
         self._jobs: list[tuple[Slot, TokenSampler, int]] = []
         self._rows: Rows = np.empty((0, 0), np.float32)
@@ -157,7 +157,7 @@ class ReducedRows:
         needs = np.array([sampler.reach or 1 for _, sampler, _ in jobs])
         found = find_candidates(self._layout, self._rows, needs)
         ids, logits = found.ids, found.logits
-        candidates = self._shortlist.fill(ids, logits)
+        candidates = self._prefilter.fill(ids, logits)
         start = 0
         missed = []
         sizes, all_sound, all_ties = found.sizes.tolist(), found.sound.tolist(), found.ties.tolist()
@@ -186,6 +186,6 @@ class ReducedRows:
             token = int(row.argmax())
             if token not in sampler.argmax:
                 return token
-        elif (token := self._shortlist.sample(row[None], [(sampler.chain, 0, sampler.reach)])[0]) >= 0:
+        elif (token := self._prefilter.sample(row[None], [(sampler.chain, 0, sampler.reach)])[0]) >= 0:
             return token
-        return self._shortlist.fill(np.arange(len(row)), row).choose(sampler.chain, 0, len(row))
+        return self._prefilter.fill(np.arange(len(row)), row).choose(sampler.chain, 0, len(row))

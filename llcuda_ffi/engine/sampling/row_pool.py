@@ -1,4 +1,4 @@
-"""Sampling the rows of a batch: by a shortlist, or by libllama on several CPU cores where that pays.
+"""Sampling the rows of a batch: by a top-k prefilter, or by libllama on several CPU cores where that pays.
 
 Each row has a chain of its own, and cffi lets go of the interpreter's lock during a call. With a large vocabulary
 libllama takes a good part of a millisecond for a row: on a GPU, 32 of them in turn take longer than the decode.
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from ...core.context import Context
 from ...core.sampler import SamplerChain, sample_rows
 from ...hardware.cpu import usable_cores
-from .topk_prefilter import Job, Rows, Shortlist, most_threads
+from .topk_prefilter import Job, Rows, TopKPrefilter, most_threads
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class RowPool:
     """Samples for one scheduler; its threads start with the first call that pays.
 
     Attributes:
-        shortlist: samples such rows.
+        prefilter: samples such rows.
     """
 
     def __init__(self, context: Context, cores: int | None = None) -> None:
@@ -43,7 +43,7 @@ class RowPool:
         self._context = context
         self._threads = min(cores - 1, _MOST_THREADS) if cores >= _LEAST_CORES else 1
         self._least = max(_LEAST_ROWS, _LEAST_LOGITS // max(1, context.n_vocab))
-        self.shortlist = Shortlist(context)
+        self.prefilter = TopKPrefilter(context)
         self._calls: list[SimpleQueue[Any]] = []  # one for each thread but the caller's
 
     def pays(self, n_rows: int) -> bool:
@@ -53,7 +53,7 @@ class RowPool:
     def sample(
         self, listed: Sequence[Job], plain: Sequence[tuple[SamplerChain, int]], logits: Rows | None
     ) -> list[int]:
-        """The next token for each, those with a shortlist first; -1 where a row has no number to choose by.
+        """The next token for each, those with a prefilter first; -1 where a row has no number to choose by.
 
         For a caller that holds the context's `exclusive()`, also for the threads: they are done when it returns.
 
@@ -67,9 +67,9 @@ class RowPool:
             if logits is None:
                 tokens = [-1] * len(listed)
             elif (readers := self._readers(len(listed))) > 1:
-                tokens = self.shortlist.sample(logits, listed, self._run, readers)
+                tokens = self.prefilter.sample(logits, listed, self._run, readers)
             else:
-                tokens = self.shortlist.sample(logits, listed)
+                tokens = self.prefilter.sample(logits, listed)
         return tokens + self._plain(plain) if plain else tokens
 
     def _plain(self, jobs: Sequence[tuple[SamplerChain, int]]) -> list[int]:
@@ -81,7 +81,7 @@ class RowPool:
             return [token for part in found for token in part]
 
     def _readers(self, n_listed: int) -> int:
-        """How many threads read so many rows for the shortlist."""
+        """How many threads read so many rows for the prefilter."""
         return min(self._threads, most_threads(n_listed))
 
     def rouse(self, n_plain: int, n_listed: int) -> None:

@@ -38,9 +38,9 @@ class Selection:
         self._context, self._vocab = context, context.model.vocab
         self._chains = Chains(context.model)
         self._backend = BackendSampling(context) if backend_sampling is True else None
-        self._reduced = ReducedRows(context, self.rows.shortlist) if backend_sampling == "rows" else None
+        self._reduced = ReducedRows(context, self.rows.prefilter) if backend_sampling == "rows" else None
         # of a step: its logits; the slots whose highest logit is the token, with the rows among the outputs; the slots
-        # whose chains sample, those with a shortlist first, and what those chains sample
+        # whose chains sample, those with a prefilter first, and what those chains sample
         self._logits: Rows | None = None
         self._greedy: list[tuple[Slot, frozenset[int], int]] = []
         self._slots: list[Slot] = []
@@ -68,7 +68,7 @@ class Selection:
                 request.steps,
                 request.output.token_ids,
                 params.logprobs,
-                self.rows.shortlist,
+                self.rows.prefilter,
                 sampler.reach,
             )
         elif self._backend is None:

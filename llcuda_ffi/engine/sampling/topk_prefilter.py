@@ -43,7 +43,7 @@ _LOWEST = np.finfo(np.float32).min
 
 
 def wide(n_vocab: int) -> bool:
-    """Whether a vocabulary is large enough for a shortlist to pay."""
+    """Whether a vocabulary is large enough for a prefilter to pay."""
     return n_vocab >= _LEAST_VOCAB
 
 
@@ -76,7 +76,7 @@ def _in_turn(calls: Sequence[Callable[[], Found]]) -> Generator[Found]:
         yield call()
 
 
-class Shortlist:
+class TopKPrefilter:
     """Samples rows of one context; its buffers are used again."""
 
     def __init__(self, context: Context) -> None:
