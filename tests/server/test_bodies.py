@@ -32,7 +32,7 @@ BAD: list[tuple[str, bytes]] = [
     (C, b'{"prompt": [99999999]}'),
     (C, b'{"prompt": [[1], "a", 2]}'),
     (C, b'{"prompt": {"a": 1}}'),
-    (C, b'{"prompt": "a", "logit_bias": {"x": 1}}'),
+    (C, b'{"prompt": "a", "logit_bias": {"x": "much"}}'),
     (C, b'{"prompt": "a", "logit_bias": [1]}'),
     (C, b'{"prompt": "a", "stop": [1]}'),
     (C, b'{"prompt": "a", "stream": "yes"}'),
