@@ -101,6 +101,9 @@ class ReducedRows:
         self._rows: Rows = np.empty((0, 0), np.float32)
         self._row = self._n_outputs = 0
         self._alone = False
+        if self._layout.pays:  # most requests can be served so, and each change plans the graph anew
+            for seq_id in range(context.n_seq_max):
+                self.reduction.attach(seq_id)
 
     def settle(self, seq_id: int, request: Request) -> None:
         """Have the rows of a sequence reduced where its request can be served so, and whole where not.
