@@ -355,17 +355,11 @@ class PrefixCache:
 
     def kept(self) -> Iterator[Slot]:
         """The idle slots whose tokens were computed as they would be now, without a request's own adapters."""
-        key = self.key()
-        sequences = self._sequences
-        return (
-            slot
-            for slot in self._slots
-            if slot.request is None
-            and len(slot.kept)
-            and slot.key == key
-            and not sequences.copying(slot.index)
-            and not sequences.moved(slot.index)
-        )
+        key, sequences = self.key(), self._sequences
+        for slot in self._slots:
+            idle = slot.request is None and len(slot.kept) and slot.key == key
+            if idle and not (sequences.copying(slot.index) or sequences.moved(slot.index)):
+                yield slot
 
     def saved_checkpoints(self, tokens: Tokens) -> list[SavedState]:
         """The checkpoints of these tokens, computed as they would be now."""
