@@ -94,6 +94,7 @@ class Slot:
         """What was kept is gone."""
         self.before = None
         self.kept = _NOTHING
+        self.used = 0  # empty slots are alike: the next request's place does not hang on what was
 
     def media_piece(self) -> MediaPiece | None:
         """Where its prompt has come to an image or a sound; None where it has not."""

@@ -21,8 +21,8 @@ SETTINGS = {"n_ctx": 256, "n_parallel": 4}
 
 
 @pytest.fixture(scope="module")
-def two(smollm2: Path) -> Iterator[Llama]:
-    with Llama(smollm2, n_contexts=2, **SETTINGS) as llm:
+def two(trained: Path) -> Iterator[Llama]:
+    with Llama(trained, n_contexts=2, **SETTINGS) as llm:
         yield llm
 
 
@@ -34,7 +34,7 @@ def _busy(llm: Llama) -> list[int]:
     return [scheduler.metrics.requests for scheduler in llm.engine.schedulers]
 
 
-def test_the_same_tokens(smollm2: Path, two: Llama) -> None:
+def test_the_same_tokens(trained: Path, two: Llama) -> None:
     """What one context gives, seeds, several completions and constraints included; both have work."""
     assert [context.n_seq_max for context in two.contexts] == [2, 2]
     assert [context.n_ctx for context in two.contexts] == [512, 512]
@@ -125,7 +125,7 @@ def test_state_of_all_replicas(two: Llama, tmp_path: Path) -> None:
         assert two.generate(text, max_tokens=2, temperature=0).usage.cached_tokens > 40
 
 
-def test_failure(smollm2: Path, two: Llama, caplog: pytest.LogCaptureFixture) -> None:
+def test_failure(trained: Path, two: Llama, caplog: pytest.LogCaptureFixture) -> None:
     """An unexpected exception in one context ends every request, and is what every later call says."""
     llm = Llama(two.model, n_contexts=2, **SETTINGS)
 
@@ -159,10 +159,10 @@ def test_failure(smollm2: Path, two: Llama, caplog: pytest.LogCaptureFixture) ->
     assert "made by this test" in caplog.text
 
 
-def test_close(smollm2: Path) -> None:
+def test_close(trained: Path) -> None:
     """Refused while another thread waits for a request; a stream that nobody waits for ends with Cancelled."""
     before = _threads()
-    llm = Llama(smollm2, n_contexts=2, **SETTINGS)
+    llm = Llama(trained, n_contexts=2, **SETTINGS)
     stream = llm.stream(LONG, max_tokens=150, ignore_eos=True)
     next(stream)
     thread = threading.Thread(target=llm.generate, args=(LONG,), kwargs={"max_tokens": 20, "ignore_eos": True})
@@ -182,7 +182,7 @@ def test_close(smollm2: Path) -> None:
         llm.generate("text")
 
 
-def test_without_close(smollm2: Path, two: Llama) -> None:
+def test_without_close(trained: Path, two: Llama) -> None:
     """A Llama that is dropped ends its threads."""
     before = _threads()
     llm = Llama(two.model, n_contexts=2, **SETTINGS)
@@ -214,7 +214,7 @@ def test_async(two: Llama) -> None:
     assert _threads() == before
 
 
-def test_settings(smollm2: Path, two: Llama) -> None:
+def test_settings(trained: Path, two: Llama) -> None:
     """Numbers that cannot be are refused."""
     for wrong in (0, 3, 8, 2.5):
         with pytest.raises(InvalidRequest, match="n_contexts"):

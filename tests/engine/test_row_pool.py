@@ -18,8 +18,8 @@ SETTINGS = {"max_tokens": 6, "seed": 7, "temperature": 0.9, "repeat_penalty": 1.
 
 
 @pytest.fixture(scope="module")
-def llm(smollm2: Path) -> Llama:
-    return Llama(smollm2, n_ctx=256, n_parallel=12, prefix_cache=False)
+def llm(trained: Path) -> Llama:
+    return Llama(trained, n_ctx=256, n_parallel=12, prefix_cache=False)
 
 
 def test_the_same_tokens(llm: Llama) -> None:

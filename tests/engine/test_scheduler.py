@@ -122,7 +122,7 @@ def test_long_prompt_does_not_stall_streams(smollm2: Path) -> None:
         running = _request(llm, TEXTS[0], max_tokens=40)
         scheduler.submit(running)
         scheduler.step()
-        scheduler.submit(_request(llm, "word " * 300))
+        scheduler.submit(_request(llm, "word " * 90))
         for _ in range(5):
             before = len(running.output.token_ids)
             batch = llm.metrics().batch_tokens
@@ -134,7 +134,7 @@ def test_long_prompt_does_not_stall_streams(smollm2: Path) -> None:
 
 def test_prompts_alone_fill_the_batch(smollm2: Path) -> None:
     """While nothing is generated, a batch of prompts holds n_batch tokens; their tokens are the same."""
-    prompts = ["word " * 150, "Once upon a time " * 30]
+    prompts = ["word " * 90, "Once upon a time " * 24]
     found = []
     for n_batch in (64, 256):
         with Llama(smollm2, n_ctx=512, n_parallel=2, n_ubatch=64, n_batch=n_batch) as llm:
