@@ -12,6 +12,7 @@ from llcuda_ffi import Embedder, Llama, bundles, hub
 
 from .support.loopback import Loopback
 from .support.server_process import SLOTS, Server
+from .support.tiny_model import make_tiny_llama
 
 # pytest --hypothesis-profile=long: many more examples, other ones each time
 settings.register_profile("long", max_examples=50_000)
@@ -21,6 +22,20 @@ settings.register_profile("long", max_examples=50_000)
 def smollm2() -> Path:
     """The real small model, from the user's cache or fetched once."""
     return hub.resolve("smollm2-135m", progress=False)
+
+
+@pytest.fixture(scope="session")
+def trained() -> Path:
+    """The same model, in folders where `smollm2` is a tiny one: for what takes a real vocabulary or real text."""
+    return hub.resolve("smollm2-135m", progress=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama of random weights with a small vocabulary and room for 8,192 tokens."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    make_tiny_llama(path, {"llama.context_length": 8192})
+    return path
 
 
 @pytest.fixture(scope="module")
