@@ -16,7 +16,7 @@ from ..native.handle import Handle
 from ..native.log import listen
 from .candidates import CANDIDATE
 from .gbnf import Grammar, read_grammar
-from .grammar_ways import MOST, count_ways
+from .grammar_paths import MOST, count_paths
 from .model import Model
 
 MAX_BYTES = 1 << 20
@@ -49,7 +49,7 @@ def check_grammar(grammar: object, root: object = "root", *, repeats_nothing: bo
     if root not in read.rules:  # older bundles end the process here
         names = ", ".join(sorted(name[:60] for name in read.rules)[:8])
         raise InvalidRequest(f"the grammar has no rule {root!r:.60}: it has {names or 'none'}")
-    ways = count_ways(read)
+    ways = count_paths(read)
     if ways.begins > MAX_BEGINS or ways.skips > MAX_SKIPS:
         raise InvalidRequest(
             "the grammar is too ambiguous: libllama would follow "

@@ -141,7 +141,7 @@ class Lifecycle:
         request = slot.request
         assert request is not None
         if slot.shared:
-            kept = slot.kept[: max(0, slot.shared)]
+            kept = slot.cached_tokens[: max(0, slot.shared)]
         elif slot.state is State.GENERATING:
             kept = request.tokens()[: slot.n_past]
         else:

@@ -83,7 +83,9 @@ class PrefixCache:
         if not request.params.prefix_cache:
             return 0
         key = self.key(request.adapters)
-        return max((common_prefix(slot.kept, request.prompt) for slot in self._slots if slot.key == key), default=0)
+        return max(
+            (common_prefix(slot.cached_tokens, request.prompt) for slot in self._slots if slot.key == key), default=0
+        )
 
     # --- a request comes ---
 
@@ -101,7 +103,7 @@ class PrefixCache:
         key = self.key(request.adapters)
         reuse = reuse and self._reuses
         idle = [slot for slot in self._slots if slot.request is None]
-        oldest = min(idle, key=lambda slot: (len(slot.kept) > 0, slot.used))
+        oldest = min(idle, key=lambda slot: (len(slot.cached_tokens) > 0, slot.used))
         known = self.checkpoints.known(key, tokens[:-1]) if reuse else []
         ways: list[Reuse] = []
         junction = 0
@@ -126,7 +128,7 @@ class PrefixCache:
         if not n:
             self._evict(slot)
             self._sequences.follow(slot.index, request.media)
-        slot.key, slot.kept = key, tokens[:n]
+        slot.key, slot.cached_tokens = key, tokens[:n]
         slot.wanted, slot.marked = [], n
         slot.marks = reuse and self.checkpoints.enabled
         if slot.marks:
@@ -138,7 +140,7 @@ class PrefixCache:
         source = way.source
         if source is None or source is oldest or source.request is not None:
             return oldest
-        return source if len(idle) == 1 or 2 * way.n >= len(source.kept) else oldest
+        return source if len(idle) == 1 or 2 * way.n >= len(source.cached_tokens) else oldest
 
     def _worth(self, way: Reuse, target: Slot) -> bool:
         """Whether a copy is cheaper than computing."""
@@ -162,9 +164,9 @@ class PrefixCache:
         sequences, seq, n = self._sequences, target.index, way.n
         state = self.checkpoints.get(key, tokens[:n]) if way.checkpoint else None
         if way.source is target:
-            if n == len(target.kept) and not way.checkpoint:
+            if n == len(target.cached_tokens) and not way.checkpoint:
                 self._mark(target)
-            if 2 * n < len(target.kept):
+            if 2 * n < len(target.cached_tokens):
                 self._save(target)
             done = True
             sequences.follow(seq, media)
@@ -194,9 +196,9 @@ class PrefixCache:
         """Keep a checkpoint of the end of an idle slot's tokens, before a request goes on from there: where an answer
         ended, the next message may be given anew."""
         if self.checkpoints.enabled and not self._sequences.copying(slot.index):
-            known = self.checkpoints.known(slot.key, slot.kept)
-            if len(slot.kept) - (known[-1] if known else 0) >= SPACING:
-                self.checkpoints.add(slot.key, slot.kept, self._sequences.read(slot.index, partial=True))
+            known = self.checkpoints.known(slot.key, slot.cached_tokens)
+            if len(slot.cached_tokens) - (known[-1] if known else 0) >= SPACING:
+                self.checkpoints.add(slot.key, slot.cached_tokens, self._sequences.read(slot.index, partial=True))
 
     def _read_disk(self, seq: int, tokens: Tokens) -> bool:
         data = None if self._disk is None else self._disk.load(tokens)
@@ -242,7 +244,7 @@ class PrefixCache:
     def shift(self, slot: Slot, keep: int, discard: int) -> bool:
         """Forget the tokens keep to keep + discard - 1 of a running slot: those that follow move down. False: there was
         no room for that, and nothing is left."""
-        slot.kept = slot.kept[:keep]
+        slot.cached_tokens = slot.cached_tokens[:keep]
         return self._sequences.shift(slot.index, keep, discard, self.make_room)
 
     def decoded(self) -> None:
@@ -257,7 +259,7 @@ class PrefixCache:
             tokens = tokens[: self._go_back(slot)]
         slot.before = None
         if self._reuses and slot.key == self.key(request.adapters) and self._sequences.cut(slot.index, len(tokens)):
-            slot.kept = tokens
+            slot.cached_tokens = tokens
             if self._disk is not None and slot.key == _PLAIN and len(tokens) >= MIN_COPY:
                 self._unsaved.add(slot)
         else:
@@ -271,7 +273,7 @@ class PrefixCache:
 
     def make_room(self) -> bool:
         """Empty the idle slot that was used longest ago; returns whether there was one."""
-        kept = [slot for slot in self._slots if slot.request is None and len(slot.kept)]
+        kept = [slot for slot in self._slots if slot.request is None and len(slot.cached_tokens)]
         if kept:
             self._evict(min(kept, key=lambda slot: slot.used))
         return bool(kept)
@@ -288,7 +290,7 @@ class PrefixCache:
 
     def _save(self, slot: Slot) -> None:
         """Keep a copy of an idle slot's sequence, in memory and on disk, where the budgets allow."""
-        sequences, seq, kept = self._sequences, slot.index, slot.kept
+        sequences, seq, kept = self._sequences, slot.index, slot.cached_tokens
         if not self._saves or len(kept) < MIN_COPY or sequences.copying(seq):
             return
         if slot in self._unsaved:
@@ -310,7 +312,7 @@ class PrefixCache:
 
     def _write_disk(self, slot: Slot) -> None:
         self._unsaved.discard(slot)
-        disk, tokens = self._disk, slot.kept
+        disk, tokens = self._disk, slot.cached_tokens
         if disk is None or disk.holds(tokens):
             return
         known = [(n, self.checkpoints.get(slot.key, tokens[:n])) for n in self.checkpoints.known(slot.key, tokens)]
@@ -339,7 +341,7 @@ class PrefixCache:
         self.host.clear()
         self.checkpoints.clear()
         for slot in self._slots:
-            if slot.request is None and len(slot.kept):
+            if slot.request is None and len(slot.cached_tokens):
                 self.forget(slot)
 
     def purge(self) -> None:
@@ -357,7 +359,7 @@ class PrefixCache:
         """The idle slots whose tokens were computed as they would be now, without a request's own adapters."""
         key, sequences = self.key(), self._sequences
         for slot in self._slots:
-            idle = slot.request is None and len(slot.kept) and slot.key == key
+            idle = slot.request is None and len(slot.cached_tokens) and slot.key == key
             if idle and not (sequences.copying(slot.index) or sequences.moved(slot.index)):
                 yield slot
 
@@ -391,7 +393,7 @@ class PrefixCache:
         except BackendFailure:
             self.forget(slot)
             raise
-        slot.key, slot.kept = self.key(), tokens
+        slot.key, slot.cached_tokens = self.key(), tokens
         if not self._sequences.cut(slot.index, len(tokens)):
             self.forget(slot)
             raise InvalidRequest(f"the saved state does not hold the {len(tokens)} tokens that it names")

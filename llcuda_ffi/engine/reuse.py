@@ -71,9 +71,9 @@ class ReuseSearch:
             # n completions of one prompt share it even where the cache is off
             if slot.key != key if reuse else slot.request is None or slot.request is not request.place.group:
                 continue
-            shared = cut(min(common_prefix(slot.kept, tokens), most))
+            shared = cut(min(common_prefix(slot.cached_tokens, tokens), most))
             if shared:
-                held = len(slot.kept) if slot.request is None else -1
+                held = len(slot.cached_tokens) if slot.request is None else -1
                 low = self._sequences.lowest(slot.index) if self._sequences.window else 0
                 n, checkpoint = self._reach(shared, held, low, known)
                 ways.append(Reuse(n, source=slot, checkpoint=checkpoint))

@@ -46,8 +46,8 @@ def kept_prefixes(scheduler: Scheduler) -> list[tuple[int, list[SavedState]]]:
         (
             slot.used,
             [
-                *prefixes.saved_checkpoints(slot.kept),
-                save_state(context, slot.index, tokens=slot.kept.tolist()),
+                *prefixes.saved_checkpoints(slot.cached_tokens),
+                save_state(context, slot.index, tokens=slot.cached_tokens.tolist()),
             ],
         )
         for slot in prefixes.kept()
@@ -96,7 +96,7 @@ def read_prefixes(path: str | os.PathLike[str]) -> SavedPrefixes:
 def restore_prefixes(scheduler: Scheduler, states: list[SavedState], share: int) -> int:
     """Take up to `share` sequences from the end of the list into idle slots; returns the tokens now kept from them."""
     idle = [slot for slot in scheduler.slots if slot.request is None]
-    idle.sort(key=lambda slot: (len(slot.kept) > 0, slot.used))
+    idle.sort(key=lambda slot: (len(slot.cached_tokens) > 0, slot.used))
     total = 0
     for slot in idle[:share]:
         if not states:

@@ -275,7 +275,7 @@ class Scheduler(Lifecycle):
                 self.prefixes.prompted(slot)
                 continue
             slot.n_past = len(slot.pending_tokens)
-            slot.kept = slot.pending_tokens
+            slot.cached_tokens = slot.pending_tokens
             slot.state = _GENERATING
             assert slot.request is not None
             if slot.request.limit:

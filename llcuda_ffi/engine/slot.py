@@ -31,13 +31,13 @@ class Slot:
         pending_tokens: while PROMPT, all tokens to be computed; `n_past` of them are.
         n_past: tokens in the KV cache.
         moved: how far its positions are from its tokens: an image of an M-RoPE model takes fewer.
-        kept: tokens that the KV cache holds and that other requests may reuse.
+        cached_tokens: those that the KV cache holds and that other requests may reuse.
         last: the token to be computed next while GENERATING, after `run`.
         run: tokens before it that are accepted but not computed: a constraint left no choice.
         draft: tokens proposed to follow `last`.
         sampled: the next token where it was sampled ahead of its turn, else -1.
         scored, n_scored: the batch row from which on its prompt's next n_scored tokens have logits, else -1.
-        key: what `kept` was computed with (`PrefixCache.key`).
+        key: what `cached_tokens` were computed with (`PrefixCache.key`).
         before: how many tokens the memory held before the drafts of the last batch, and its state then, where it cannot
             be rolled back.
         marks: whether checkpoints of its prompt are kept; `marked` is where the last one is.
@@ -47,9 +47,9 @@ class Slot:
 
     __slots__ = (
         "before",
+        "cached_tokens",
         "draft",
         "index",
-        "kept",
         "key",
         "last",
         "marked",
@@ -71,13 +71,13 @@ class Slot:
     def __init__(self, index: int) -> None:
         self.index = index
         self.used = 0
-        self.kept = _NOTHING
+        self.cached_tokens = _NOTHING
         self.key: Hashable = None
         self.before: tuple[int, bytearray] | None = None
         self.reset()
 
     def reset(self) -> None:
-        """Become idle; `kept` stays."""
+        """Become idle; `cached_tokens` stay."""
         self.state = State.IDLE
         self.request: Request | None = None
         self.pending_tokens = _NOTHING
@@ -93,7 +93,7 @@ class Slot:
     def forget(self) -> None:
         """What was kept is gone."""
         self.before = None
-        self.kept = _NOTHING
+        self.cached_tokens = _NOTHING
         self.used = 0  # empty slots are alike: the next request's place does not hang on what was
 
     def media_piece(self) -> MediaPiece | None:

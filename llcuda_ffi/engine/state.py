@@ -51,7 +51,7 @@ class LocalEngine(EngineLoop):
         counted = Metrics.merged([scheduler.metrics for scheduler in schedulers]).snapshot(
             queued=sum(scheduler.queued for scheduler in schedulers),
             running=sum(scheduler.running for scheduler in schedulers),
-            kv_used=sum(max(slot.n_past, len(slot.kept)) for slot in slots),
+            kv_used=sum(max(slot.n_past, len(slot.cached_tokens)) for slot in slots),
             kv_cells=sum(scheduler.context.n_ctx for scheduler in schedulers),
             n_threads=sum(scheduler.n_threads for scheduler in schedulers),
             failure=None if failure is None else f"{type(failure).__name__}: {failure}",

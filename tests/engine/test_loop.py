@@ -71,7 +71,9 @@ def test_cancelled_is_over(loop: EngineLoop) -> None:
     loop.wait(request, lambda: len(request.output.token_ids) >= 3)
     loop.cancel(request)
     kept = [
-        tokens for part in loop.call(lambda s: [slot.kept.tolist() for slot in s.prefixes.kept()]) for tokens in part
+        tokens
+        for part in loop.call(lambda s: [slot.cached_tokens.tolist() for slot in s.prefixes.kept()])
+        for tokens in part
     ]
     assert request.done
     assert [tokens[:3] for tokens in kept] == [[4, 5, 6]]

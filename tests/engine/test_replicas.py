@@ -117,7 +117,7 @@ def test_state_of_all_replicas(two: Llama, tmp_path: Path) -> None:
     two.clear_cache()
     texts = [f"{i} {LONG}" for i in range(4)]
     two.generate(texts, max_tokens=2, temperature=0)
-    assert all(any(len(slot.kept) for slot in scheduler.slots) for scheduler in two.engine.schedulers)
+    assert all(any(len(slot.cached_tokens) for slot in scheduler.slots) for scheduler in two.engine.schedulers)
     saved = two.save_state(tmp_path / "state")
     two.clear_cache()
     assert two.load_state(tmp_path / "state") == saved == two.metrics().kv_used

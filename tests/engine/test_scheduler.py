@@ -84,7 +84,7 @@ def test_interleavings(llm: Llama, oracle: dict[str, list[int]], moves: list[tup
     if not cache:
         # the cache holds nothing of these requests
         held = [scheduler.memory.positions(i) for i in range(3)]
-        assert all(slot.kept.size or held[slot.index] is None for slot in scheduler.slots)
+        assert all(slot.cached_tokens.size or held[slot.index] is None for slot in scheduler.slots)
 
 
 def test_step_is_deterministic(llm: Llama) -> None:

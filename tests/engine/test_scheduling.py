@@ -25,7 +25,7 @@ def check(scheduler: Scheduler, context: FakeContext) -> None:
         held = context.memory.tokens(slot.index)
         if slot.request is None:
             assert slot.state is State.IDLE
-            assert held == slot.kept.tolist()
+            assert held == slot.cached_tokens.tolist()
             continue
         assert not slot.request.done
         assert len(held) == slot.n_past

@@ -14,7 +14,7 @@ MOST = 200_000
 
 
 @dataclass
-class Ways:
+class TokenPaths:
     """What was counted.
 
     Attributes:
@@ -71,8 +71,8 @@ class Ways:
         return b, e
 
 
-def count_ways(grammar: Grammar) -> Ways:
+def count_paths(grammar: Grammar) -> TokenPaths:
     """Count for a whole grammar."""
-    ways = Ways()
+    ways = TokenPaths()
     ways.count(grammar.rules)
     return ways
