@@ -27,7 +27,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     model = tmp_path_factory.mktemp("ray") / "tiny.gguf"
     make_tiny_llama(model)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     serve.start(http_options={"host": "127.0.0.1", "port": 18321})
     serve.run(application(str(model), replicas=2, parallel=4, num_cpus=0.5, name="tiny", settings={"n_ctx": 512}))
     yield "http://127.0.0.1:18321"
