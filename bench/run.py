@@ -1,8 +1,8 @@
-"""One command that measures this package beside the others, and writes the table and the pictures of the docs.
+"""One command that measures this package beside the others, and writes the table of docs/performance.md.
 
     python bench/run.py                 # quick: the sides whose packages are wheels, under five minutes
     python bench/run.py --full          # all sides, more rounds, batches of 1 to 64; under 45 minutes on two cores
-    python bench/run.py --write-docs    # only the table and the plots again, from bench/results/run.json
+    python bench/run.py --write-docs    # only the table again, from bench/results/run.json
 
 Each side runs in a child process, from a virtual environment of its own below --venvs, with the same model, threads and
 sampler. The sides take turns, round by round, after a warm-up; ratios are of the same round. A side that does not run

@@ -1,4 +1,4 @@
-"""The table and the pictures of docs/ out of one result of bench/run.py."""
+"""The table of docs/performance.md out of one result of bench/run.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BEGIN, END = "<!-- bench/run.py: begin -->", "<!-- bench/run.py: end -->"
 
 
 def write(result: dict[str, Any]) -> None:
-    """Replace the generated part of docs/performance.md, and draw docs/img/run.svg."""
+    """Replace the generated part of docs/performance.md."""
     page = DOCS / "performance.md"
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
@@ -19,8 +19,6 @@ def write(result: dict[str, Any]) -> None:
     after = rest.partition(END)[2]
     page.write_text(f"{before}{BEGIN}\n{table(result)}\n{END}{after}", encoding="utf-8")
     print(f"wrote {page}")
-    if draw(result, DOCS / "img" / "run.svg"):
-        print(f"wrote {DOCS / 'img' / 'run.svg'}")
 
 
 def table(result: dict[str, Any]) -> str:
@@ -53,37 +51,3 @@ def table(result: dict[str, Any]) -> str:
     if left_out:
         lines += ["", "Left out: " + "; ".join(left_out) + "."]
     return "\n".join(lines)
-
-
-def draw(result: dict[str, Any], path: Path) -> bool:
-    """A bar for each side of each section, 1 being this package; False where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("matplotlib is not installed: no picture (pip install matplotlib)")
-        return False
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "bench"
-    from matplotlib import pyplot
-
-    sections = {name: part for name, part in result["sections"].items() if len(_shares(part)) > 1}
-    figure, axes = pyplot.subplots(1, len(sections), figsize=(3.1 * len(sections), 3.4), layout="constrained")
-    for axis, (name, part) in zip(axes if len(sections) > 1 else [axes], sections.items(), strict=True):
-        shares = _shares(part)
-        axis.barh(list(shares), list(shares.values()), color=["#2563eb" if s == "ours" else "#9ca3af" for s in shares])
-        axis.invert_yaxis()
-        axis.set_title(name, fontsize=9)
-        axis.tick_params(labelsize=7)
-        axis.axvline(1.0, color="#2563eb", linewidth=0.6)
-    figure.suptitle("Speed over this package's (1 is ours; longer is faster)", fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    return True
-
-
-def _shares(part: dict[str, Any]) -> dict[str, float]:
-    return {
-        side: 1 / found["ours_over_it"] if "ours_over_it" in found else 1.0
-        for side, found in part["sides"].items()
-        if "error" not in found and (side == "ours" or "ours_over_it" in found)
-    }
