@@ -158,7 +158,7 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
         if kv_cells is None and n_ctx is None and not isinstance(model, Model):
             kv_cells = cells_that_fit(model, device, n_parallel, types)
         if n_contexts == "auto":
-            plain = kv_cells is None and draft is None and backend_sampling in ("auto", "rows", False)
+            plain = kv_cells is None and draft is None and backend_sampling is not True
             replicas = 2 if plain and n_parallel >= _MANY and n_parallel % 2 == 0 else 1
         else:
             replicas = integer("n_contexts", n_contexts, 1, 16)
@@ -171,7 +171,7 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
             model_params = override(model_params or ModelParams(), {"trial": False})
         if backend_sampling not in ("auto", "rows"):
             flag("backend_sampling", backend_sampling)
-        if backend_sampling and backend_sampling != "auto" and draft is not None:
+        if backend_sampling in (True, "rows") and draft is not None:
             raise InvalidRequest("backend_sampling gives one token per sequence and step: it does not go with draft")
         try:
             base = context_params or ContextParams()

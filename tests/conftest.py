@@ -19,15 +19,15 @@ settings.register_profile("long", max_examples=50_000)
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> Path:
-    """The real small model, from the user's cache or fetched once."""
+def trained() -> Path:
+    """The real small model, from the user's cache or fetched once: for what takes a real vocabulary or real text."""
     return hub.resolve("smollm2-135m", progress=False)
 
 
 @pytest.fixture(scope="session")
-def trained() -> Path:
-    """The same model, in folders where `smollm2` is a tiny one: for what takes a real vocabulary or real text."""
-    return hub.resolve("smollm2-135m", progress=False)
+def smollm2(trained: Path) -> Path:
+    """The same; in folders whose subject is not the model, a tiny one (see their conftest.py)."""
+    return trained
 
 
 @pytest.fixture(scope="session")

@@ -42,26 +42,26 @@ class ChainBuilder(Handle):
 
     def dist(self, seed: int | None = None) -> Self:
         """Draw from the distribution; without a seed a random one."""
-        return self._append("dist", self._lib.llama_sampler_init_dist(pick_seed(seed)))
+        return self._append("dist", self._lib.llama_sampler_init_dist(checked_seed(seed)))
 
     def mirostat(self, tau: float = 5.0, eta: float = 0.1, m: int = 100, seed: int | None = None) -> Self:
         """Mirostat 1.0: keep the surprise near `tau`."""
         t, e = number("tau", tau, 0.0), number("eta", eta, 0.0)
         m = integer("m", m, 2, self.model.vocab.n_tokens)
         return self._append(
-            "mirostat", self._lib.llama_sampler_init_mirostat(self.model.vocab.n_tokens, pick_seed(seed), t, e, m)
+            "mirostat", self._lib.llama_sampler_init_mirostat(self.model.vocab.n_tokens, checked_seed(seed), t, e, m)
         )
 
     def mirostat_v2(self, tau: float = 5.0, eta: float = 0.1, seed: int | None = None) -> Self:
         """Mirostat 2.0."""
         t, e = number("tau", tau, 0.0), number("eta", eta, 0.0)
-        return self._append("mirostat_v2", self._lib.llama_sampler_init_mirostat_v2(pick_seed(seed), t, e))
+        return self._append("mirostat_v2", self._lib.llama_sampler_init_mirostat_v2(checked_seed(seed), t, e))
 
     def adaptive_p(self, target: float, decay: float = 0.9, seed: int | None = None) -> Self:
         """Select tokens near a target probability that adapts over time."""
         self.model.library.profile.require("llama_sampler_init_adaptive_p")
         t, d = number("target", target, -1.0, 1.0), number("decay", decay, 0.0, 0.99)
-        return self._append("adaptive_p", self._lib.llama_sampler_init_adaptive_p(t, d, pick_seed(seed)))
+        return self._append("adaptive_p", self._lib.llama_sampler_init_adaptive_p(t, d, checked_seed(seed)))
 
     # --- narrowing ---
 
@@ -90,7 +90,7 @@ class ChainBuilder(Handle):
     def xtc(self, probability: float, threshold: float = 0.1, min_keep: int = 1, seed: int | None = None) -> Self:
         """Exclude top choices: with this probability, drop all but the last token above the threshold."""
         p, t = number("xtc_probability", probability, 0.0, 1.0), number("xtc_threshold", threshold, 0.0, 1.0)
-        return self._append("xtc", self._lib.llama_sampler_init_xtc(p, t, _keep(min_keep), pick_seed(seed)))
+        return self._append("xtc", self._lib.llama_sampler_init_xtc(p, t, _keep(min_keep), checked_seed(seed)))
 
     # --- reshaping ---
 
@@ -159,7 +159,7 @@ class ChainBuilder(Handle):
         return min(self.model.n_ctx_train if n < 0 else n, _MOST_LAST_N)
 
 
-def pick_seed(seed: int | None) -> int:
+def checked_seed(seed: int | None) -> int:
     """The seed, checked; without one a random one."""
     # 0xFFFFFFFF asks libllama for a seed of its own, which it does not tell
     return random.randrange(UINT32_MAX) if seed is None else integer("seed", seed, 0, UINT32_MAX - 1)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..errors import BackendFailure, InvalidRequest
 from ..params import UINT32_MAX, integer
 from .candidates import CANDIDATE
-from .chain_samplers import SELECTING, ChainBuilder, pick_seed
+from .chain_samplers import SELECTING, ChainBuilder, checked_seed
 from .context import Context
 from .grammar import grammar_sampler
 from .lazy_grammar import LazyGrammar, allows, compile_patterns, freeing
@@ -221,7 +221,7 @@ class SamplerChain(ChainBuilder):
         with self.exclusive():
             lib, chain = self._lib, self.pointer
             lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, self._index(len(self.names) - 1)))
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(pick_seed(seed)))
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(checked_seed(seed)))
 
     def attach(self, context: Context, seq_id: int) -> bool:
         """Run the chain in the compute graph of one sequence (llama_set_sampler), until `Context.detach_sampler`.

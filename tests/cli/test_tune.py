@@ -32,11 +32,9 @@ with Llama(sys.argv[1], n_ctx=64, device="cpu") as llm:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tiny_llama: Path) -> Path:
     """Weights in F32, which no bundle repacks."""
-    path = tmp_path_factory.mktemp("tune") / "tiny.gguf"
-    make_tiny_llama(path)
-    return path
+    return tiny_llama
 
 
 @pytest.fixture(scope="module")
