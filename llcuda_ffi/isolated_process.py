@@ -7,12 +7,15 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from .core.projector import Image, Sound
 from .engine.request import Request
 from .engine.results import Completion
-from .errors import LlcudaError
+from .errors import InvalidRequest, LlcudaError
 from .isolated.channel import Channel
+from .isolated.media import chunks_out, medium_back, prompt_back
 from .isolated.wire import back, plain, plain_error
 from .llama import Llama
 
@@ -58,14 +61,17 @@ class Service:
         self.running: dict[int, Request] = {}
         self._llama: Llama | None = None
         self._failed: BaseException | None = None
+        self._encoding = ThreadPoolExecutor(1, "llcuda_ffi-encoder")  # a projector encodes one medium at a time
 
-    def send(self, number: int, kind: str, value: Any, *, now: bool = True) -> None:
+    def send(self, number: int, kind: str, value: Any, blob: bytes = b"", *, now: bool = True) -> None:
         """Send an answer; not `now` what comes often, which is gathered."""
-        self._channel.send([number, kind, value], now=now)
+        self._channel.send([number, kind, value], blob, now=now)
 
     def serve(self) -> None:
         """Answer until the other side is gone."""
-        for message in self._channel.messages():
+        for message, blob in self._channel.messages():
+            if blob:
+                message["blob"] = blob
             operation: Callable[[dict[str, Any]], None] = getattr(self, f"on_{message['op']}")
             numbers = message.get("ids", [message.get("id")])
             try:
@@ -101,18 +107,42 @@ class Service:
         """What the parent must know of the Llama."""
         llama = self.llama
         memory = llama.context.memory
-        known = {"n_ctx": llama.n_ctx, "can_shift": memory is not None and memory.can_shift}
+        known: dict[str, Any] = {
+            "n_ctx": llama.n_ctx,
+            "can_shift": memory is not None and memory.can_shift,
+            "projector": None,
+        }
+        if llama.media is not None:
+            projector = llama.media.projector
+            known["projector"] = [str(projector.path), projector.sees, projector.hears, projector.sample_rate]
         self.send(message["id"], "done", plain(known))
 
     def on_generate(self, message: dict[str, Any]) -> None:
         """Submit the n requests of a prompt."""
         llama, ids = self.llama, message["ids"]
-        params = back(message["params"])
-        requests = llama.requests(message["prompt"], params, stream=message["stream"])
+        params, prompt = back(message["params"]), message["prompt"]
+        if "media" in message:
+            prompt = prompt_back(prompt, message["media"], message.get("blob", b""))
+        requests = llama.requests(prompt, params, stream=message["stream"])
         for number, request in zip(ids, requests, strict=True):
             self.running[number] = request
             request.wake = _Outlet(self, number, request)  # type: ignore[assignment]
         llama.engine.submit(*requests)
+
+    def on_encode(self, message: dict[str, Any]) -> None:
+        """Encode an image or a sound, beside what is generated."""
+        medium = medium_back(message["medium"], message.get("blob", b""))
+        self._encoding.submit(self._encode, message["id"], medium)
+
+    def _encode(self, number: int, medium: Image | Sound) -> None:
+        try:
+            media = self.llama.media
+            if media is None:
+                raise InvalidRequest("this Llama has no projector: Llama(model, mmproj=…)")
+            described, blob = chunks_out(media.projector.encode([medium], add_special=False))
+            self.send(number, "media", described, blob)
+        except Exception as error:  # whatever it is, the caller gets it
+            self.send(number, "error", plain_error(error))
 
     def on_cancel(self, message: dict[str, Any]) -> None:
         """End requests."""

@@ -145,12 +145,12 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
         self.contexts: list[Context] = []
         self.media: MediaEncoder | None = None
         if flag("isolate", isolate):
-            if mmproj is not None:
-                raise InvalidRequest("isolate=True computes text only so far: leave mmproj out, or isolate")
             self.n_parallel = integer("n_parallel", n_parallel, 1, 256)
-            self.model, remote = open_isolated({name: asked[name] for name in asked if name not in ("self", "isolate")})
+            settings = {name: asked[name] for name in asked if name not in ("self", "isolate")}
+            self.model, remote, seen = open_isolated(settings)
             self._owned.append(self.model)
             self.engine: Engine = remote
+            self.media = None if seen is None else MediaEncoder(seen)
             self.n_ctx, self._can_shift = int(remote.ready["n_ctx"]), bool(remote.ready["can_shift"])
             return
         n_parallel = integer("n_parallel", n_parallel, 1, 256)

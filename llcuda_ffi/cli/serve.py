@@ -154,7 +154,7 @@ def command(
         "n_parallel": parallel,
         "n_contexts": contexts or "auto",
         "n_threads": threads or "auto",
-        "isolate": isolates(device) and not (loras or mmproj) if isolate is None else isolate,
+        "isolate": isolates(device) and not loras if isolate is None else isolate,
         **settings,
     }
     vectors = {"device": device, "bundle": bundle}

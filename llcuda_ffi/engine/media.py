@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -53,16 +53,11 @@ class MediaPrompt:
         tokens: int32 token ids, negative where embeddings stand.
         spans: these, in order.
         text: the prompt with a word in place of each medium.
-        n_media_tokens: how many of the tokens are embeddings.
     """
 
     tokens: Tokens
     spans: tuple[MediaSpan, ...]
     text: str = ""
-    n_media_tokens: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "n_media_tokens", sum(len(span.embeddings) for span in self.spans))
 
     def __len__(self) -> int:
         return len(self.tokens)

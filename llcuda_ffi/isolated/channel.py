@@ -1,7 +1,8 @@
 """Messages between two processes over a socket: a length of four bytes (big endian), then a list of them in JSON.
 
-JSON, because the other side is trusted for data only: nothing that it sends is ever run. What any thread sends is
-gathered, encoded and written by one, so that a token of each of many streams costs the engine next to nothing.
+A length whose highest bit is set is that of plain bytes, which belong to the first message after them. JSON, because
+the other side is trusted for data only: nothing that it sends is ever run. What any thread sends is gathered, encoded
+and written by one, so that a token of each of many streams costs the engine next to nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 MOST_BYTES = 1 << 30
+_RAW = 1 << 31
 
 
 class ChannelClosed(Exception):
@@ -30,7 +32,7 @@ class Channel:
         """
         self._socket = connection
         self._encode = json.JSONEncoder(separators=(",", ":"), default=plain).encode
-        self._waiting: deque[Any] = deque()
+        self._waiting: deque[tuple[Any, bytes]] = deque()
         self._rest = b""  # of a message that was sent in part
         self._sending = threading.Lock()
         self._work = threading.Event()
@@ -38,13 +40,14 @@ class Channel:
         self._writer = threading.Thread(target=self._write, name="llcuda_ffi-channel", daemon=True)
         self._writer.start()
 
-    def send(self, message: Any, *, now: bool = False) -> None:
+    def send(self, message: Any, blob: bytes = b"", *, now: bool = False) -> None:
         """Queue a message; never blocks. What is sent after the other side has gone is lost.
 
         Args:
+            blob: bytes that go with it, at most MOST_BYTES.
             now: encode and write it in this thread where that can be done at once, which saves waking the other one.
         """
-        self._waiting.append(message)
+        self._waiting.append((message, blob))
         if now and self._sending.acquire(blocking=False):
             try:
                 if not self._rest:
@@ -62,10 +65,19 @@ class Channel:
             self._work.set()
 
     def _gathered(self) -> bytes:
-        """Everything that waits, as one frame."""
-        parts = []
+        """Everything that waits, as one frame where no bytes are among it."""
+        frames: list[bytes] = []
+        parts: list[Any] = []
         while self._waiting:
-            parts.append(self._waiting.popleft())
+            message, blob = self._waiting.popleft()
+            if blob:
+                frames += [self._frame(parts), (len(blob) | _RAW).to_bytes(4, "big"), blob]
+                parts = []
+            parts.append(message)
+        last = self._frame(parts)
+        return b"".join([*frames, last]) if frames else last
+
+    def _frame(self, parts: list[Any]) -> bytes:
         if not parts:
             return b""
         raw = self._encode(parts).encode()
@@ -82,29 +94,35 @@ class Channel:
                 except OSError:
                     return
 
-    def messages(self) -> Iterator[Any]:
-        """The other side's messages, until it closes.
+    def messages(self) -> Iterator[tuple[Any, bytes]]:
+        """The other side's messages with the bytes that belong to them, until it closes.
 
         Raises:
             ChannelClosed: it sent what is no message.
         """
-        buffer, start = bytearray(), 0
+        buffer, start, blob = bytearray(), 0, b""
         while True:
             while len(buffer) - start >= 4:
-                size = int.from_bytes(buffer[start : start + 4], "big")
+                head = int.from_bytes(buffer[start : start + 4], "big")
+                size = head & ~_RAW
                 if size > MOST_BYTES:
                     raise ChannelClosed(f"a message of {size} bytes")
                 if len(buffer) - start - 4 < size:
                     break
                 raw = bytes(buffer[start + 4 : start + 4 + size])
                 start += 4 + size
+                if head & _RAW:
+                    blob = raw
+                    continue
                 try:
                     messages = json.loads(raw)
                 except (ValueError, RecursionError) as error:
                     raise ChannelClosed(f"no JSON: {error}") from None
                 if not isinstance(messages, list):
                     raise ChannelClosed("no list of messages")
-                yield from messages
+                for message in messages:
+                    yield message, blob
+                    blob = b""
             del buffer[:start]
             start = 0
             try:

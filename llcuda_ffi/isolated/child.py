@@ -17,6 +17,7 @@ from ..engine.request import Request
 from ..engine.results import Chunk, Completion
 from ..errors import LlcudaError
 from .channel import Channel
+from .media import chunks_back
 from .wire import back, error_back, plain
 
 MODULE = "llcuda_ffi.isolated_process"
@@ -94,8 +95,8 @@ class Child:
         self.words.close()
 
 
-def take(child: Child, message: Any) -> None:
-    """Hand out one message.
+def take(child: Child, message: Any, blob: bytes = b"") -> None:
+    """Hand out one message, and the bytes that belong to it.
 
     Raises:
         ValueError, TypeError, LookupError, AttributeError: it is none; what it belongs to is still in `child.asked`.
@@ -111,7 +112,7 @@ def take(child: Child, message: Any) -> None:
             raise ValueError("no text")
         _put(child, number, asked, Chunk(text, token_ids, index=asked.index))
         return
-    found = error_back(value) if kind == "error" else back(value)
+    found: Any = error_back(value) if kind == "error" else chunks_back(value, blob) if kind == "media" else back(value)
     if isinstance(asked, Question):
         asked.answer(**{"error" if kind == "error" else "value": found})
     elif kind == "error":

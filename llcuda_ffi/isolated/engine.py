@@ -14,12 +14,14 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..core.projector import Image, MediaChunk, Sound, TokenChunk
 from ..engine.metrics import Metrics, MetricsSnapshot
 from ..engine.request import Request
 from ..engine.saved_prefixes import SavedPrefixes, read_prefixes, write_prefixes
 from ..errors import BackendFailure, Cancelled, ClosedError, ConcurrentUseError, InvalidRequest, LlcudaError
 from .channel import ChannelClosed
 from .child import Child, Question, take
+from .media import medium_out, prompt_out
 from .wire import plain_params
 
 _NET_S = 0.1  # a waiting thread looks again after this; wakes come by events
@@ -30,7 +32,7 @@ class RemoteEngine:
     """Has requests computed by a child process.
 
     Attributes:
-        ready: what the child said of its Llama: n_ctx, can_shift.
+        ready: what the child said of its Llama: n_ctx, can_shift, projector.
         failure: always None: a child that died is replaced.
         deaths: children that died of themselves.
         closed: whether it was closed.
@@ -87,13 +89,13 @@ class RemoteEngine:
             ).start()
         return self._child
 
-    def _ask(self, op: str, question: Question, **arguments: Any) -> None:
+    def _ask(self, op: str, question: Question, blob: bytes = b"", **arguments: Any) -> None:
         with self._lock:
             child = self._started()
             [number] = child.numbers([question])
-            child.channel.send({"op": op, "id": number, **arguments}, now=True)
+            child.channel.send({"op": op, "id": number, **arguments}, blob, now=True)
 
-    def _call(self, op: str, **arguments: Any) -> Any:
+    def _call(self, op: str, blob: bytes = b"", **arguments: Any) -> Any:
         """Ask and wait.
 
         Raises:
@@ -101,7 +103,7 @@ class RemoteEngine:
         """
         self.check()
         question = Question()
-        self._ask(op, question, **arguments)
+        self._ask(op, question, blob, **arguments)
         question.done.wait()
         if question.error is not None:
             raise question.error
@@ -176,11 +178,25 @@ class RemoteEngine:
                     "params": plain_params(first.params, first.seed, len(part)),
                     "stream": first.streams,
                 }
-                messages.append((part, message))
+                blob = b""
+                if first.media is not None:
+                    message["prompt"] = first.prompt.tolist()
+                    message["media"], blob = prompt_out(first.media)
+                messages.append((part, message, blob))
         with self._lock:
             child = self._started()
-            for part, message in messages:
-                child.channel.send({**message, "ids": child.numbers(part)}, now=True)
+            for part, message, blob in messages:
+                child.channel.send({**message, "ids": child.numbers(part)}, blob, now=True)
+
+    def encode(self, medium: Image | Sound) -> list[TokenChunk | MediaChunk]:
+        """What an image or a sound becomes, by the child's projector.
+
+        Raises:
+            as `check` and Projector.encode; BackendFailure: the child died.
+        """
+        described, blob = medium_out(medium)
+        found: list[TokenChunk | MediaChunk] = self._call("encode", blob, medium=described)
+        return found
 
     def cancel(self, *requests: Request) -> None:
         """End requests as "cancelled"."""
@@ -293,8 +309,8 @@ def _listen(owner: weakref.ref[RemoteEngine], child: Child) -> None:
     """What the thread of a child does: hand out what it sends, until it ends."""
     why = ""
     try:
-        for message in child.channel.messages():
-            take(child, message)
+        for message, blob in child.channel.messages():
+            take(child, message, blob)
     except (ChannelClosed, ValueError, TypeError, LookupError, AttributeError) as error:
         why = f"it sent what is no message: {type(error).__name__}: {error}; "
         child.process.kill()

@@ -7,16 +7,19 @@ from typing import Any
 
 from ..bundles.pins import require_linux
 from ..core.model import Model
+from ..core.trial import tried
 from ..devices.placement import library_for
 from ..errors import InvalidRequest
+from ..hub.projectors import projector_of
 from ..hub.references import is_pinned, resolve
-from ..params import ModelParams
+from ..params import ModelParams, override
 from .engine import RemoteEngine
+from .media import RemoteProjector
 from .wire import plain
 
 
-def open_isolated(settings: Mapping[str, Any]) -> tuple[Model, RemoteEngine]:
-    """Load a model's vocabulary into this process, on no device, and all of it into a child.
+def open_isolated(settings: Mapping[str, Any]) -> tuple[Model, RemoteEngine, RemoteProjector | None]:
+    """Load a model's vocabulary into this process, on no device, and all of it into a child, with its projector if any.
 
     Args:
         settings: of Llama.
@@ -38,7 +41,16 @@ def open_isolated(settings: Mapping[str, Any]) -> tuple[Model, RemoteEngine]:
     params = ModelParams(vocab_only=True, devices=(), n_gpu_layers=0, kv_overrides=given.kv_overrides, trial=trial)
     vocabulary = Model.load(path, params, bundle=library.bundle)
     try:
-        return vocabulary, RemoteEngine({**sent, "model": str(path.absolute()), "trial": False})
+        if settings["mmproj"] is not None:
+            place = projector_of(reference, path, settings["mmproj"]).absolute()
+            sent["mmproj"] = str(place)
+            if place.is_file():  # else the child says so
+                with tried([path], override(given, {"trial": given.trial and settings["trial"]}), projector=place):
+                    pass
+        remote = RemoteEngine({**sent, "model": str(path.absolute()), "trial": False})
+        found = remote.ready["projector"]
+        projector = RemoteProjector(remote.encode, vocabulary.vocab.n_tokens, *found) if found else None
+        return vocabulary, remote, projector
     except BaseException:
         vocabulary.close()
         raise

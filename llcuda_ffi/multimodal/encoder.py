@@ -6,12 +6,13 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ..core.projector import Image, MediaChunk, Projector, Sound, TokenChunk
+from ..core.projector import Image, MediaChunk, Sound, TextPart, TokenChunk
 from ..engine.media import MediaPrompt, MediaSpan, placeholders
 from ..errors import InvalidRequest
 from .media import read_image, read_sound
@@ -19,6 +20,19 @@ from .media import read_image, read_sound
 Tokens = npt.NDArray[np.int32]
 
 CACHE_BYTES = 256 << 20
+
+
+class MediaProjector(Protocol):
+    """What encodes: a core.Projector, or one of another process."""
+
+    path: Path
+    sees: bool
+    hears: bool
+    sample_rate: int
+
+    def encode(
+        self, parts: Sequence[TextPart | Image | Sound], *, add_special: bool = True
+    ) -> list[TokenChunk | MediaChunk]: ...
 
 
 class MediaEncoder:
@@ -29,7 +43,7 @@ class MediaEncoder:
         hits, misses: media that were found in the cache, and encoded.
     """
 
-    def __init__(self, projector: Projector, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, projector: MediaProjector, cache_bytes: int = CACHE_BYTES) -> None:
         self.projector = projector
         self.hits = self.misses = 0
         self._budget, self._size = cache_bytes, 0

@@ -42,7 +42,7 @@ def seer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     make_tiny_seer(place / "seer.gguf")
     make_tiny_projector(place / "mmproj-seer-f32.gguf")
     options = ("--mmproj", "auto", "--bundle", "v0.6.0-cpu", "--alias", "seer", "-c", 1024, "--parallel", 4)
-    server = Server(place / "log", place / "seer.gguf", *options)
+    server = Server(place / "log", place / "seer.gguf", "--isolate", *options)  # in one process: test_page.py
     yield server
     assert server.stop() == 0
     assert "Traceback" not in server_log(place), server_log(place)
