@@ -11,13 +11,13 @@ from typing import Any
 from .. import gguf
 from ..bundles import InstalledBundle
 from ..enums import FType, RopeType
-from ..errors import Cancelled, InvalidRequest, ModelError, ModelNotFound
+from ..errors import Cancelled, InvalidRequest, ModelError, ModelNotFound, UnsupportedModel
 from ..native.handle import Handle, leaving
 from ..native.load import Library, load
 from ..native.log import interrupted, keep
 from ..params import ModelParams, override
 from .model_settings import native_params
-from .placement import Placement, from_log, shortage, spare_unusable
+from .placement import Placement, computes_on_cuda, from_log, shortage, spare_unusable
 from .trial import tried
 from .vocab import Vocab
 
@@ -74,10 +74,14 @@ class Model(Handle):
         parts = [_file(p) for p in (path if isinstance(path, (list, tuple)) else [path])]
         if not parts:
             raise InvalidRequest("a model needs at least one file")
-        positions = [gguf.check(part, params.kv_overrides).n_positions for part in parts]
+        reports = [gguf.check(part, params.kv_overrides) for part in parts]
         with tried(parts, params, bundle):
             library = load(bundle)
         params = spare_unusable(library, params)
+        if computes_on_cuda(library, params):
+            why = next((f"{found.path}: {found.not_on_cuda}" for found in reports if found.not_on_cuda), None)
+            if why is not None:
+                raise UnsupportedModel(f"{why}. device='cpu' computes it")
         ffi, lib = library.ffi, library.lib
 
         stopped = False
@@ -109,7 +113,7 @@ class Model(Handle):
         model.path, model.params, model.library = parts[0], params, library
         model.placement = from_log(heard.lines())
         model._metadata = None
-        model.n_positions = next((n for n in positions if n), None)
+        model.n_positions = next((found.n_positions for found in reports if found.n_positions), None)
         model.vocab = Vocab(model, library)
         return model
 

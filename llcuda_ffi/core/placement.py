@@ -143,6 +143,13 @@ def spare_unusable(library: Library, params: ModelParams) -> ModelParams:
     return params if len(good) == len(found) else override(params, {"devices": good})
 
 
+def computes_on_cuda(library: Library, params: ModelParams) -> bool:
+    """Whether a GPU of CUDA takes part, also where all layers stay on the CPU: long batches are sent to it."""
+    if library.bundle.backend != "cuda" or params.vocab_only:
+        return False
+    return bool(gpus(library, "auto") if params.devices is None else params.devices)
+
+
 def shortage(library: Library, parts: Sequence[Path], params: ModelParams) -> str:
     """For the message of a failed load: sizes, where the model is larger than the GPUs' free memory."""
     targets = [d for d in gpus(library, "auto") if params.devices is None or d.name in params.devices]

@@ -15,11 +15,13 @@ import pytest
 from llcuda_ffi import Batch, Llama, Model, ModelParams
 from llcuda_ffi.bundles import ensure, select
 from llcuda_ffi.devices import placement
-from llcuda_ffi.errors import IncompatibleGpu, ModelError, UnsupportedByBundle
+from llcuda_ffi.errors import IncompatibleGpu, ModelError, UnsupportedByBundle, UnsupportedModel
 from llcuda_ffi.hardware.gpu import survey
 from llcuda_ffi.native import cuda, guard
 from llcuda_ffi.native.load import loaded
 from llcuda_ffi.pytest_plugin import Leaks
+
+from ..support.tiny_architectures import TINY
 
 pytestmark = pytest.mark.gpu
 PROMPT = "Once upon a time there was a small dragon who"
@@ -190,3 +192,14 @@ def test_model_load_takes_the_loaded_bundle(llcuda_model: Path, llm: Llama) -> N
     with Model.load(llcuda_model) as model:
         assert any(name.startswith("CUDA") for name in model.placement.buffers)
         assert model.library.bundle.path == ensure().path or model.library is llm.model.library
+
+
+def test_sizes_that_cuda_lacks(tmp_path: Path, llm: Llama) -> None:
+    """A model that would end the process in a kernel is refused on the GPU, with no layer there too; the CPU computes."""
+    path = tmp_path / "tiny.gguf"
+    TINY["qwen35"]().write(path)
+    for settings in ({}, {"n_gpu_layers": 0}):
+        with pytest.raises(UnsupportedModel, match="a state of 8"):
+            Llama(path, device="cuda", n_ctx=64, n_parallel=1, **settings)  # type: ignore[arg-type]
+    with Llama(path, device="cpu", n_ctx=64, n_parallel=1) as small:
+        assert small.generate([5, 6, 7], max_tokens=4, ignore_eos=True).usage.completion_tokens == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -260,3 +261,31 @@ def test_a_model_is_no_adapter(tmp_path: Path) -> None:
     make_tiny_llama(tmp_path / "model.gguf")
     with pytest.raises(InvalidModelFile, match="no LoRA adapter"):
         check_adapter(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        ("qwen35", {}, r"a state of 8 \(qwen35\.ssm\.inner_size 32 / ssm\.time_step_rank 4\)"),
+        ("qwen35", {"qwen35.ssm.inner_size": 64}, ""),
+        ("rwkv7", {"rwkv7.wkv.head_size": 32}, "head_size is 32"),
+        ("rwkv7", {"rwkv7.wkv.head_size": 64}, ""),
+        ("kimi-linear", {"kimi-linear.kda.head_dim": 8}, "head_dim is 8"),
+        ("kimi-linear", {"kimi-linear.kda.head_dim": 128}, ""),
+        ("mamba", {}, ""),
+        ("mamba 2 x 128", {}, "the convolution .* is 2 wide"),
+        ("mamba 2 x 64", {}, ""),  # the CPU computes it
+    ],
+)
+def test_sizes_that_cuda_lacks(tmp_path: Path, name: str, values: dict[str, int], reason: str) -> None:
+    """Sizes at which CUDA's kernels end the process are named; on the CPU the files are sound."""
+    architecture, *shape = name.split(" ", 1)
+    file = TINY[architecture]() if architecture in TINY else tiny_llama()
+    file.metadata["general.architecture"] = architecture
+    file.metadata.update(values)
+    if shape:
+        width, channels = map(int, shape[0].split(" x "))
+        file.add("blk.0.ssm_conv1d.weight", (width, channels), np.random.default_rng(0))
+    file.write(tmp_path / "model.gguf")
+    found = check(tmp_path / "model.gguf").not_on_cuda
+    assert re.search(reason, found) if reason else found == ""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import UnsupportedModel
 from ..reader import GGUFReader
 from ..types import ValueType
+from .cuda import not_on_cuda
 from .hyperparameters import check_hyperparameters
 from .overrides import Override
 from .subject import Subject
@@ -18,7 +19,7 @@ from .vocabulary import check_vocabulary
 from .weights import check_complete, check_types
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class GGUFReport:
     """What a checked file is.
 
@@ -34,6 +35,7 @@ class GGUFReport:
         types: number of tensors by type.
         split: (number, count) of the part.
         n_positions: rows of the learned position embeddings, None for models without: libllama aborts beyond.
+        not_on_cuda: why it cannot be computed on CUDA, "" where nothing is known against it.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class GGUFReport:
     types: dict[str, int]
     split: tuple[int, int]
     n_positions: int | None
+    not_on_cuda: str = ""
 
 
 def check(path: str | os.PathLike[str], overrides: Mapping[str, Override] | None = None) -> GGUFReport:
@@ -72,7 +75,7 @@ def check(path: str | os.PathLike[str], overrides: Mapping[str, Override] | None
             check_hyperparameters(subject)
         if not parts:
             check_complete(subject)
-        report = _report(reader)
+        report = dataclasses.replace(_report(reader), not_on_cuda=not_on_cuda(subject))
     for part in parts:
         with GGUFReader(part) as reader:
             _check_part(Subject(reader))
