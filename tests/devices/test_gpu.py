@@ -195,7 +195,7 @@ def test_model_load_takes_the_loaded_bundle(llcuda_model: Path, llm: Llama) -> N
 
 
 def test_sizes_that_cuda_lacks(tmp_path: Path, llm: Llama) -> None:
-    """A model that would end the process in a kernel is refused on the GPU, with no layer there too; the CPU computes."""
+    """A model that would end the process in a kernel is refused, with no layer on the GPU too; the CPU computes."""
     path = tmp_path / "tiny.gguf"
     TINY["qwen35"]().write(path)
     for settings in ({}, {"n_gpu_layers": 0}):
