@@ -182,6 +182,30 @@ def test_drafts_without_roll_back(models: Path, name: str) -> None:
         assert again.usage.cached_tokens > 60
 
 
+@pytest.mark.parametrize("name", ["mamba", "lfm2-window", "granite-hybrid", "qwen35"])
+def test_draft_model_without_roll_back(models: Path, name: str) -> None:
+    """A draft model for a model whose state cannot be rolled back: the same text, also beside others and again."""
+    prompts = [[3 + i % 7 for i in range(40)], [3 + i * 7 % 240 for i in range(50)]]
+    wanted: dict[str, Any] = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
+    settings: dict[str, Any] = {"n_ctx": 256, "n_parallel": 2, "kv_type": "f32"}
+    with Llama(models / name, **settings) as llm:
+        plain = [llm.generate(p, **wanted).token_ids for p in prompts]
+    with Llama(models / name, draft=models / "llama", n_draft=3, **settings) as llm:
+        for _ in range(2):
+            drafted = llm.generate(prompts, **wanted)
+            assert [r.token_ids for r in drafted] == plain
+            assert all(r.timings.drafted for r in drafted)
+        assert all(r.usage.cached_tokens > 30 for r in drafted)
+
+
+def test_what_cannot_draft(models: Path) -> None:
+    """Multi-token prediction, and a model that cannot be rolled back as a drafter: a sentence each."""
+    with pytest.raises(UnsupportedModel, match=r"multi-token prediction.*no C function"):
+        Llama(models / "qwen35", n_ctx=64, n_parallel=1, draft="mtp")
+    with pytest.raises(UnsupportedModel, match="cannot be rolled back"):
+        Llama(models / "llama", n_ctx=64, n_parallel=1, draft=models / "mamba")
+
+
 def test_control_vector(models: Path) -> None:
     """What was computed with another control vector is neither continued nor loaded."""
     prompt = [3 + i * 7 % 240 for i in range(100)]
@@ -260,6 +284,24 @@ def test_state_in_memory(models: Path, name: str) -> None:
         assert warm.usage.cached_tokens >= 196
         cold = llm.generate(prompt, max_tokens=5, temperature=0, ignore_eos=True, prefix_cache=False)
         assert warm.token_ids[:2] == cold.token_ids[:2]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2"])
+def test_state_without_room(models: Path, name: str) -> None:
+    """Sequences that shared cells need cells of their own when they come back: what finds no room is left out."""
+    stem = [3 + i * 7 % 240 for i in range(200)]
+    wanted: dict[str, Any] = {"max_tokens": 3, "temperature": 0, "ignore_eos": True}
+    with Llama(models / name, n_ctx=256, n_parallel=3, kv_cells=512) as llm:
+        llm.generate(stem, max_tokens=1)
+        llm.generate([[*stem, 10 + i] for i in range(3)], **wanted)
+        state = llm.save_state()
+        assert state.n_tokens > 600
+        cold = llm.generate([*stem, 11], **wanted, prefix_cache=False).token_ids
+        llm.clear_cache()
+        assert llm.load_state(state) == 406  # two of them
+        for i in (0, 1, 2, 1):
+            done = llm.generate([*stem, 10 + i], **wanted)
+        assert done.token_ids == cold
 
 
 def test_state_beside_adapters(models: Path, tmp_path: Path) -> None:
