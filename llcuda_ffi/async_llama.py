@@ -255,7 +255,10 @@ def _in_event_loop() -> bool:
 
 def _is_short(prompt: Any, params: Params | Sequence[Params] | None, settings: Mapping[str, Any]) -> bool:
     """Whether it is one prompt that is prepared in no time; a grammar may take long to compile."""
-    if not isinstance(prompt, (str, bytes)) or isinstance(params, Sequence) or len(prompt) > _SHORT:
+    if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
+        prompt = prompt[0]
+    ids = isinstance(prompt, list) and len(prompt) > 0 and isinstance(prompt[0], int)
+    if not (ids or isinstance(prompt, (str, bytes))) or isinstance(params, Sequence) or len(prompt) > _SHORT:
         return False
     return not constrained(sampling_params(params, settings))
 

@@ -17,7 +17,7 @@ from ..errors import InvalidRequest
 from ..llama import Llama
 from ..sampling_params import SamplingParams
 from .events import DONE, ChunkWriter, merged, while_connected
-from .prompts import Prompt, prompt_ids, prompts_of
+from .prompts import Prompt, all_ids, prompts_of
 from .sampling import sampling
 from .state import Asked, ServerState
 from .token_logprobs import CompletionLogprobs, prompt_logprobs
@@ -50,7 +50,10 @@ class Completions:
                 params = _best_of(params, best_of, stream)
             asked.enter(len(prompts) * params.n)
             llm, vocab = model.text(), model.text().llama.vocab
-            tokens = await asyncio.to_thread(lambda: [_ids(llm.llama, p, suffix) for p in prompts])
+            if suffix:
+                tokens = await asyncio.to_thread(_infill_ids, llm.llama, prompts, suffix)
+            else:
+                tokens = await all_ids(vocab, prompts)
             head = {
                 "id": f"cmpl-{secrets.token_hex(12)}",
                 "object": "text_completion",
@@ -133,14 +136,11 @@ def _best_of(params: SamplingParams, best_of: int, stream: bool) -> SamplingPara
     return params.replace(n=best_of, logprobs=params.logprobs or 0)
 
 
-def _ids(llama: Llama, prompt: Prompt, suffix: str) -> Sequence[int]:
-    """A prompt's token ids; with a suffix those by which a code model fills in what stands between the two."""
-    if not suffix:
-        return prompt_ids(llama.vocab, prompt)
-    if not isinstance(prompt, str):
+def _infill_ids(llama: Llama, prompts: Sequence[Prompt], suffix: str) -> list[list[int]]:
+    """The token ids by which a code model fills in what stands between each prompt and the suffix."""
+    if not all(isinstance(prompt, str) for prompt in prompts):
         raise InvalidRequest("suffix goes with prompts that are texts")
-    found: list[int] = llama.infill_prompt(prompt, suffix).tolist()
-    return found
+    return [llama.infill_prompt(str(prompt), suffix).tolist() for prompt in prompts]
 
 
 def _logprobs(completion: Completion, vocab: Vocab, echo: bool) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from ..core.vocab import Vocab
@@ -10,6 +12,7 @@ from ..errors import InvalidRequest
 Prompt = str | list[int] | list[Any]
 
 _MOST = 2048
+_SHORT = 8192  # characters or ids: what is tokenized well below a millisecond
 
 
 def prompts_of(value: Any, name: str = "prompt") -> list[Prompt]:
@@ -75,3 +78,18 @@ def prompt_ids(vocab: Vocab, prompt: Prompt) -> list[int]:
             raise InvalidRequest("the prompt is empty, and the model has no token to begin with: give a text")
         ids = [first]
     return ids
+
+
+async def all_ids(vocab: Vocab, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """The token ids of prompts; the event loop does it itself where it is short: a thread would wait until it rests.
+
+    Raises:
+        as `prompt_ids`.
+    """
+    if sum(_length(prompt) for prompt in prompts) > _SHORT:
+        return await asyncio.to_thread(lambda: [prompt_ids(vocab, prompt) for prompt in prompts])
+    return [prompt_ids(vocab, prompt) for prompt in prompts]
+
+
+def _length(prompt: Prompt) -> int:
+    return len(prompt) if isinstance(prompt, str) else sum(len(i) if isinstance(i, str) else 1 for i in prompt)

@@ -16,7 +16,7 @@ from ...errors import InvalidRequest, UnsupportedModel
 from ...sampling_params import SamplingParams
 from ..body import Fields
 from ..events import event, merged, while_connected
-from ..prompts import prompt_ids, prompts_of
+from ..prompts import all_ids, prompts_of
 from ..sampling import sampling
 from ..served_model import ServedModel
 from ..state import Asked, ServerState
@@ -52,7 +52,7 @@ class NativeCompletion:
                 prompts = prompts_of(fields.take("prompt"))
             params = sampling(asked, SamplingParams(max_tokens=None, overflow="stop"), shown.n_probs)
             asked.enter(len(prompts) * params.n)
-            tokens = await asyncio.to_thread(lambda: [prompt_ids(vocab, p) for p in prompts])
+            tokens = await all_ids(vocab, prompts)
             if stream:
                 return asked.stream(self._events(asked, tokens, params, shown))
             made = await while_connected(request.receive, llm.generate(tokens, params))
