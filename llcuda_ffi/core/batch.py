@@ -128,20 +128,21 @@ class Batch:
         self.n_tokens = stop
         return start, stop
 
-    def fill(self, tokens: Sequence[int], positions: Sequence[int], seq_ids: Sequence[int]) -> None:
-        """Replace the rows by one token of each of some sequences, all with outputs; without checks.
+    def fill(self, tokens: Sequence[int], positions: Sequence[int], seq_ids: Sequence[int], *, start: int = 0) -> None:
+        """Replace the rows from `start` on by one token of each of some sequences, all with outputs; without checks.
 
         Written item by item: for the few rows of a step that is faster than numpy.
         """
         n = len(tokens)
+        stop = start + n
         token, pos, _, output, _, seq = self._views
-        token[0:n], pos[0:n], output[0:n] = tokens, positions, [1] * n
+        token[start:stop], pos[start:stop], output[start:stop] = tokens, positions, [1] * n
         if self.n_seq_max == 1:
-            seq[0:n] = seq_ids
+            seq[start:stop] = seq_ids
         else:
-            self.seq[:n, 0] = seq_ids
-            self.n_seq[:n] = 1
-        self.n_tokens = n
+            self.seq[start:stop, 0] = seq_ids
+            self.n_seq[start:stop] = 1
+        self.n_tokens = stop
 
     def check(self, n_vocab: int, n_seq_max: int) -> None:
         """Refuse what libllama would answer with an abort or a corrupted cache.

@@ -44,71 +44,100 @@ class Planner:
         self.prompting: list[Slot] = []
 
     def plan(self, slots: Sequence[Slot]) -> list[Row]:
-        """Fill the batch; returns the slots in it."""
-        batch = self.batch
-        batch.n_tokens = self.n_outputs = 0
+        """Fill the batch; returns the slots in it.
+
+        In the order of their sequences: where each has cells of its own, libllama computes neighbours together, the
+        n-th token of each with the n-th of the others, and all else apart (llama_batch_allocr::split_equal).
+        """
+        self.batch.n_tokens = self.n_outputs = 0
         generating: list[Slot] = []
         prompting: list[Slot] = []
-        tokens, positions, seq_ids, runs = [], [], [], self.drafts
+        rows: list[Row] = []
+        runs = self.drafts
         for slot in slots:
             state = slot.state
             if state is _GENERATING:
                 generating.append(slot)
-                tokens.append(slot.last)
-                positions.append(slot.n_past + slot.moved)
-                seq_ids.append(slot.index)
                 if slot.run:
                     runs = True
             elif state is _PROMPT:
                 prompting.append(slot)
-        rows: list[Row]
-        if runs:
-            rows = self._runs(generating)
-        else:
-            batch.fill(tokens, positions, seq_ids)
-            self.n_outputs = len(generating)
-            rows = list(enumerate(generating))
         self.prompting = prompting
-        if prompting:
-            self._prompts(rows)
-        return rows
-
-    def _runs(self, generating: Sequence[Slot]) -> list[Row]:
-        """Slots that may have several tokens: a run without choice before `last`, a draft after it."""
-        batch, rows = self.batch, []
+        if not (runs or prompting):
+            self._ones(generating, rows)
+            return rows
         if self._drafter is not None:
             # twice: what is not rolled back but computed again comes with a token of its own
             used = 2 * len(generating) + sum(len(slot.run) for slot in generating)
             self._drafter.propose(generating, max(0, min(self.most - used, self._chunk)))
-        for slot in generating:
-            tokens = [*slot.run, slot.last, *slot.draft]
-            start, _ = batch.extend(
-                tokens, slot.n_past + slot.moved, slot.index, output="all" if slot.draft else "last"
-            )
-            rows.append((start + len(slot.run), slot))
-            self.n_outputs += len(tokens) if slot.draft else 1
+        chunks = self._chunks(generating, prompting)
+        ones: list[Slot] = []
+        for slot in slots:
+            if slot.state is _GENERATING and not (slot.run or slot.draft):
+                ones.append(slot)
+            elif slot.state is _GENERATING or slot in chunks:
+                self._ones(ones, rows)
+                ones = []
+                rows.append(self._prompt(slot, chunks[slot]) if slot in chunks else self._run(slot))
+        self._ones(ones, rows)
         return rows
 
-    def _prompts(self, rows: list[Row]) -> None:
-        """Add chunks of prompts: beside running streams one micro-batch of them, so that those never wait longer."""
-        batch = self.batch
-        room = min(self.most - batch.n_tokens, self._chunk if batch.n_tokens else self.most)
-        for slot in sorted(self.prompting, key=Slot.arrival):
-            if room <= 0:
-                return
+    def _ones(self, slots: Sequence[Slot], rows: list[Row]) -> None:
+        """Add the next token of each of these slots."""
+        start = self.batch.n_tokens
+        self.batch.fill(
+            [slot.last for slot in slots],
+            [slot.n_past + slot.moved for slot in slots],
+            [slot.index for slot in slots],
+            start=start,
+        )
+        rows += enumerate(slots, start)
+        self.n_outputs += len(slots)
+
+    def _run(self, slot: Slot) -> Row:
+        """Add several tokens of a slot: a run without choice before `last`, a draft after it."""
+        tokens = [*slot.run, slot.last, *slot.draft]
+        start, _ = self.batch.extend(
+            tokens, slot.n_past + slot.moved, slot.index, output="all" if slot.draft else "last"
+        )
+        self.n_outputs += len(tokens) if slot.draft else 1
+        return start + len(slot.run), slot
+
+    def _prompt(self, slot: Slot, n: int) -> Row:
+        """Add the next `n` tokens of a slot's prompt."""
+        chunk = slot.pending_tokens[slot.n_past : slot.n_past + n]
+        last = slot.n_past + n == len(slot.pending_tokens)
+        scoring = slot.request is not None and slot.request.scoring
+        output: Literal["all", "last", "none"] = "all" if scoring else "last" if last else "none"
+        start, stop = self.batch.extend(chunk, slot.n_past + slot.moved, slot.index, output=output)
+        self.n_outputs += n if scoring else last
+        if scoring:
+            slot.scored, slot.n_scored = start, n
+        return stop - 1 if last else -n, slot
+
+    def _chunks(self, generating: Sequence[Slot], prompting: Sequence[Slot]) -> dict[Slot, int]:
+        """How many tokens of which prompts to compute: in the order of arrival, and whole ones after the first.
+
+        Beside running streams it is one micro-batch, so that those never wait longer; but so many as there are prompts
+        for each stream, where those that wait for their first token are more.
+        """
+        room = self.most - sum(1 + len(slot.run) + len(slot.draft) for slot in generating)
+        if generating:
+            room = min(room, self._chunk * max(1, len(prompting) // len(generating)))
+        chunks: dict[Slot, int] = {}
+        for slot in sorted(prompting, key=Slot.arrival):
+            if room <= 0 or (chunks and len(slot.pending_tokens) - slot.n_past > room):
+                break
             request = slot.request
-            scoring = request is not None and request.scoring
-            stop = slot.n_past + (min(room, self._scored) if scoring else room)
+            stop = slot.n_past + room
+            if request is not None and request.scoring:
+                stop = min(stop, slot.n_past + self._scored)
             if request is not None and request.media is not None:
                 stop = min(stop, request.media.text_until(slot.n_past))
-                if stop == slot.n_past:
-                    continue  # an image: see media.py
-            chunk = slot.pending_tokens[slot.n_past : min(stop, slot.wanted[0]) if slot.wanted else stop]
-            last = slot.n_past + len(chunk) == len(slot.pending_tokens)
-            output: Literal["all", "last", "none"] = "all" if scoring else "last" if last else "none"
-            start, stop = batch.extend(chunk, slot.n_past + slot.moved, slot.index, output=output)
-            self.n_outputs += len(chunk) if scoring else last
-            if scoring:
-                slot.scored, slot.n_scored = start, len(chunk)
-            rows.append((stop - 1 if last else -len(chunk), slot))
-            room -= len(chunk)
+            if slot.wanted:
+                stop = min(stop, slot.wanted[0])
+            n = min(stop, len(slot.pending_tokens)) - slot.n_past
+            if n:  # else it has come to an image: see media.py
+                chunks[slot] = n
+                room -= n
+        return chunks
