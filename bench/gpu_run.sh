@@ -48,7 +48,7 @@ if [ "$what" = single ]; then
         --batched-bench "$GPU_DIR/batched.jsonl" --json "$OUT/gpu.json"
 
     step "tests"
-    python3 -m pytest tests/devices/test_gpu.py -q -m gpu --llcuda-require=gpu --llcuda-model="$one" \
+    python3 -m pytest tests/devices/test_gpu.py -q -n 0 -m gpu --llcuda-require=gpu --llcuda-model="$one" \
         -p no:cacheprovider -k 'not two_gpus' 2>&1 | tee "$OUT/pytest.log" | tail -60
 
     step "llama-cpp-python"
@@ -61,7 +61,7 @@ else
     python3 bench/gpu.py -m "$one" --only verdicts,split --json "$OUT/gpu-multi.json"
     python3 bench/gpu.py -m "$large" --only split --json "$OUT/gpu-multi-8b.json"
     step "tests"
-    python3 -m pytest tests/devices/test_gpu.py -q -m gpu -k two_gpus --llcuda-require=gpu --llcuda-model="$one" \
+    python3 -m pytest tests/devices/test_gpu.py -q -n 0 -m gpu -k two_gpus --llcuda-require=gpu --llcuda-model="$one" \
         -p no:cacheprovider 2>&1 | tee "$OUT/pytest-multi.log" | tail -40
 fi
 step "done"

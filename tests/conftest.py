@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,22 @@ from .support.tiny_model import make_tiny_llama
 
 # pytest --hypothesis-profile=long: many more examples, other ones each time
 settings.register_profile("long", max_examples=50_000)
+
+PROCESSES = 4  # of the suite at most: each loads models of its own
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many processes as cores, up to four."""
+    return min(len(os.sched_getaffinity(0)), PROCESSES)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives each process of a parallel run its share of the cores: two libraries' threads on one core wait for each other."""
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        cores = sorted(os.sched_getaffinity(0))
+        own, count = int(worker["workerid"].removeprefix("gw")), int(worker["workercount"])
+        os.sched_setaffinity(0, cores[own::count])
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ PROMPTS = ["Once upon a time", "The capital of France is", "def fib(n):"]
 GENERATE = """
 import json, sys
 from llcuda_ffi import Llama
-with Llama(sys.argv[1], n_ctx=256, n_parallel=3, n_threads=2) as llm:
+with Llama(sys.argv[1], n_ctx=256, n_parallel=3, n_threads="auto") as llm:
     done = llm.generate(json.loads(sys.argv[2]), max_tokens=24, temperature=0, ignore_eos=True)
     print(json.dumps([llm.model.library.profile.name, [r.token_ids for r in done]]))
 """

@@ -104,7 +104,9 @@ def test_equal_texts_are_computed_once(tiny: Embedder, monkeypatch: pytest.Monke
     assert [rows.shape for rows in tiny.encode_tokens([TEXTS[0]] * 2)] == [tiny.encode_tokens(TEXTS[0]).shape] * 2
 
 
-@pytest.mark.parametrize("kind", [tuple, iter, np.array, lambda t: dict.fromkeys(t).keys()], ids=str)
+@pytest.mark.parametrize(
+    "kind", [tuple, iter, np.array, lambda t: dict.fromkeys(t).keys()], ids=["tuple", "iter", "array", "keys"]
+)
 def test_any_iterable(tiny: Embedder, kind: object) -> None:
     """Arrays, generators and views give what the list gives."""
     assert np.array_equal(tiny.encode(kind(TEXTS)), tiny.encode(TEXTS))  # type: ignore[operator]
