@@ -27,7 +27,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives each process of a parallel run its share of the cores: two libraries' threads on one core wait for each other."""
+    """Each process has its share of the cores: the threads of two libraries on one core wait for each other."""
     worker = getattr(config, "workerinput", None)
     if worker is not None:
         cores = sorted(os.sched_getaffinity(0))
