@@ -128,15 +128,26 @@ class Batch:
         self.n_tokens = stop
         return start, stop
 
-    def fill(self, tokens: Sequence[int], positions: Sequence[int], seq_ids: Sequence[int], *, start: int = 0) -> None:
-        """Replace the rows from `start` on by one token of each of some sequences, all with outputs; without checks.
+    def fill(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        seq_ids: Sequence[int],
+        *,
+        start: int = 0,
+        outputs: Sequence[int] | None = None,
+    ) -> None:
+        """Replace the rows from `start` on by one token of each of some sequences; without checks.
 
         Written item by item: for the few rows of a step that is faster than numpy.
+
+        Args:
+            outputs: 1 for each that gives logits; None: all do.
         """
         n = len(tokens)
         stop = start + n
         token, pos, _, output, _, seq = self._views
-        token[start:stop], pos[start:stop], output[start:stop] = tokens, positions, [1] * n
+        token[start:stop], pos[start:stop], output[start:stop] = tokens, positions, outputs or [1] * n
         if self.n_seq_max == 1:
             seq[start:stop] = seq_ids
         else:

@@ -187,7 +187,7 @@ class RowReduction:
     def whole_row(self, place: int, n_outputs: int) -> Floats | None:
         """A whole row of the last decode, read from the device; None where its graph is not the last that was computed.
 
-        For a caller that holds the context's `exclusive()`, after a batch in which each token had an output.
+        For a caller that holds the context's `exclusive()`, after a batch of one token of each sequence.
         """
         if self._rows is None or n_outputs != self._n_rows:
             return None

@@ -251,6 +251,9 @@ class Scheduler(Lifecycle):
             for _, slot in rows:
                 self._fail(slot, error)
             return
+        finally:
+            for slot in self._planner.fillers:
+                self.memory.remove(slot.index, len(slot.cached_tokens))
         if not sound:
             self._purge(rows)
             return

@@ -165,6 +165,50 @@ def test_streams_go_on_beside_a_long_prompt() -> None:
         assert len(context.decodes[-1]) <= 9
 
 
+@pytest.mark.parametrize(
+    ("kind", "cells", "bridged"),
+    [(MemoryKind.FULL, None, True), (MemoryKind.RECURRENT, None, False), (MemoryKind.FULL, 400, False)],
+)
+def test_gaps_between_sequences_are_filled(kind: MemoryKind, cells: int | None, bridged: bool) -> None:
+    """Streams with idle sequences between them are computed as neighbours: those get a token that is taken back, where
+    each has cells of its own and a token can be taken back."""
+    context = FakeContext(5, 80, cells=cells, kind=kind)
+    scheduler = make_scheduler(context)
+    limits = [30, 3, 30, 2, 30]
+    requests = [make_request([*BASE[: 10 + i], 100 + i], limit) for i, limit in enumerate(limits)]
+    assert [len(expected(r.prompt.tolist(), limit)) for r, limit in zip(requests, limits, strict=True)] == limits
+    for request in requests:
+        scheduler.submit(request)
+    for _ in range(8):
+        scheduler.step()
+        check(scheduler, context)
+    assert [seq for seq, _, _ in context.decodes[-1]] == ([0, 1, 2, 3, 4] if bridged else [0, 2, 4])
+    later = make_request([*BASE[:11], 101, *expected([*BASE[:11], 101], 2), 60], 4)  # continues what sequence 1 keeps
+    scheduler.submit(later)
+    finish(scheduler, context)
+    assert all(is_right(request) for request in (*requests, later))
+    if kind is MemoryKind.FULL:
+        assert later.result().usage.cached_tokens == 14
+
+
+def test_prompts_are_computed_whole() -> None:
+    """Where many wait and few stream, a step computes several prompts, each whole and in the order of arrival; one
+    that finds no room any more waits for the next step."""
+    context = FakeContext(8, 64, n_batch=64, n_ubatch=16)
+    scheduler = make_scheduler(context)
+    scheduler.submit(make_request([3], 40))
+    scheduler.step()
+    prompts = [make_request([10 + i] * 14, 30) for i in range(6)]
+    for request in prompts:
+        scheduler.submit(request)
+    scheduler.step()
+    assert [len(request.output.token_ids) for request in prompts] == [1, 1, 1, 1, 0, 0]
+    scheduler.step()
+    assert [len(request.output.token_ids) for request in prompts] == [2, 2, 2, 2, 1, 0]
+    finish(scheduler, context)
+    assert all(is_right(request) for request in prompts)
+
+
 def test_completions_of_one_prompt_compute_it_once() -> None:
     """The followers of a group wait for its first, then share what it computed."""
     context = FakeContext(4, 64, cells=256)

@@ -128,6 +128,8 @@ class FakeContext:
             is_hybrid=False,
             has_encoder=False,
             n_swa=0,
+            moves_positions=False,
+            placement=SimpleNamespace(on_gpu=True),
         )
         self.decodes: list[list[tuple[int, int, int]]] = []
         self.chosen: dict[int, int] = {}

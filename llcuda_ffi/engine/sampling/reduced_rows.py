@@ -123,7 +123,8 @@ class ReducedRows:
     def begin(self, batch: Batch, n_outputs: int) -> None:
         """A batch was decoded."""
         self._jobs, self._n_outputs = [], n_outputs
-        self._alone = n_outputs == batch.n_tokens
+        n = batch.n_tokens
+        self._alone = n <= self._context.n_seq_max and len(set(batch.seq[:n, 0].tolist())) == n
 
     @property
     def places(self) -> set[int]:
