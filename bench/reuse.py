@@ -54,9 +54,9 @@ def second_turn(llm: Llama, n: int) -> tuple[float, float, int]:
     """Seconds to the second turn's first token, and of the same prompt cold; and tokens kept of the first prompt."""
     llm.clear_cache()
     first = llm.generate(prompt(n), **WANTED)
-    again = llm.generate(prompt(n), max_tokens=1)
     going_on = [*prompt(n), *first.token_ids, *prompt(30)]
     warm = llm.generate(going_on, max_tokens=1)
+    again = llm.generate(prompt(n), max_tokens=1)  # after the turn: it gives up the answer
     cold = llm.generate(going_on, max_tokens=1, prefix_cache=False)
     return warm.timings.ttft_s, cold.timings.ttft_s, again.usage.cached_tokens
 

@@ -68,7 +68,7 @@ class PrefixCache:
         self.checkpoints = Checkpoints(checkpoint_bytes if needed else 0)
         self.host = HostCache(0 if kind is MemoryKind.RECURRENT else host_bytes)
         self._disk = disk
-        self._search = ReuseSearch(self._sequences, slots, self.host)
+        self._search = ReuseSearch(context, self._sequences, slots, self.host)
         self._unsaved: set[Slot] = set()  # idle slots whose tokens are not on the disk yet
         self.reused = dict.fromkeys(("kv", "checkpoint", "host", "disk"), 0)
         # cross attention belongs to the last text that was encoded

@@ -27,7 +27,9 @@ def split_prompts(prompt: Prompt | Iterable[Prompt]) -> tuple[list[Prompt], bool
     Raises:
         InvalidRequest: it is none of those.
     """
-    if isinstance(prompt, (str, bytes, Mapping, MediaPrompt)):
+    if isinstance(prompt, (str, bytes, Mapping, MediaPrompt)) or (
+        isinstance(prompt, list) and prompt and type(prompt[0]) is int  # thousands are not looked at one by one
+    ):
         return [prompt], False
     if hasattr(prompt, "columns"):  # pandas and Polars would give the names of the columns, or the columns
         raise InvalidRequest("a table is no list of prompts: give one of its columns, such as table['prompt']")
@@ -60,7 +62,7 @@ def prompt_tokens(vocab: Vocab, prompt: Prompt) -> tuple[Tokens, str | None]:
         ids = vocab.tokenize(given, add_special=True, parse_special=True) if given else None
         if ids is not None and vocab.add_bos and len(ids) > 1 and ids[0] == ids[1] == vocab.bos:
             ids = ids[1:]  # the text, a chat template's perhaps, begins with it already
-    elif isinstance(given, Sequence) and any(isinstance(one, (str, bytes)) for one in given):
+    elif isinstance(given, Sequence) and given and isinstance(given[0], (str, bytes)):
         raise InvalidRequest("one prompt is wanted here, not a list of texts: generate() takes lists")
     elif isinstance(given, Iterable):
         ids = vocab.ids(given)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+from ..core.context import Context
 from ..core.memory import MemoryKind
+from ..enums import GGMLType
 from .checkpoints import Tokens
 from .disk_cache import DiskCache
 from .host_cache import HostCache, SavedSequence, common_prefix
@@ -47,11 +49,48 @@ class Reuse:
         return self.n, self.source is not None and self.source.request is None
 
 
+class AttentionTile:
+    """How many tokens of a prompt are worth computing together.
+
+    Flash attention on the CPU computes 64 tokens of a sequence in a tile, and fewer one by one, each at four times the
+    cost. Over a long cache it is faster to compute some tokens of the beginning again than to have a few less.
+    """
+
+    ROWS = 64
+    _DEARER = 4.5  # a token's attention without a tile; measured with libllama of v0.5.0 and v0.6.0
+
+    def __init__(self, context: Context) -> None:
+        model, params = context.model, context.params
+        tiles = (
+            context.flash_attn
+            and model.n_swa == 0  # a window is short
+            and not model.placement.on_gpu
+            and params.type_k == params.type_v
+            and params.type_k in (GGMLType.F16, GGMLType.F32)
+            and model.library.profile.has("model_params.load_mode")  # b7698 has no tiles
+        )
+        self._width = model.n_embd if tiles else 0
+
+    def reused(self, n: int, total: int, *, beside: bool) -> int:
+        """How many of n tokens that are kept to go on from, of a prompt of `total`.
+
+        Args:
+            beside: others are computed: libllama takes a token of theirs and one of this sequence first.
+        """
+        rest, rows = total - n, self.ROWS + beside
+        if not self._width or rest >= rows or total < rows:
+            return n
+        # the cache costs a token as much as the rest of the model at about as many cells as the model is wide
+        share = n / self._width
+        return total - rows if rest * (1 + share) > rows * (1 + share / self._DEARER) else n
+
+
 class ReuseSearch:
     """Looks through the tiers of one context."""
 
-    def __init__(self, sequences: Sequences, slots: Sequence[Slot], host: HostCache) -> None:
+    def __init__(self, context: Context, sequences: Sequences, slots: Sequence[Slot], host: HostCache) -> None:
         self._sequences, self._slots, self._host = sequences, slots, host
+        self._tile = AttentionTile(context)
 
     def ways(
         self,
@@ -75,7 +114,7 @@ class ReuseSearch:
             if shared:
                 held = len(slot.cached_tokens) if slot.request is None else -1
                 low = self._sequences.lowest(slot.index) if self._sequences.window else 0
-                n, checkpoint = self._reach(shared, held, low, known)
+                n, checkpoint = self._reach(shared, len(tokens), held, low, known, cut)
                 ways.append(Reuse(n, source=slot, checkpoint=checkpoint))
                 junction = max(junction, shared)
         best = max((way.n for way in ways), default=0)
@@ -83,7 +122,8 @@ class ReuseSearch:
             for saved in self._host:
                 shared = cut(min(common_prefix(saved.tokens, tokens), most)) if saved.key == key else 0
                 held = len(saved.tokens)
-                n, checkpoint = self._reach(shared, held, max(0, held - self._sequences.window), known)
+                low = max(0, held - self._sequences.window)
+                n, checkpoint = self._reach(shared, len(tokens), held, low, known, cut)
                 junction = max(junction, shared)
                 if n >= best + MIN_COPY:
                     ways.append(Reuse(n, saved=saved, checkpoint=checkpoint))
@@ -97,18 +137,24 @@ class ReuseSearch:
                     ways.append(Reuse(n, disk=True))
         return sorted((way for way in ways if way.n), key=Reuse.rank, reverse=True), junction
 
-    def _reach(self, shared: int, held: int, low: int, known: Sequence[int]) -> tuple[int, bool]:
-        """How many of `shared` tokens can be had of a sequence, and whether that takes a checkpoint.
+    def _reach(
+        self, shared: int, total: int, held: int, low: int, known: Sequence[int], cut: Callable[[int], int]
+    ) -> tuple[int, bool]:
+        """How many of `shared` tokens are worth having of a sequence, and whether that takes a checkpoint.
 
         Args:
+            total: tokens of the prompt.
             held: tokens that it holds, -1 where it runs on.
             low: the lowest position that its window holds.
             known: lengths for which there are checkpoints.
+            cut: the most of so many tokens after which computing can go on.
         """
         sequences = self._sequences
         if sequences.rolls_back:
-            if not sequences.window or low <= max(0, shared - sequences.window + 1):
-                return shared, False
+            beside = any(slot.request is not None for slot in self._slots)
+            for n in (cut(self._tile.reused(shared, total, beside=beside)), shared):
+                if not sequences.window or low <= max(0, n - sequences.window + 1):
+                    return n, False
         elif shared == held:
             return shared, False
         elif sequences.kind is MemoryKind.RECURRENT:

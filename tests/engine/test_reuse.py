@@ -266,6 +266,25 @@ def test_state_for_other_slots(models: Path, tmp_path: Path, name: str) -> None:
             assert max(abs(got[t] - cold[t]) for t in got.keys() & cold.keys()) < 0.06
 
 
+@pytest.mark.parametrize(("name", "again"), [("llama", 64), ("deepseek2", 64), ("gemma3", 40), ("lfm2", 40)])
+def test_tile_of_attention(models: Path, name: str, again: int) -> None:
+    """With full attention on the CPU, some of what is kept is computed again where 64 tokens take less time than 40;
+    not where a few are left, nor without flash attention."""
+    kept, wanted = [3 + i * 7 % 240 for i in range(300)], {"max_tokens": 1, "logprobs": 8, "temperature": 0}
+    with Llama(models / name, n_ctx=512, n_parallel=2, device="cpu") as llm:
+        llm.generate(kept, max_tokens=1)
+        done = llm.generate([*kept, *range(10, 50)], **wanted)
+        assert done.usage.prompt_tokens - done.usage.cached_tokens == again
+        cold = llm.generate([*kept, *range(10, 50)], prefix_cache=False, **wanted)
+        got, right = dict(done.logprobs[0].top), dict(cold.logprobs[0].top)
+        assert max(abs(got[t] - right[t]) for t in got.keys() & right.keys()) < 0.12
+        assert llm.generate([*kept, *range(10, 50), 7, 8], **wanted).usage.cached_tokens == 340
+    if again == 64:
+        with Llama(models / name, n_ctx=512, n_parallel=2, device="cpu", flash_attn=False) as llm:
+            llm.generate(kept, max_tokens=1)
+            assert llm.generate([*kept, *range(10, 50)], **wanted).usage.cached_tokens == 300
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_state_in_memory(models: Path, name: str) -> None:
     """A session kept in memory goes on, also from before its end where the memory needs a checkpoint for that."""

@@ -18,7 +18,9 @@ from llcuda_ffi import Llama, lora
 
 from .tiny_model import TinyFile
 
-TOLERANCE = 0.06  # other batch shapes and cell orders of dense F32 models differ by less
+# other batch shapes and cell orders of dense F32 models differ by less; 297 tokens in micro-batches of 64 and of 512,
+# with nothing reused, by 0.09
+TOLERANCE = 0.12
 
 
 @dataclass
