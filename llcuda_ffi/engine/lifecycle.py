@@ -31,6 +31,8 @@ class Lifecycle:
         prefixes: what finished ones leave.
         metrics: counters.
         prefix_cache: whether finished requests leave their tokens for later ones.
+        late: whether chunks are made and told of while the next batch is computed: by a device, and for readers that
+            are in other threads than the one that steps.
     """
 
     prefixes: PrefixCache
@@ -47,6 +49,7 @@ class Lifecycle:
         self._full = False  # a request had to make room: nobody is admitted before another one ends
         self._steps = 0
         self._told: list[Request] = []  # have a chunk that their readers are to be woken for
+        self.late = False
 
     # --- from any thread ---
 
@@ -83,15 +86,21 @@ class Lifecycle:
         """Requests that run or wait, for each slot."""
         return len(self._requests) / len(self.slots)
 
-    def _tell(self) -> None:
-        """Wake the readers of new chunks.
+    def tell_late(self) -> None:
+        """Other threads than the one that steps read from now on."""
+        self.late = self.context.model.placement.on_gpu
 
-        Right before a computation: their threads want the interpreter's lock, which it leaves to them.
+    def _tell(self) -> None:
+        """Wake the readers of new chunks, which are made here where that is `late`.
+
+        Right before a computation, or right after a device has begun one: their threads want the interpreter's lock,
+        which it leaves to them.
         """
         if self._told:
             told, self._told = self._told, []
             for request in told:
-                request.notify()
+                if not self.late or request.output.release():
+                    request.notify()
 
     # --- ends ---
 

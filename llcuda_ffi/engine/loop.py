@@ -138,6 +138,7 @@ class EngineLoop:
         if not self.threaded:
             self.threaded = True
             for replica in self._replicas:
+                replica.scheduler.tell_late()
                 replica.thread = threading.Thread(
                     target=self._run, args=(replica,), name="llcuda_ffi-engine", daemon=True
                 )

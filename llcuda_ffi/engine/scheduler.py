@@ -233,8 +233,12 @@ class Scheduler(Lifecycle):
             self.prefixes.before_drafts(slot for _, slot in rows if slot.draft)
         try:
             with self.context.exclusive():  # from the computation to the tokens nobody else has the context
-                self._tell()
+                late = self.late and not self._planner.prompting  # of prompts all but the last part is waited for
+                if not late:
+                    self._tell()
                 self._decode()
+                if late:
+                    self._tell()
                 # what needs no logits is done before they come: a device computes meanwhile
                 self.prefixes.decoded()
                 self._steps += 1
@@ -347,7 +351,7 @@ class Scheduler(Lifecycle):
         if (reason := output.accept(token, logprob)) is not None:
             self._end(slot, reason)
             return False
-        if output.streams and output.release():
+        if output.streams and (self.late or output.release()):
             self._told.append(request)
         if slot.n_past >= self.n_ctx:
             return self._overflow(slot, request)

@@ -42,6 +42,23 @@ def in_background(loop: EngineLoop, request: Request) -> threading.Thread:
     return thread
 
 
+def test_streams_give_every_token_once(loop: EngineLoop) -> None:
+    """Chunks, made before a batch or while it is computed, hold each token once and in order; a stop string too."""
+    requests = [make_request([20 + i], 40, stream=True, **({"stop": ["zz"]} if i % 2 else {})) for i in range(6)]
+    loop.submit(*requests)
+    for request in requests:
+        loop.wait(request)
+        chunks = []
+        while (chunk := request.chunks.pop()) is not None:
+            chunks.append(chunk)
+        assert [token for chunk in chunks for token in chunk.token_ids] == request.result().token_ids
+        assert "".join(chunk.text for chunk in chunks) == request.result().text
+        assert request.result().token_ids == expected(request.prompt.tolist(), 40)
+        assert chunks[-1].completion is not None
+        assert len(chunks) > 1
+    loop.close()
+
+
 def test_commands_under_load(loop: EngineLoop) -> None:
     """Commands run while requests run, each between two steps: nothing is half done when they look."""
     running = [long_request() for _ in range(4)]

@@ -210,7 +210,8 @@ def make_loop(*contexts: FakeContext, **settings: Any) -> EngineLoop:
     return EngineLoop([make_scheduler(context, **settings) for context in contexts])
 
 
-def make_request(prompt: Sequence[int], limit: int = 6, **settings: Any) -> Request:
+def make_request(prompt: Sequence[int], limit: int = 6, *, stream: bool = False, **settings: Any) -> Request:
     """A greedy request of at most `limit` tokens."""
     params = SamplingParams(max_tokens=limit, temperature=0, **settings)
-    return Request(np.array(prompt, np.int32), params, FakeVocab(), limit, 0)  # type: ignore[arg-type]
+    tokens = np.array(prompt, np.int32)
+    return Request(tokens, params, FakeVocab(), limit, 0, stream=stream)  # type: ignore[arg-type]
