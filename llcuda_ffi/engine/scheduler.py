@@ -261,7 +261,7 @@ class Scheduler(Lifecycle):
         if not sound:
             self._purge(rows)
             return
-        self.metrics.batch(batch.n_tokens, computed - began)
+        self.metrics.batch(batch.n_tokens - len(self._planner.fillers), computed - began)
         if self._threads is not None:
             self._threads.observe(batch.n_tokens, computed - began)
         for row, slot in rows:
