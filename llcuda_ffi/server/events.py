@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -23,21 +24,35 @@ class ClientLeft(Exception):
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
     """What `work` gives; it is cancelled when the client closes the connection.
 
+    It runs in the task that asks, at once: as a task of its own it would begin only after everything else that is
+    ready, so that of many requests that come together none would be submitted before the last one is read.
+
     Raises:
         ClientLeft: it did.
     """
-    task = asyncio.ensure_future(work)
+    asking = asyncio.current_task()
+    assert asking is not None
+    left = False
+
+    def leave(watch: asyncio.Future[None]) -> None:
+        nonlocal left
+        if not watch.cancelled():
+            left = True
+            asking.cancel()
+
     watch = asyncio.ensure_future(_left(receive))
+    watch.add_done_callback(leave)
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientLeft
+        return await work
+    except asyncio.CancelledError:
+        if not left or (sys.version_info >= (3, 11) and asking.uncancel()):
+            raise  # by somebody else
+        raise ClientLeft from None
     finally:
-        for each in (task, watch):
-            if not each.done():
-                each.cancel()
-                await asyncio.wait({each})
+        watch.remove_done_callback(leave)
+        if not watch.done():
+            watch.cancel()
+            await asyncio.wait({watch})
 
 
 async def _left(receive: Receive) -> None:
