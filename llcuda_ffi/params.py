@@ -33,7 +33,8 @@ def override(params: _Params, changes: Mapping[str, Any]) -> _Params:
 
 def integer(name: str, value: object, low: int, high: int) -> int:
     """`value` as int within [low, high], or InvalidRequest."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    # the first look is for speed: an abstract class is asked for long
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
         raise InvalidRequest(f"{name} must be an integer, not {type(value).__name__} ({value!r:.60})")
     whole = int(value)
     if not low <= whole <= high:
@@ -43,7 +44,7 @@ def integer(name: str, value: object, low: int, high: int) -> int:
 
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     """`value` as a finite float within [low, high], or InvalidRequest."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise InvalidRequest(f"{name} must be a number, not {type(value).__name__} ({value!r:.60})")
     try:
         real = float(value)

@@ -23,6 +23,8 @@ from .state import Asked, ServerState
 from .token_logprobs import CompletionLogprobs, prompt_logprobs
 from .usage import FINISH, stream_options, timings_dict, total
 
+_DEFAULTS = SamplingParams(overflow="stop")
+
 
 class Completions:
     """The endpoint."""
@@ -41,10 +43,11 @@ class Completions:
             top = fields.integer("logprobs", 0, 20)
             of_prompt = fields.integer("prompt_logprobs", 0, 20)
             echo = fields.flag("echo", False)
-            params = sampling(asked, SamplingParams(overflow="stop"), top)
+            params = sampling(asked, _DEFAULTS, top)
             if stream and (of_prompt is not None or (echo and top is not None)):
                 raise InvalidRequest("log probabilities of a prompt cannot be streamed: drop stream, or echo")
-            params = params.replace(echo=echo, prompt_logprobs=top if echo and of_prompt is None else of_prompt)
+            if echo or of_prompt is not None:
+                params = params.replace(echo=echo, prompt_logprobs=top if echo and of_prompt is None else of_prompt)
             n = params.n
             if best_of is not None and best_of != n:
                 params = _best_of(params, best_of, stream)
