@@ -23,6 +23,7 @@ from .options import ToolChoice
 from .parsing.parser import FORMATS, WHOLE, detect_format, detect_reasoning, markers
 from .prompts import PromptTokens
 from .request import AnswerFormat, ChatRequest
+from .response_format import with_response_format
 from .template.template import ChatTemplate
 from .tools import plain as plain_tools
 from .tools.choice import calls_grammar, check_tools, chosen, shape_of
@@ -80,6 +81,7 @@ class Chat:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         continue_final_message: bool | None = None,
+        add_generation_prompt: bool | None = None,
         tool_format: str | None = None,
     ) -> ChatRequest:
         """A conversation ready to be generated; see Llama.chat for the arguments.
@@ -88,15 +90,23 @@ class Chat:
             InvalidRequest: a message, tool, template or setting is not acceptable.
         """
         flag("parallel_tool_calls", parallel_tool_calls)
-        if continue_final_message is not None:
-            flag("continue_final_message", continue_final_message)
+        for name, value in (
+            ("continue_final_message", continue_final_message),
+            ("add_generation_prompt", add_generation_prompt),
+        ):
+            if value is not None:
+                flag(name, value)
+        if continue_final_message and add_generation_prompt:
+            raise InvalidRequest(
+                "add_generation_prompt begins an answer, continue_final_message goes on with one: drop one"
+            )
         if tool_format is not None and not (isinstance(tool_format, str) and tool_format in FORMATS):
             raise InvalidRequest(
                 f"no tool format is called {tool_format!r:.60}: there are {', '.join(sorted(FORMATS))}"
             )
         if isinstance(documents, (str, bytes)) or not isinstance(documents, (Sequence, type(None))):
             raise InvalidRequest(f"documents must be a list of mappings, not {type(documents).__name__}")
-        params = _with_format(params, response_format)
+        params = with_response_format(params, response_format)
         schemas = tool_schemas(tools) if tools else []
         mode, named = chosen(tool_choice, [s["function"]["name"] for s in schemas])
         if mode == "none":
@@ -115,9 +125,9 @@ class Chat:
         check_known(chat, jinja.capabilities.mentions)
         chat = openai_forms(chat)
         if continue_final_message is None:  # an answer that has begun goes on
-            continue_final_message = bool(chat[-1]["role"] == "assistant" and chat[-1]["content"]) and not (
-                chat[-1].get("tool_calls")
-            )
+            begun = chat[-1]["role"] == "assistant" and chat[-1]["content"] and not chat[-1].get("tool_calls")
+            continue_final_message = bool(begun) and add_generation_prompt is None
+        opens = not continue_final_message and add_generation_prompt is not False
         shown_tools: list[dict[str, Any]] | None = schemas or None
         format = tool_format or detect_format(jinja.source)
         if not jinja.capabilities.tools and (schemas or plain_tools.has_tools(chat)):
@@ -126,7 +136,7 @@ class Chat:
             self._tokens.guard(chat),
             tools=self._tokens.guard(shown_tools),
             documents=self._tokens.guard(None if documents is None else plain(list(documents), "documents")),
-            add_generation_prompt=not continue_final_message,
+            add_generation_prompt=opens,
             continue_final_message=continue_final_message,
             **self._tokens.guard(_variables(chat_template_kwargs)),
         )
@@ -146,14 +156,14 @@ class Chat:
                 )
             format, shape = shape_of(format, jinja.source)
             wanted = [s for s in schemas if named in (None, s["function"]["name"])]
-            before = Opening() if continue_final_message else opening(format, reasoning, text, self._lark)
+            before = opening(format, reasoning, text, self._lark) if opens else Opening()
             check_tools(self._model, wanted)
             parallel = parallel_tool_calls and named is None
             lark = calls_grammar(shape, wanted, self._lark, parallel=parallel, first=before)
             params, output_of = dataclasses.replace(params, lark=lark), _no_output
         elif constrained(params):
             format = format if format in WHOLE else "none"
-            if not continue_final_message:
+            if opens:
                 first = opening(format, reasoning, text, self._lark, content=True)
                 check_gbnf(params, first)
         elif not schemas and format not in WHOLE:
@@ -213,31 +223,3 @@ def _variables(given: Any) -> dict[str, Any]:
 
 def _no_output(text: str) -> None:
     """Forced calls follow a grammar too, but what comes of them are the calls: `parsed` stays None."""
-
-
-def _with_format(params: SamplingParams, response_format: Mapping[str, Any] | None) -> SamplingParams:
-    """OpenAI's response_format as json_schema."""
-    if response_format is None:
-        return params
-    if isinstance(response_format, Mapping):
-        kind, inner = response_format.get("type"), response_format.get("json_schema")
-        _check_keys(response_format, {"type", "schema", "json_schema"}, "response_format")
-        if isinstance(inner, Mapping):
-            _check_keys(inner, {"name", "description", "schema", "strict"}, "response_format['json_schema']")
-        schema = inner.get("schema") if isinstance(inner, Mapping) else response_format.get("schema")
-        if kind == "text" and schema is None:
-            return params
-        if kind == "json_object":
-            return dataclasses.replace(params, json_schema={"type": "object"} if schema is None else schema)
-        if kind == "json_schema" and schema is not None:
-            return dataclasses.replace(params, json_schema=schema)
-    raise InvalidRequest(
-        "response_format must be {'type': 'text' | 'json_object'} or {'type': 'json_schema', 'json_schema': "
-        f"{{'schema': …}}}}, not {response_format!r:.100}"
-    )
-
-
-def _check_keys(given: Mapping[str, Any], known: set[str], what: str) -> None:
-    unknown = sorted(str(key) for key in given.keys() - known)
-    if unknown:
-        raise InvalidRequest(f"{what} has the unknown key {unknown[0]!r:.60}: it takes {', '.join(sorted(known))}")

@@ -84,6 +84,8 @@ def _message(message: Message, i: int) -> dict[str, Any]:
     if not isinstance(role, str) or not role:
         raise InvalidRequest(f"{what} has no 'role': it takes 'system', 'user', 'assistant' or 'tool'")
     _check_content(out.get("content"), what)
+    if isinstance(out.get("content"), list):
+        out["content"] = [_plain_part(part) for part in out["content"]]
     _check_calls(out.get("tool_calls"), what)
     reasoning = next((out[k] for k in _REASONING if k in out), None)
     if reasoning is not None:
@@ -101,6 +103,15 @@ def _check_content(content: Any, what: str) -> None:
             raise InvalidRequest(f"{what}['content'][{j}] must be a part like {{'type': 'text', 'text': …}}")
         if part["type"] == "text" and not isinstance(part.get("text"), str):
             raise InvalidRequest(f"{what}['content'][{j}] is a text part without a 'text'")
+
+
+def _plain_part(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of an earlier answer, or one of OpenAI's responses, as a text part."""
+    name = _TEXT_PARTS.get(part["type"])
+    return {"type": "text", "text": part[name]} if name is not None and isinstance(part.get(name), str) else part
+
+
+_TEXT_PARTS = {"refusal": "refusal", "input_text": "text", "output_text": "text"}
 
 
 def _check_calls(calls: Any, what: str) -> None:

@@ -23,7 +23,9 @@ class ChatOptions(SamplingSettings, total=False):
         chat_template_kwargs: more for the template, such as {"enable_thinking": False}.
         documents: for templates that take them.
         continue_final_message: go on with the last message instead of starting an answer. None: where it is an
-            assistant's text.
+            assistant's text and add_generation_prompt is not given.
+        add_generation_prompt: end the prompt with what opens the assistant's answer. None: where no message is
+            continued. False: the prompt ends where the template ends the last message, as in transformers and vLLM.
         tool_format: how the model writes calls, where the template does not tell (chat.parsing.parser.FORMATS).
     """
 
@@ -35,4 +37,5 @@ class ChatOptions(SamplingSettings, total=False):
     chat_template_kwargs: Mapping[str, Any] | None
     documents: Sequence[Mapping[str, Any]] | None
     continue_final_message: bool | None
+    add_generation_prompt: bool | None
     tool_format: str | None

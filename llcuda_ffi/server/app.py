@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from .. import __version__
 from ..errors import LlcudaError
 from .anthropic.endpoint import Messages
 from .body import BodyReader
@@ -34,6 +37,7 @@ from .page import FILES, page
 from .request_log import RequestLog
 from .rerank import Rerank
 from .responses.endpoint import Responses
+from .served_model import ServedModel
 from .state import ServerState
 
 MAX_BODY = 8 << 20
@@ -133,6 +137,8 @@ def _routes(state: ServerState) -> list[Route]:
     }
     single = {
         "/livez": status.alive,
+        "/ping": status.alive,
+        "/version": status.version,
         "/readyz": status.ready,
         "/metrics": status.metrics,
         "/v1/embeddings": embeddings.post,
@@ -152,6 +158,8 @@ def _routes(state: ServerState) -> list[Route]:
         "/models",
         "/models/{name:path}",
         "/livez",
+        "/ping",
+        "/version",
         "/readyz",
         "/metrics",
         "/props",
@@ -182,6 +190,10 @@ class _Status:
         """GET /livez: the process answers."""
         return JSONResponse({"status": "ok"})
 
+    async def version(self, request: Request) -> Response:
+        """GET /version: of this package."""
+        return JSONResponse({"version": __version__})
+
     async def ready(self, request: Request) -> Response:
         """GET /health, /readyz: it takes requests, and no engine is dead."""
         if self._state.gate.closing:
@@ -193,11 +205,13 @@ class _Status:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
-        return JSONResponse({"object": "list", "data": [model.to_dict() for model in self._state.models]})
+        found = [_listed(model, request) for model in self._state.models]
+        more = {"first_id": found[0]["id"], "last_id": found[-1]["id"], "has_more": False} if found else {}
+        return JSONResponse({"object": "list", "data": found, **(more if _anthropic(request) else {})})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/NAME."""
-        return JSONResponse(self._state.models.find(request.path_params["name"]).to_dict())
+        return JSONResponse(_listed(self._state.models.find(request.path_params["name"]), request))
 
     async def load(self, request: Request) -> Response:
         """POST /models/load: load a model now."""
@@ -221,6 +235,20 @@ class _Status:
         """GET /metrics."""
         headers = {"Process-Start-Time-Unix": str(self._started)}
         return PlainTextResponse(metrics_text(self._state), headers=headers, media_type="text/plain; version=0.0.4")
+
+
+def _anthropic(request: Request) -> bool:
+    """Whether a client of Anthropic's API asks."""
+    return "anthropic-version" in request.headers
+
+
+def _listed(model: ServedModel, request: Request) -> dict[str, Any]:
+    """An entry of GET /v1/models; for Anthropic's clients with their names too."""
+    out = model.to_dict()
+    if _anthropic(request):
+        created = datetime.fromtimestamp(model.created, timezone.utc).isoformat()
+        out |= {"type": "model", "display_name": model.name, "created_at": created}
+    return out
 
 
 async def _nobody(request: Request, error: Exception) -> Response:

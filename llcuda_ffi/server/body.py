@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from json.decoder import JSONDecoder
 from json.scanner import py_make_scanner  # type: ignore[attr-defined]
@@ -189,8 +190,13 @@ class Fields:
         """Refuse what was not taken."""
         self.check(self._values)
 
-    def check(self, left: dict[str, Any], known: frozenset[str] = frozenset()) -> None:
+    def check(
+        self, left: dict[str, Any], known: frozenset[str] = frozenset(), instead: Mapping[str, str] | None = None
+    ) -> None:
         """Refuse the first of `left`, naming the known fields that are like it; lenient, drop them.
+
+        Args:
+            instead: for names that other servers have, what to send here.
 
         Raises:
             InvalidRequest: there is one.
@@ -199,4 +205,6 @@ class Fields:
             name = next(iter(left))
             near = difflib.get_close_matches(name[:60], self._known | known, 2)
             hint = f"did you mean {' or '.join(near)}?" if near else "docs/server.md lists the fields"
+            if instead is not None and name in instead:
+                hint = f"send {instead[name]}"
             raise InvalidRequest(f"unknown field {name!r:.60}: {hint} (serve --lenient takes any)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -15,12 +16,12 @@ from ..errors import InvalidRequest
 from ..params import integer
 from ..sampling_params import SamplingParams
 from .body import Fields
-from .chat_turn import ChatTurn
+from .chat_turn import EFFORTS, ChatTurn
 from .events import DONE, ChunkWriter
 from .sampling import sampling
 from .served_model import ServedModel
 from .state import Asked, ServerState
-from .token_logprobs import name_tops
+from .token_logprobs import name_tops, prompt_logprobs
 from .tool_fields import as_function_call, tool_options, with_tool_calls
 from .usage import FINISH, stream_options, timings_dict, total
 
@@ -41,24 +42,29 @@ class ChatCompletions:
         async with self._state.asked(request, "text") as asked:
             model = asked.model
             stream, with_usage = stream_options(asked.fields)
-            turn, old = chat_turn(asked)
+            turn, shown = chat_turn(asked)
             asked.enter(turn.params.n)
             if stream:
+                if turn.params.prompt_logprobs is not None:
+                    raise InvalidRequest("log probabilities of a prompt cannot be streamed: drop stream")
                 prepared = await turn.prepared(model)
-                return asked.stream(self._events(asked, turn, prepared, with_usage, old))
+                return asked.stream(self._events(asked, turn, prepared, with_usage, shown))
             answer = await turn.answer(asked)
             vocab = model.text().llama.vocab
         out = answer.to_dict()
-        for choice in out["choices"]:
-            choice["finish_reason"] = _finish(choice["finish_reason"], old)
+        if shown.token_ids:
+            out["prompt_token_ids"] = answer.prompt_tokens
+        if turn.params.prompt_logprobs is not None:
+            out["prompt_logprobs"] = prompt_logprobs(turn.completions[0].prompt_logprobs, vocab)
+        for choice, made in zip(out["choices"], turn.completions, strict=True):
+            choice["finish_reason"] = _finish(choice["finish_reason"], shown.functions)
             name_tops(choice["logprobs"], vocab)
-            if old:
-                as_function_call(choice["message"])
+            shown.bring(choice, choice["message"], made.token_ids)
         timings = timings_dict(answer.timings, answer.usage)
         return JSONResponse({**out, **_head(model), "timings": timings})
 
     async def _events(
-        self, asked: Asked, turn: ChatTurn, prepared: ChatRequest, with_usage: bool, old: bool
+        self, asked: Asked, turn: ChatTurn, prepared: ChatRequest, with_usage: bool, shown: _Shown
     ) -> AsyncGenerator[bytes, None]:
         model = asked.model
         usages: list[Usage] = []
@@ -72,14 +78,16 @@ class ChatCompletions:
                 if i not in begun:  # the role comes in a chunk of its own, with the first text
                     begun.add(i)
                     first = writer.text(i, '"delta":{"role":"assistant","content":', None, _NO_MORE)
-                if chunk.content and chunk.is_text:
+                    if shown.token_ids:
+                        role = {"index": i, "delta": {"role": "assistant", "content": None}}
+                        first = writer.choice(role, prompt_token_ids=prepared.tokens.tolist())
+                if chunk.content and chunk.is_text and not shown.token_ids:
                     yield first + writer.text(i, '"delta":{"content":', chunk.content, _NO_MORE)
                     continue
                 choice = chunk.to_dict()["choices"][0]
                 choice["index"] = i
-                choice["finish_reason"] = _finish(choice["finish_reason"], old)
-                if old:
-                    as_function_call(choice["delta"])
+                choice["finish_reason"] = _finish(choice["finish_reason"], shown.functions)
+                shown.bring(choice, choice["delta"], chunk.token_ids)
                 name_tops(choice["logprobs"], vocab)
                 whole = chunk.completion
                 if whole is None:
@@ -110,8 +118,32 @@ class ChatCompletions:
             return await turn.prepared(asked.model)
 
 
-def chat_turn(asked: Asked) -> tuple[ChatTurn, bool]:
-    """The conversation of a request, and whether its functions came under their older names."""
+@dataclass(frozen=True)
+class _Shown:
+    """What an answer shows.
+
+    Attributes:
+        functions: calls go under their older name, function_call.
+        reasoning: the model's thinking is part of it.
+        token_ids: and the ids of its tokens.
+    """
+
+    functions: bool
+    reasoning: bool
+    token_ids: bool
+
+    def bring(self, choice: dict[str, Any], said: dict[str, Any], token_ids: list[int]) -> None:
+        """Bring a choice, with its message or delta, to that form, in place."""
+        if self.functions:
+            as_function_call(said)
+        if not self.reasoning:
+            said.pop("reasoning_content", None)
+        if self.token_ids:
+            choice["token_ids"] = token_ids
+
+
+def chat_turn(asked: Asked) -> tuple[ChatTurn, _Shown]:
+    """The conversation of a request, and what of its answer is shown."""
     fields = asked.fields
     messages = fields.objects("messages")
     if not messages:
@@ -120,9 +152,11 @@ def chat_turn(asked: Asked) -> tuple[ChatTurn, bool]:
     form = fields.text("reasoning_format", "auto")
     if form not in _REASONING_FORMATS:
         raise InvalidRequest(f"reasoning_format must be one of {', '.join(_REASONING_FORMATS)}, not {form!r:.60}")
-    options = {**tools, **_options(fields, messages)}
-    params = sampling(asked, SamplingParams(max_tokens=None, overflow="stop"), _logprobs(fields))
-    return ChatTurn(with_tool_calls(messages), params, options, reasoning=form != "none"), old
+    options = {**tools, **_options(fields)}
+    shown = _Shown(old, fields.flag("include_reasoning", True), fields.flag("return_token_ids", False))
+    top, of_prompt = _logprobs(fields), fields.integer("prompt_logprobs", 0, 20)
+    params = sampling(asked, SamplingParams(max_tokens=None, overflow="stop", prompt_logprobs=of_prompt), top)
+    return ChatTurn(with_tool_calls(messages), params, options, reasoning=form != "none"), shown
 
 
 def _head(model: ServedModel) -> dict[str, Any]:
@@ -136,43 +170,39 @@ def _finish(reason: str | None, old: bool) -> str | None:
     return "function_call" if old and found == "tool_calls" else found
 
 
-def _options(fields: Fields, messages: list[dict[str, Any]]) -> dict[str, Any]:
+def _options(fields: Fields) -> dict[str, Any]:
     """The chat layer's arguments, without tools."""
     kwargs = fields.mapping("chat_template_kwargs")
     for name in kwargs:
         if not name.isidentifier() or name in _TEMPLATE_S_OWN:
             raise InvalidRequest(f"chat_template_kwargs: {name!r:.60} is not for a client to give")
-    for name, values in (("reasoning_effort", _EFFORTS), ("verbosity", ("low", "medium", "high"))):
+    for name, values in (("reasoning_effort", EFFORTS), ("verbosity", ("low", "medium", "high"))):
         value = fields.take(name)  # templates that know it read it
         if value is not None:
             if value not in values:
                 raise InvalidRequest(f"{name} must be one of {', '.join(values)}, not {value!r:.60}")
             kwargs[name] = value
+    thinking = Fields(fields.mapping("thinking"), True).take("type")  # as some providers have it
+    if thinking is not None:
+        kwargs["enable_thinking"] = thinking != "disabled"
+    if "enable_thinking" in fields:
+        kwargs["enable_thinking"] = fields.flag("enable_thinking", True)
     modalities = fields.items("modalities")
     if modalities is not None and modalities != ["text"]:
         raise InvalidRequest("modalities: only ['text'] is supported")
-    # as llama-server does: an assistant's message at the end is the beginning of the answer
-    begun = messages[-1].get("role") == "assistant" and not messages[-1].get("tool_calls")
-    opened = fields.take("add_generation_prompt")
-    goes_on = fields.flag("continue_final_message", begun and opened is not True)
-    if goes_on and opened is True:
-        raise InvalidRequest(
-            "add_generation_prompt begins an answer, continue_final_message goes on with one: drop one"
-        )
     return {
         "response_format": fields.mapping("response_format") or None,
         "chat_template_kwargs": kwargs or None,
         "documents": fields.objects("documents"),
-        "continue_final_message": goes_on,
+        "continue_final_message": fields.take("continue_final_message"),
+        "add_generation_prompt": fields.take("add_generation_prompt"),
     }
 
 
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
-
-
 def _logprobs(fields: Fields) -> int | None:
-    wanted = fields.flag("logprobs", False)
-    top = integer("top_logprobs", fields.take("top_logprobs", 0), 0, 20)
+    probs = fields.integer("n_probs", 0, 20, 0)  # llama.cpp's name
+    wanted = fields.flag("logprobs", bool(probs))
+    top = integer("top_logprobs", fields.take("top_logprobs", probs), 0, 20)
     if top and not wanted:
         raise InvalidRequest("top_logprobs needs logprobs: true")
     return top if wanted else None

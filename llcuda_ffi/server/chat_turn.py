@@ -11,6 +11,7 @@ from typing import Any
 from ..chat.methods import prepare_all
 from ..chat.request import ChatRequest
 from ..chat.results import ChatChunk, ChatCompletion
+from ..engine.results import Completion
 from ..errors import InvalidRequest
 from ..sampling_params import SamplingParams
 from .events import while_connected
@@ -20,6 +21,7 @@ from .state import Asked
 from .usage import FINISH
 
 MOST_MESSAGES = 4096
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 @dataclass
@@ -32,6 +34,7 @@ class ChatTurn:
         options: the chat layer's arguments (`Llama.chat`): tools, tool_choice, response_format, …
         reasoning: take the model's thinking apart from its answer; else both are content.
         stopped_by: the stop string that ended the (first) answer, once it has ended by one.
+        completions: what the engine made, once `answer` has it.
     """
 
     messages: list[dict[str, Any]]
@@ -39,6 +42,7 @@ class ChatTurn:
     options: dict[str, Any] = field(default_factory=dict)
     reasoning: bool = True
     stopped_by: str | int | None = None
+    completions: list[Completion] = field(default_factory=list)
 
     async def prepared(self, model: ServedModel) -> ChatRequest:
         """The rendered prompt, ready to be generated.
@@ -52,6 +56,8 @@ class ChatTurn:
         llama, options = model.text().llama, {"template": model.template, **self.options}
         given = {**model.template_variables, **(options.get("chat_template_kwargs") or {})}
         options["chat_template_kwargs"] = given or None
+        if options.get("tool_choice") not in ("auto", "none", None):
+            options["response_format"] = None  # it is about texts, and the answer will be calls
         # rendering and compiling a grammar take milliseconds, encoding an image seconds: not in the event loop
         requests, _ = await asyncio.to_thread(prepare_all, llama, self.messages, self.params, options)
         if not self.reasoning:
@@ -65,9 +71,9 @@ class ChatTurn:
         async def work() -> ChatCompletion:
             prepared = await self.prepared(asked.model)
             made = await llm.generate(prepared.prompt, prepared.params)
-            completions = made if isinstance(made, list) else [made]
-            self.stopped_by = completions[0].stop_reason
-            return prepared.answer(completions)
+            self.completions = made if isinstance(made, list) else [made]
+            self.stopped_by = self.completions[0].stop_reason
+            return prepared.answer(self.completions)
 
         done = await while_connected(asked.request.receive, work())
         reasons = [FINISH[choice.finish_reason] for choice in done.choices]

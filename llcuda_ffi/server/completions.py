@@ -11,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ..chat.response_format import with_response_format
 from ..core.vocab import Vocab
 from ..engine.results import Chunk, Completion, TokenLogprob
 from ..errors import InvalidRequest
@@ -40,10 +41,15 @@ class Completions:
             prompts = prompts_of(fields.take("prompt"))
             suffix = fields.text("suffix", "")
             best_of = fields.integer("best_of", 1, 128)
-            top = fields.integer("logprobs", 0, 20)
+            top = fields.integer("logprobs", 0, 20, fields.integer("n_probs", 0, 20) or None)
             of_prompt = fields.integer("prompt_logprobs", 0, 20)
-            echo = fields.flag("echo", False)
+            echo, with_ids = fields.flag("echo", False), fields.flag("return_token_ids", False)
+            special = fields.flag("add_special_tokens", True)
+            cut = fields.integer("truncate_prompt_tokens", -1, 1 << 30) or 0
+            form = fields.mapping("response_format")
             params = sampling(asked, _DEFAULTS, top)
+            if form:
+                params = with_response_format(params, form)
             if stream and (of_prompt is not None or (echo and top is not None)):
                 raise InvalidRequest("log probabilities of a prompt cannot be streamed: drop stream, or echo")
             if echo or of_prompt is not None:
@@ -56,7 +62,10 @@ class Completions:
             if suffix:
                 tokens = await asyncio.to_thread(_infill_ids, llm.llama, prompts, suffix)
             else:
-                tokens = await all_ids(vocab, prompts)
+                tokens = await all_ids(vocab, prompts, special=special)
+            if cut:  # -1: to what the context holds
+                cut = cut if cut > 0 else max(1, llm.llama.n_ctx - (params.max_tokens or 1))
+                tokens = [ids[-cut:] for ids in tokens]
             head = {
                 "id": f"cmpl-{secrets.token_hex(12)}",
                 "object": "text_completion",
@@ -65,7 +74,7 @@ class Completions:
                 "system_fingerprint": model.fingerprint,
             }
             if stream:
-                return asked.stream(self._events(asked, tokens, params, head, with_usage))
+                return asked.stream(self._events(asked, tokens, params, head, with_usage, with_ids))
             made = await while_connected(request.receive, llm.generate(tokens, params))
             groups: list[list[Completion]] = [g if isinstance(g, list) else [g] for g in made]
         done = [c for group in groups for c in group]
@@ -81,6 +90,7 @@ class Completions:
                 "finish_reason": FINISH[c.finish_reason],
                 "stop_reason": c.stop_reason,
                 **({} if of_prompt is None else {"prompt_logprobs": prompt_logprobs(c.prompt_logprobs, vocab)}),
+                **({"prompt_token_ids": c.prompt_token_ids, "token_ids": c.token_ids} if with_ids else {}),
             }
             for i, c in enumerate(done)
         ]
@@ -94,6 +104,7 @@ class Completions:
         params: SamplingParams,
         head: dict[str, Any],
         with_usage: bool,
+        with_ids: bool,
     ) -> AsyncGenerator[bytes, None]:
         n, llm = params.n, asked.model.text()
         streams: list[Any] = [llm.stream(t, params) for t in tokens]
@@ -101,6 +112,7 @@ class Completions:
         starts = [len(vocab.detokenize(t, special=True)) if params.echo else 0 for t in tokens]
         logprobs = [CompletionLogprobs(vocab, start) for start in starts for _ in range(n)]
         done: dict[int, Completion] = {}
+        begun: set[int] = set()
         writer = ChunkWriter({**head, "usage": None} if with_usage else head)
         chunk: Chunk
         async for prompt, chunk in merged(streams):
@@ -108,17 +120,22 @@ class Completions:
             finish, whole = chunk.finish_reason, chunk.completion
             if whole is not None:
                 done[i] = whole
-            if not (chunk.text or chunk.logprobs or finish):
+            if not (chunk.text or chunk.logprobs or finish or with_ids):
                 continue
-            if finish is None and chunk.logprobs is None:
+            if finish is None and chunk.logprobs is None and not with_ids:
                 yield writer.text(i, '"text":', chunk.text, ',"finish_reason":null,"logprobs":null}')
                 continue
-            choice = {
+            choice: dict[str, Any] = {
                 "index": i,
                 "text": chunk.text,
                 "logprobs": logprobs[i].to_dict(chunk.logprobs),
                 "finish_reason": None if finish is None else FINISH[finish],
             }
+            if with_ids:
+                choice["token_ids"] = chunk.token_ids
+                if i not in begun:
+                    begun.add(i)
+                    choice["prompt_token_ids"] = list(map(int, tokens[prompt]))
             last = {} if whole is None else {"timings": timings_dict(whole.timings, whole.usage)}
             yield writer.choice(choice, **last)
         asked.finished((c.usage, c.timings, FINISH[c.finish_reason]) for c in done.values())

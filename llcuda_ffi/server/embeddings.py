@@ -6,6 +6,7 @@ import asyncio
 import base64
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,18 +56,23 @@ class Embeddings:
             dim = fields.take("dimensions")
             if dim is not None:
                 integer("dimensions", dim, 1, embedder.dim)
-            truncate = _truncation(fields)
-            norm = fields.integer("embd_normalize", -1, 2, 2)
-            if norm not in (-1, 2):
-                raise InvalidRequest("embd_normalize may be 2 (length 1) or -1 (as computed)")
+            truncate, most = _truncation(fields)
+            before = _prompt(fields, embedder)
+            norm = fields.integer("embd_normalize", -1, 100, 2)
+            if not fields.flag("normalize", fields.flag("use_activation", True)):
+                norm = -1
+            for name, (allowed, why) in _ONLY.items():
+                if fields.take(name, allowed) != allowed:
+                    raise InvalidRequest(f"{name} is not supported: {why}")
             fields.take("user")
-            fields.end()
+            fields.check(fields.rest(), instead=_INSTEAD)
 
             asked.enter()
 
             async def work() -> tuple[np.ndarray, int]:
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._threads, _encode, embedder, texts, dim, truncate, norm == 2)
+                job = _Job(embedder, texts, before, dim, truncate, most, norm or 0)
+                return await loop.run_in_executor(self._threads, job.run)
 
             vectors, tokens = await while_connected(request.receive, work())
         data = [
@@ -80,24 +86,90 @@ class Embeddings:
         return model.name, data, tokens
 
 
-def _truncation(fields: Fields) -> bool:
-    """Whether texts that are too long are cut: Text Embeddings Inference's `truncate`, vLLM's name for it."""
+# fields that may only say what happens anyway, and why nothing else
+_ONLY: dict[str, tuple[Any, str]] = {
+    "embedding_type": ("float", "encoding_format chooses float or base64"),
+    "embed_dtype": ("float32", "vectors are float32"),
+    "add_special_tokens": (True, "send token ids where none are to be added"),
+    "late_chunking": (False, "each text has a vector of its own"),
+    "priority": (0, "the one who runs the server sets priorities"),
+}
+_INSTEAD = {
+    "messages": "input: texts have vectors, conversations have none",
+    "prompt": "it in the texts, or the name of one of the model's prompts as prompt_name",
+    "task": "prompt_name, a name of the model's prompts",
+}
+# what others call the sides of a search → the names that models give their prompts
+_SIDES = {
+    "query": ("query",),
+    "search_query": ("query",),
+    "document": ("document", "passage", "corpus"),
+    "passage": ("passage", "document", "corpus"),
+    "search_document": ("document", "passage", "corpus"),
+}
+
+
+def _truncation(fields: Fields) -> tuple[bool, int | None]:
+    """Whether texts that are too long are cut (Text Embeddings Inference's `truncate`), and vLLM's number for it."""
     cut = fields.flag("truncate", False)
     most = fields.integer("truncate_prompt_tokens", -1, 1 << 30)
-    if most not in (None, -1):
-        raise InvalidRequest("truncate_prompt_tokens may be -1: to what the model takes")
-    return cut or most == -1
+    return cut or most is not None, None if most == -1 else most
 
 
-def _encode(
-    embedder: Embedder, texts: list[Prompt], dim: int | None, truncate: bool, normalize: bool
-) -> tuple[np.ndarray, int]:
-    """Vectors, and the number of tokens."""
-    tokens = [_ids(embedder, text) for text in texts]
-    return embedder.encode_tokenized(tokens, dim=dim, truncate=truncate, normalize=normalize)
+def _prompt(fields: Fields, embedder: Embedder) -> str:
+    """The text before each text: that of `prompt_name`, or of `input_type` where the model has prompts."""
+    name, side = fields.take("prompt_name"), fields.take("input_type")
+    if name is not None:
+        if name not in embedder.prompts:
+            raise InvalidRequest(
+                f"no prompt is called {name!r:.60}: the model has {', '.join(embedder.prompts) or 'none'}"
+            )
+        return embedder.prompts[name]
+    if side is None:
+        return ""
+    if side not in _SIDES:
+        raise InvalidRequest(f"input_type must be one of {', '.join(_SIDES)}, not {side!r:.60}")
+    return next((embedder.prompts[name] for name in _SIDES[side] if name in embedder.prompts), "")
 
 
-def _ids(embedder: Embedder, text: Prompt) -> Sequence[int] | np.ndarray:
-    if isinstance(text, str):
-        return embedder.tokenize(text)
-    return [t for part in text for t in ([part] if isinstance(part, int) else embedder.tokenize(part))]
+@dataclass
+class _Job:
+    """Texts to be embedded.
+
+    Attributes:
+        before: the text before each of them.
+        most: tokens that each is cut to, special ones included; None: what the model takes.
+        norm: llama.cpp's: -1 as computed, 0 the largest number is 32760, 2 length 1, p the p-norm.
+    """
+
+    embedder: Embedder
+    texts: list[Prompt]
+    before: str
+    dim: int | None
+    truncate: bool
+    most: int | None
+    norm: int
+
+    def run(self) -> tuple[np.ndarray, int]:
+        """Vectors, and the number of tokens."""
+        tokens = [self._ids(text) for text in self.texts]
+        if self.most is not None:
+            tokens = [_cut(ids, max(2, self.most)) for ids in tokens]
+        vectors, count = self.embedder.encode_tokenized(
+            tokens, dim=self.dim, truncate=self.truncate, normalize=self.norm == 2
+        )
+        if self.norm == 0:
+            vectors = vectors * (32760 / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-12))
+        elif self.norm not in (-1, 2):
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, self.norm, axis=1, keepdims=True), 1e-12)
+        return vectors, count
+
+    def _ids(self, text: Prompt) -> Sequence[int] | np.ndarray:
+        if isinstance(text, str):
+            return self.embedder.tokenize(self.before + text)
+        return [t for part in text for t in ([part] if isinstance(part, int) else self.embedder.tokenize(part))]
+
+
+def _cut(ids: Sequence[int] | np.ndarray, most: int) -> Sequence[int] | np.ndarray:
+    """At most so many tokens, the last one (an end mark in most models) kept."""
+    return ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]

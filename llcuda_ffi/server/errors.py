@@ -18,8 +18,12 @@ from ..errors import (
     UnsupportedByBundle,
     UnsupportedModel,
 )
+from .absent import why_absent
 
 log = logging.getLogger("llcuda_ffi.server")
+
+
+NO_THREADS = "thread_unsupported_request"
 
 
 class Refused(HTTPException):
@@ -65,6 +69,8 @@ def anthropic_error(error: BaseException, request_id: str | None) -> tuple[int, 
     status, found = error_dict(error)
     kind = _ANTHROPIC.get(status, "api_error" if status >= 500 else "invalid_request_error")
     inner = {"type": kind, "message": found["error"]["message"]}
+    if found["error"]["code"] == NO_THREADS:  # by which Anthropic's SDK knows to send whole conversations
+        inner["details"] = {"error_code": NO_THREADS, "unsupported": []}
     return status, {"type": "error", "error": inner, "request_id": request_id}
 
 
@@ -78,7 +84,10 @@ _ANTHROPIC = {
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler."""
-    if request.url.path.endswith(("/messages", "/messages/count_tokens")):
+    if type(error) is HTTPException and error.status_code in (404, 405):
+        why = why_absent(request.url.path, (error.headers or {}).get("Allow"))
+        error = HTTPException(error.status_code, why, error.headers)
+    if "/messages" in request.url.path:
         status, content = anthropic_error(error, getattr(request.state, "request_id", None))
     else:
         status, content = error_dict(error)

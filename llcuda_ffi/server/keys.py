@@ -14,7 +14,7 @@ from ..errors import InvalidRequest
 from .errors import Refused, answer_error
 
 # what probes and browsers ask before they have a key
-PUBLIC = frozenset({"/", "/health", "/v1/health", "/livez", "/readyz", "/page.js", "/page.css"})
+PUBLIC = frozenset({"/", "/health", "/v1/health", "/livez", "/ping", "/readyz", "/page.js", "/page.css"})
 
 
 class Keys:

@@ -56,19 +56,22 @@ def _joined(parts: Any, name: str) -> str:
     return "".join(part["text"] for part in parts)
 
 
-def prompt_ids(vocab: Vocab, prompt: Prompt) -> list[int]:
+def prompt_ids(vocab: Vocab, prompt: Prompt, *, special: bool = True) -> list[int]:
     """The token ids of a prompt; an empty one is the model's own beginning.
+
+    Args:
+        special: put the tokens before a text that the model wants there (BOS).
 
     Raises:
         InvalidRequest: ids outside the vocabulary, or an empty prompt where the model has no token to begin with.
     """
     if isinstance(prompt, str):
-        ids: list[int] = vocab.tokenize(prompt, add_special=True, parse_special=True).tolist() if prompt else []
+        ids: list[int] = vocab.tokenize(prompt, add_special=special, parse_special=True).tolist() if prompt else []
     else:
         ids = []
         for i, item in enumerate(prompt):
             if isinstance(item, str):
-                ids += vocab.tokenize(item, add_special=i == 0, parse_special=True).tolist()
+                ids += vocab.tokenize(item, add_special=special and i == 0, parse_special=True).tolist()
             else:
                 ids.append(item)
         vocab.ids(ids)
@@ -80,15 +83,15 @@ def prompt_ids(vocab: Vocab, prompt: Prompt) -> list[int]:
     return ids
 
 
-async def all_ids(vocab: Vocab, prompts: Sequence[Prompt]) -> list[list[int]]:
+async def all_ids(vocab: Vocab, prompts: Sequence[Prompt], *, special: bool = True) -> list[list[int]]:
     """The token ids of prompts; the event loop does it itself where it is short: a thread would wait until it rests.
 
     Raises:
         as `prompt_ids`.
     """
     if sum(_length(prompt) for prompt in prompts) > _SHORT:
-        return await asyncio.to_thread(lambda: [prompt_ids(vocab, prompt) for prompt in prompts])
-    return [prompt_ids(vocab, prompt) for prompt in prompts]
+        return await asyncio.to_thread(lambda: [prompt_ids(vocab, prompt, special=special) for prompt in prompts])
+    return [prompt_ids(vocab, prompt, special=special) for prompt in prompts]
 
 
 def _length(prompt: Prompt) -> int:

@@ -10,7 +10,7 @@ from ..core.adapter import LoraAdapter
 from ..errors import InvalidRequest
 from ..params import integer, number, override
 from ..sampling_params import SamplingParams
-from .sampling_names import NEUTRAL, OTHER_NAMES, REFUSED, SAMPLER_OFF, WITHOUT_EFFECT
+from .sampling_names import INSTEAD, NEUTRAL, OTHER_NAMES, REFUSED, SAMPLER_LETTERS, SAMPLER_OFF, WITHOUT_EFFECT
 from .served_model import ServedModel
 from .state import Asked
 
@@ -56,10 +56,10 @@ def sampling(asked: Asked, defaults: SamplingParams, logprobs: int | None, **ren
         if name in REFUSED:
             raise InvalidRequest(f"{name} is not supported: {REFUSED[name]}")
         if name in NEUTRAL:
-            allowed, value = NEUTRAL[name], given.pop(name)
-            if allowed and value not in allowed:
-                raise InvalidRequest(f"{name}={value!r:.60} is not supported: only {allowed[0]!r} or nothing")
-    fields.check(given, _KNOWN)
+            (allowed, why), value = NEUTRAL[name], given.pop(name)
+            if value not in allowed:
+                raise InvalidRequest(f"{name}={value!r:.60} is not supported: {why}")
+    fields.check(given, _KNOWN, INSTEAD)
     _translate(settings, model)
     try:
         return override(defaults, {**model.defaults, **settings, "logprobs": logprobs, "lora": lora})
@@ -71,6 +71,8 @@ def _translate(settings: dict[str, Any], model: ServedModel) -> None:
     """Bring values that have other forms over HTTP to those of SamplingParams, in place."""
     if settings.get("max_tokens") in (-1, -2):  # llama.cpp's: without end, until the context is full
         settings["max_tokens"] = None
+    if settings.get("max_reasoning_tokens") == -1:
+        del settings["max_reasoning_tokens"]
     if settings.get("top_k") == -1:
         settings["top_k"] = 0
     if "seed" in settings:  # OpenAI's seeds have 64 bits and a sign; llama.cpp's -1 draws one
@@ -119,9 +121,11 @@ def _biases(value: Any, model: ServedModel) -> dict[int, float]:
 
 
 def _samplers(value: Any) -> dict[str, Any]:
-    """llama.cpp's list of samplers: those that it does not name are off. Their order here is fixed."""
+    """llama.cpp's list of samplers, or their letters. Those that it does not name are off; their order is fixed."""
     if value is None:
         return {}
+    if isinstance(value, str):
+        value = [SAMPLER_LETTERS.get(letter, letter) for letter in value]
     if not isinstance(value, list) or not all(isinstance(n, str) for n in value):
         raise InvalidRequest(f"samplers must be a list of names, not {value!r:.60}")
     unknown = [name for name in value if name not in SAMPLER_OFF]

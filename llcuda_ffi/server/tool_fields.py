@@ -20,6 +20,9 @@ def tool_options(fields: Fields) -> tuple[dict[str, Any], bool]:
     tools, functions = fields.objects("tools", MOST_TOOLS), fields.objects("functions", MOST_TOOLS)
     choice, call = fields.take("tool_choice"), fields.take("function_call")
     old = functions is not None
+    for i, tool in enumerate(tools or ()):
+        if tool.get("type", "function") != "function":
+            raise InvalidRequest(f"tools[{i}] is of type {tool['type']!r:.60}: this server has functions only")
     if functions is not None:
         if tools is not None:
             raise InvalidRequest("functions is the older name of tools: send one of them")

@@ -213,6 +213,11 @@ def test_an_answer_that_has_begun_goes_on(llm: Llama) -> None:
     assert llm.chat_prompt(begun).endswith("assistant\nThe best")
     assert llm.chat_prompt(begun, continue_final_message=False).endswith("The best<|im_end|>\n<|im_start|>assistant\n")
     assert llm.chat_prompt([ASK, calls(call("{}"))]).endswith("<|im_start|>assistant\n")
+    assert llm.chat_prompt(begun, add_generation_prompt=True).endswith("<|im_start|>assistant\n")
+    assert llm.chat_prompt(begun, add_generation_prompt=False).endswith("The best<|im_end|>\n")
+    assert llm.chat_prompt([ASK], add_generation_prompt=False).endswith(f"{ASK['content']}<|im_end|>\n")
+    with pytest.raises(InvalidRequest, match="drop one"):
+        llm.chat_prompt(begun, add_generation_prompt=True, continue_final_message=True)
 
 
 def test_response_format(llm: Llama) -> None:

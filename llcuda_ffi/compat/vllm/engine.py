@@ -164,7 +164,8 @@ class LLM:
                 one,
                 template=chat_template,
                 tools=tools,
-                continue_final_message=continue_final_message or not add_generation_prompt,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
                 chat_template_kwargs=chat_template_kwargs,
             )
             for one in conversations

@@ -42,6 +42,7 @@ class Tokenizer:
         *,
         tokenize: bool = True,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         tools: Sequence[Any] | None = None,
         **variables: Any,
     ) -> str | list[int]:
@@ -49,7 +50,8 @@ class Tokenizer:
         text = self._llama.chat_prompt(
             conversation,
             tools=tools,
-            continue_final_message=not add_generation_prompt and conversation[-1].get("role") == "assistant",
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
             chat_template_kwargs=variables or None,
         )
         return self.encode(text, add_special_tokens=False) if tokenize else text

@@ -17,7 +17,7 @@ from ...errors import InvalidRequest
 from ...sampling_params import SamplingParams
 from ..body import Fields
 from ..chat_turn import ChatTurn
-from ..errors import anthropic_error
+from ..errors import NO_THREADS, Refused, anthropic_error
 from ..events import to_json
 from ..sampling import sampling
 from ..served_model import ServedModel
@@ -85,6 +85,13 @@ class Messages:
         return JSONResponse({"input_tokens": len(prepared.tokens)})
 
 
+# hints and beta features that change no answer here
+_HINTS = (
+    "metadata", "service_tier", "betas", "inference_geo", "cache_control", "context_management", "speed", "diagnostics",
+    "user_profile_id", "workspace_id", "billing_policy",
+)  # fmt: skip
+
+
 def _turn(asked: Asked, limit: int) -> ChatTurn:
     """The conversation of a request."""
     fields = asked.fields
@@ -107,14 +114,16 @@ def _turn(asked: Asked, limit: int) -> ChatTurn:
         options["chat_template_kwargs"] = variables
     if isinstance(form, dict):
         options["response_format"] = {"type": "json_schema", "json_schema": {"schema": form.get("schema")}}
-    options["continue_final_message"] = messages[-1]["role"] == "assistant"
-    # hints and beta features that change no answer here
-    for name in ("metadata", "service_tier", "betas", "inference_geo"):
+    for name in _HINTS:
         fields.take(name)
     for name in ("mcp_servers", "container"):
         if fields.take(name):
             raise InvalidRequest(f"{name} is not supported: this server runs no tools")
-    fields.take("context_management")
+    for name in ("fallbacks", "compaction"):
+        if fields.take(name):
+            raise InvalidRequest(f"{name} is not supported: the model that is named answers, with what it is sent")
+    if fields.take("thread") is not None:
+        raise Refused(400, "thread is not supported: send the whole conversation", NO_THREADS)
     stops = fields.items("stop_sequences")
     params = sampling(asked, SamplingParams(overflow="stop"), None, max_tokens=limit, stop=stops)
     return ChatTurn(messages, params, options)

@@ -78,6 +78,11 @@ def _user(role: str, blocks: Sequence[dict[str, Any]], what: str) -> list[dict[s
             parts.append({"type": "image_url", "image_url": {"url": _image(block.get("source"), what)}})
         elif kind == "document" and isinstance(block.get("source"), dict) and block["source"].get("type") == "text":
             parts.append({"type": "text", "text": _string(block["source"].get("data"), what)})
+        elif kind == "search_result":
+            head = [_string(block.get(name, ""), what) for name in ("title", "source")]
+            parts.append({"type": "text", "text": "\n".join([*head, _text(block.get("content") or "", what)])})
+        elif kind == "document":
+            raise InvalidRequest(f"{what}: a document is read as text (source.type 'text'): send its text")
         else:
             raise InvalidRequest(f"{what}: a block of type {kind!r:.60} cannot be read")
     return [*results, {"role": role, "content": parts}] if parts else results
@@ -118,7 +123,10 @@ def tools_of(fields: Fields) -> dict[str, Any]:
     tools = []
     for i, tool in enumerate(fields.objects("tools", MOST_TOOLS) or ()):
         if tool.get("type", "custom") != "custom":
-            raise InvalidRequest(f"tools[{i}] is of type {tool['type']!r:.60}: this server has only tools that you run")
+            raise InvalidRequest(
+                f"tools[{i}] is of type {tool['type']!r:.60}, which Anthropic's models know: give a tool of your own, "
+                "with an input_schema"
+            )
         function: dict[str, Any] = {
             "name": tool.get("name"),
             "parameters": tool.get("input_schema") or {"type": "object"},

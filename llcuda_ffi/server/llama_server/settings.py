@@ -50,8 +50,8 @@ def generation_settings(params: SamplingParams, seed: int | None = None) -> dict
             {"token": token, "bias": bias if math.isfinite(bias) else None}
             for token, bias in (params.logit_bias or {}).items()
         ],
-        "adaptive_target": -1.0,  # a sampler that is not here: off
-        "adaptive_decay": 0.9,
+        "adaptive_target": params.adaptive_p_target,
+        "adaptive_decay": params.adaptive_p_decay,
         "n_probs": params.logprobs or 0,
         "samplers": list(SAMPLER_OFF),
     }

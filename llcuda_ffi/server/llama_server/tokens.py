@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from ...core.vocab import Vocab
 from ...errors import InvalidRequest
+from ..chat import chat_turn
 from ..served_model import ServedModel
 from ..state import ServerState
 
@@ -24,6 +25,13 @@ class Tokens:
         """Text to token ids; vLLM's names are taken too."""
         async with self._state.asked(request, None) as asked:
             fields, vocab = asked.fields, _vocab(asked.model)
+            strings = fields.flag("return_token_strs", False)
+            if "messages" in fields:  # vLLM's: a conversation's prompt
+                asked.model.as_kind("text")
+                turn, _ = chat_turn(asked)
+                asked.enter()
+                prompt: list[int] = (await turn.prepared(asked.model)).tokens.tolist()
+                return _counted(prompt, vocab, strings)
             text = fields.text("content" if "content" in fields or "prompt" not in fields else "prompt")
             special = fields.flag("add_special_tokens", fields.flag("add_special", False))
             parse = fields.flag("parse_special", True)
@@ -36,7 +44,7 @@ class Tokens:
 
             asked.enter()
             tokens = await asyncio.to_thread(work)
-        return JSONResponse({"tokens": tokens, "count": len(tokens)})
+        return _counted(tokens, vocab, strings and not pieces)
 
     async def detokenize(self, request: Request) -> Response:
         """Token ids to text, under llama.cpp's name and vLLM's."""
@@ -64,6 +72,11 @@ class Tokens:
                     **{f"{name}_token": None if t is None else vocab.text(t) for name, t in special.items()},
                 }
             )
+
+
+def _counted(tokens: list[Any], vocab: Vocab, strings: bool) -> Response:
+    texts = [vocab.piece(t, special=True).decode("utf-8", "replace") for t in tokens] if strings else None
+    return JSONResponse({"tokens": tokens, "count": len(tokens), **({} if texts is None else {"token_strs": texts})})
 
 
 def _vocab(model: ServedModel) -> Vocab:

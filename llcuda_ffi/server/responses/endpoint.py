@@ -16,7 +16,7 @@ from ...chat.results import ChatCompletion, logprobs_dict
 from ...errors import InvalidRequest
 from ...sampling_params import SamplingParams
 from ..body import Fields
-from ..chat_turn import ChatTurn
+from ..chat_turn import EFFORTS, ChatTurn
 from ..errors import error_dict
 from ..events import to_json
 from ..sampling import sampling
@@ -29,8 +29,20 @@ from .output import Event, OutputWriter
 from .store import ResponseStore
 
 _LOGPROBS = "message.output_text.logprobs"
-# asked for by clients as a matter of course; nothing of it is there to be included
-_INCLUDES = (_LOGPROBS, "reasoning.encrypted_content")
+# OpenAI's; but for the first nothing of it is there to be included
+_INCLUDES = (
+    _LOGPROBS, "reasoning.encrypted_content", "file_search_call.results", "web_search_call.results",
+    "web_search_call.action.sources", "message.input_image.image_url", "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+)  # fmt: skip
+# fields that may say one thing only, and why
+_ONLY = {
+    "background": ((False,), "the answer comes with the request"),
+    "truncation": (("disabled", "auto"), "an input that is too long is refused"),
+    "conversation": ((), "send input, or previous_response_id"),
+    "prompt": ((), "prompts are not stored: send input and instructions"),
+    "context_management": ((), "send input, or previous_response_id"),
+}
 
 
 class Responses:
@@ -101,12 +113,17 @@ class Responses:
         if request.method == "DELETE":
             self._store.delete(_key(request), name)
             return JSONResponse({"id": name, "object": "response", "deleted": True})
+        if request.query_params.get("stream") == "true":
+            raise InvalidRequest("a response that is kept is given whole: leave stream out")
         return JSONResponse(self._store.get(_key(request), name).response)
 
     async def input_items(self, request: Request) -> Response:
         """GET /v1/responses/ID/input_items."""
         items = self._store.get(_key(request), request.path_params["name"]).items
-        return JSONResponse({"object": "list", "data": items, "has_more": False})
+        given = [{"id": f"item_{i}", **item} for i, item in enumerate(items)]
+        if request.query_params.get("order", "desc") == "desc":
+            given.reverse()
+        return JSONResponse({"object": "list", "data": given, "has_more": False})
 
     def _earlier(self, asked: Asked) -> tuple[str | None, list[Item]]:
         """The id of the response that a request goes on from, and the conversation with it."""
@@ -138,8 +155,10 @@ class _Job:
         form, text = response_format(fields)
         reasoning = Fields(fields.mapping("reasoning"), fields.lenient)
         effort = reasoning.take("effort")
-        for name in ("summary", "generate_summary"):
+        for name in ("summary", "generate_summary", "context", "mode"):
             reasoning.take(name)
+        if effort is not None and effort not in EFFORTS:
+            raise InvalidRequest(f"reasoning.effort must be one of {', '.join(EFFORTS)}, not {effort!r:.60}")
         reasoning.end()
         include = fields.items("include") or []
         for name in include:
@@ -150,14 +169,12 @@ class _Job:
         self.store = fields.flag("store", True)
         limit = fields.take("max_output_tokens")
         metadata = fields.mapping("metadata")
-        for name, allowed in (("background", False), ("truncation", "disabled"), ("max_tool_calls", None)):
+        for name, (allowed, why) in _ONLY.items():
             value = fields.take(name)
-            if value not in (None, allowed) and not (name == "truncation" and value == "auto"):
-                raise InvalidRequest(f"{name}={value!r:.60} is not supported")
+            if value is not None and value not in allowed:
+                raise InvalidRequest(f"{name}={value!r:.60} is not supported: {why}")
         fields.take("stream_options")
-        for name in ("conversation", "prompt", "context_management"):
-            if fields.take(name) is not None:
-                raise InvalidRequest(f"{name} is not supported: send input, or previous_response_id")
+        fields.integer("max_tool_calls", 1, 1 << 30)  # of tools that a provider runs: there are none
         params = sampling(asked, SamplingParams(max_tokens=None, overflow="stop"), self._top, max_tokens=limit)
         options = {**tools, "response_format": form}
         if effort is not None:

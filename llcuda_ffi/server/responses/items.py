@@ -66,7 +66,9 @@ def messages_of(items: Sequence[Item], instructions: str | None = None) -> list[
             text = output if isinstance(output, str) else _joined(output, what)
             out.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
         else:
-            raise InvalidRequest(f"{what} is of type {kind!r:.60}: messages, reasoning and function calls are taken")
+            raise InvalidRequest(
+                f"{what} is of type {kind!r:.60}: messages, reasoning, function calls and their outputs are taken"
+            )
     for message in out:
         if message["role"] == "assistant" and message["content"] is None and "tool_calls" not in message:
             message["content"] = ""
