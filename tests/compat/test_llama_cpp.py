@@ -214,6 +214,58 @@ for token in llm.generate(llm.tokenize(b"Once upon a time"), top_k=40, top_p=0.9
 """,
         "len(made) == 3",
     ),
+    Snippet(
+        "constants",
+        HEAD
+        + "import llcuda_ffi.compat.llama_cpp as llama_cpp\nllm = Llama('./model.gguf', split_mode=llama_cpp.LLAMA_SPLIT_MODE_LAYER, type_k=llama_cpp.GGML_TYPE_F16, seed=llama_cpp.LLAMA_DEFAULT_SEED, chat_handler=None, tokenizer=None, f16_kv=True)\nllama_cpp.llama_backend_init()",
+        "llm.n_vocab() > 0 and llama_cpp.LLAMA_POOLING_TYPE_MEAN == 1",
+    ),
+    Snippet(
+        "modules",
+        """
+from llcuda_ffi.compat.llama_cpp.llama import Llama, LlamaGrammar, LogitsProcessorList
+from llcuda_ffi.compat.llama_cpp.llama_chat_format import Jinja2ChatFormatter, Llava15ChatHandler
+from llcuda_ffi.compat.llama_cpp.llama_tokenizer import LlamaTokenizer
+from llcuda_ffi.compat.llama_cpp.llama_types import ChatCompletionRequestMessage
+from llcuda_ffi.compat.llama_cpp.llama_cache import LlamaRAMCache
+text = Jinja2ChatFormatter(template="{{ messages[0].content }}!", eos_token="a", bos_token="b")(messages=[{"role": "user", "content": "x"}]).prompt
+cache = LlamaRAMCache()
+""",
+        "text == 'x!' and cache.cache_size == 0 and (1, 2) not in cache",
+    ),
+    Snippet(
+        "a template as chat_handler",
+        HEAD
+        + "from llcuda_ffi.compat.llama_cpp.llama_chat_format import hf_tokenizer_config_to_chat_formatter\nhandler = hf_tokenizer_config_to_chat_formatter({'chat_template': 'Q: {{ messages[0].content }} A:', 'eos_token': {'content': 'e'}})\nllm = Llama('./model.gguf', chat_handler=handler, verbose=False)\nout = llm.create_chat_completion([{'role': 'user', 'content': 'Hi'}], max_tokens=2)",
+        "out['usage']['prompt_tokens'] == len(llm.tokenize(b'Q: Hi A:'))",
+    ),
+    Snippet(
+        "rewind",
+        LOAD
+        + "llm.eval([5, 6, 7])\nllm.n_tokens = 2\nids = llm.input_ids.tolist()\ntext = llm.tokenizer().decode([5])",
+        "ids == [5, 6]",
+    ),
+    Snippet(
+        "generate with stopping_criteria",
+        LOAD
+        + "made = list(llm.generate([5, 6], penalize_nl=True, stopping_criteria=StoppingCriteriaList([lambda ids, logits: len(ids) >= 4])))",
+        "len(made) == 2",
+    ),
+    Snippet(
+        "settings of forks",
+        LOAD
+        + "out = llm('Once', max_tokens=3, xtc_probability=0.1, dry_multiplier=0.8, dry_range=5, present_penalty=0.1, logits_processor=LogitsProcessorList([MinTokensLogitsProcessor(3, llm.token_eos())]))",
+        "out['usage']['completion_tokens'] == 3",
+    ),
+    Snippet("empty prompt", LOAD + "out = llm('', max_tokens=2)", "out['usage']['prompt_tokens'] == 1"),
+    Snippet("several prompts", LOAD + "llm(['a', 'b'], max_tokens=2)", error="one prompt a call"),
+    Snippet("rpc", HEAD + "Llama('./model.gguf', rpc_servers='a:1')", error="in this process"),
+    Snippet(
+        "low level",
+        HEAD + "from llcuda_ffi.compat.llama_cpp import llama_load_model_from_file",
+        error="llcuda_ffi.Model.load",
+    ),
+    Snippet("server", "import llcuda_ffi.compat.llama_cpp.server", error="llcuda-ffi serve"),
     Snippet("unknown", HEAD + "Llama('./model.gguf', n_ctxt=5)", error="did you mean n_ctx"),
 ]
 

@@ -106,6 +106,22 @@ similarities = model.similarity(embeddings, embeddings)
         + "model = SentenceTransformer('bert.gguf', device='cpu', trust_remote_code=True, model_kwargs={'torch_dtype': 'auto'})",
         "model.encode([]).shape == (0, 32)",
     ),
+    Snippet(
+        "other similarities",
+        HEAD
+        + "model = SentenceTransformer('bert.gguf', similarity_fn_name='euclidean')\n"
+        + TEXTS
+        + "v = model.encode(texts)\na = model.similarity(v, v)\nmodel.similarity_fn_name = 'manhattan'\nb = model.similarity_pairwise(v, v[::-1])\npairs = util.paraphrase_mining(model, texts)\ngroups = util.community_detection(v, threshold=-1, min_community_size=3)",
+        "abs(a.diagonal()).max() < 1e-3 and b.shape == (3,) and len(pairs) == 3 and len(groups[0]) == 3",
+    ),
+    Snippet(
+        "truncated for a while",
+        LOAD
+        + "with model.truncate_sentence_embeddings(8):\n    v = model.encode('the cat')\nmodel = model.to('cpu').eval()",
+        "v.shape == (8,) and model.encode('a').shape == (32,)",
+    ),
+    Snippet("unknown option of encode", LOAD + "model.encode('a', batchsize=2)", error="did you mean batch_size"),
+    Snippet("training", "from llcuda_ffi.compat.sentence_transformers import losses", error="for training"),
     Snippet("CrossEncoder", HEAD + "model = CrossEncoder('bert.gguf')", error="no classification head"),
     Snippet(
         "unknown setting", HEAD + "SentenceTransformer('bert.gguf', truncate_dims=3)", error="did you mean truncate_dim"

@@ -197,6 +197,47 @@ texts, last = asyncio.run(main())
         LOAD + "llm.generate('a', lora_request=LoRARequest('sql', 1, 'adapter.gguf'))",
         error="adapter.gguf",
     ),
+    Snippet(
+        "modules and kinds of prompts",
+        LOAD
+        + """
+from llcuda_ffi.compat.vllm.inputs import TokensPrompt
+from llcuda_ffi.compat.vllm.lora.request import LoRARequest
+from llcuda_ffi.compat.vllm.sampling_params import GuidedDecodingParams, RequestOutputKind
+params = SamplingParams.from_optional(max_tokens=2, seed=-1, logit_bias={"5": 1.0}).clone()
+outputs = llm.generate(TokensPrompt(prompt_token_ids=[5, 6]), params, lora_request=[None])
+""",
+        "outputs[0].prompt_token_ids == [5, 6]",
+    ),
+    Snippet(
+        "draft and template",
+        HEAD
+        + "llm = LLM('model.gguf', max_model_len=128, chat_template='Q: {{ messages[0].content }}', pipeline_parallel_size=1, speculative_config={'method': 'ngram', 'num_speculative_tokens': 3})\nout = llm.chat([{'role': 'user', 'content': 'Hi'}], SamplingParams(max_tokens=2), chat_template_content_format='auto')",
+        "out[0].prompt == 'Q: Hi'",
+    ),
+    Snippet(
+        "prompts of a chat",
+        LOAD
+        + f"t = llm.get_tokenizer()\nclosed = t.apply_chat_template({MESSAGES}, tokenize=False)\nids = t.convert_tokens_to_ids(t.tokenize('Hi'))",
+        "closed.endswith('Hello<|im_end|>\\n') and t.decode(ids) == 'Hi' and len(t) == t.vocab_size",
+    ),
+    Snippet(
+        "deltas",
+        HEAD
+        + """
+import asyncio
+async def main():
+    engine = AsyncLLMEngine.from_engine_args(EngineArgs(model="model.gguf", max_model_len=128))
+    params = SamplingParams(max_tokens=6, temperature=0, output_kind=RequestOutputKind.DELTA)
+    parts = [output async for output in engine.generate("Once", params, request_id="1")]
+    await engine.check_health()
+    engine.shutdown()
+    return parts
+parts = asyncio.run(main())
+""",
+        "parts[-1].finished and sum(len(p.outputs[0].token_ids) for p in parts) == 6",
+    ),
+    Snippet("several processes", HEAD + "LLM('model.gguf', data_parallel_size=2)", error="vLLM's processes"),
     Snippet("unknown setting", HEAD + "SamplingParams(max_token=5)", error="did you mean max_tokens"),
     Snippet(
         "unknown engine setting", HEAD + "LLM('model.gguf', max_model_length=5)", error="did you mean max_model_len"

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ... import llama as engine
 from ...chat.tools.functions import Tool
 from ...core.adapter import LoraAdapter
 from ...embedder import Embedder
-from ...errors import InvalidRequest, UnsupportedModel
+from ...enums import PoolingType
+from ...errors import InvalidRequest, MissingExtra, UnsupportedModel
 from ...hub.references import resolve
 from ...keywords import check_keywords, names_methods
 from . import results
-from .settings import chat_template, context_params, kv_type, model_params, sampling_settings
+from .llama_grammar import LlamaGrammar
+from .llama_speculative import LlamaPromptLookupDecoding
+from .processors import LogitsProcessorList, StoppingCriteriaList
+from .settings import (
+    ONLY_UNSET,
+    chat_template,
+    check_unset,
+    context_params,
+    kv_type,
+    model_params,
+    sampling_settings,
+)
+from .token_by_token import LlamaState, TokenByToken
+from .tokens import Tokens
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+__all__ = ["Llama", "LlamaGrammar", "LlamaState", "LogitsProcessorList", "StoppingCriteriaList"]
 
 _KNOWN = (
     "n_gpu_layers", "split_mode", "main_gpu", "tensor_split", "vocab_only", "use_mmap", "use_mlock", "kv_overrides",
@@ -28,26 +46,14 @@ _KNOWN = (
     "attention_type", "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast",
     "yarn_beta_slow", "yarn_orig_ctx", "logits_all", "embedding", "offload_kqv", "flash_attn", "op_offload",
     "swa_full", "no_perf", "last_n_tokens_size", "lora_scale", "lora_path", "numa", "chat_format", "draft_model",
-    "type_k", "type_v", "spm_infill", "verbose",
+    "type_k", "type_v", "spm_infill", "verbose", "chat_handler", "flash_attn_type", "kv_unified", "n_seq_max",
+    *ONLY_UNSET,
 )  # fmt: skip
 _RANDOM = 0xFFFFFFFF  # llama.cpp's "draw a seed"
 
 
-@dataclass(frozen=True)
-class LlamaState:
-    """What save_state gives: the KV cache of what was computed.
-
-    Attributes:
-        data: as llcuda_ffi.Llama.save_state writes it.
-        input_ids: the tokens of `eval` and `generate`.
-    """
-
-    data: bytes
-    input_ids: tuple[int, ...]
-
-
 @names_methods
-class Llama:
+class Llama(Tokens, TokenByToken):
     """A model as llama-cpp-python has it: results are dicts in OpenAI's form.
 
         llm = Llama(model_path="model.gguf", n_ctx=2048, verbose=False)
@@ -59,6 +65,7 @@ class Llama:
     Attributes:
         llm: the llcuda_ffi.Llama behind it.
         model_path: as it was given.
+        chat_format, chat_handler: as they were given.
     """
 
     def __init__(self, model_path: str | os.PathLike[str], **settings: Any) -> None:
@@ -68,14 +75,24 @@ class Llama:
             UnknownSetting: a keyword that it does not take either.
             ModelError, InvalidRequest: as llcuda_ffi.Llama.
         """
+        super().__init__()
         check_keywords(settings, "Llama", _KNOWN)
+        check_unset(settings)
         self.model_path = os.fspath(model_path)
         self.verbose = bool(settings.get("verbose", True))
         self._settings = settings
-        self._template = chat_template(settings.get("chat_format"))
+        self.chat_format, self.chat_handler = settings.get("chat_format"), settings.get("chat_handler")
+        handler = self.chat_handler
+        self._template = getattr(handler, "template", None) or chat_template(self.chat_format)
+        if handler is not None and self._template is None and not hasattr(handler, "clip_model_path"):
+            raise InvalidRequest(
+                "chat_handler takes a Jinja2ChatFormatter or a handler with clip_model_path of "
+                "llcuda_ffi.compat.llama_cpp.llama_chat_format"
+            )
+        if not isinstance(settings.get("draft_model"), (LlamaPromptLookupDecoding, type(None))):
+            raise InvalidRequest("draft_model takes LlamaPromptLookupDecoding; llcuda_ffi.Llama(draft=…) takes a model")
         seed = settings.get("seed", _RANDOM)
         self._seed = None if seed in (None, -1, _RANDOM) else int(seed)
-        self._tokens: list[int] = []
         self._lora: Any = None
         self._embedder: Embedder | None = None
         self._llm: engine.Llama | None = None
@@ -100,7 +117,8 @@ class Llama:
                 n_threads=given.get("n_threads") or "auto",
                 n_gpu_layers="auto" if layers is None else layers,
                 kv_type=kv_type(given),
-                flash_attn=True if given.get("flash_attn") else "auto",
+                flash_attn=True if given.get("flash_attn") or given.get("flash_attn_type") == 1 else "auto",
+                mmproj=getattr(self.chat_handler, "clip_model_path", None),
                 draft=None if draft is None else "ngram",
                 n_draft=None if draft is None else draft.num_pred_tokens,
                 model_params=model_params(given),
@@ -160,6 +178,12 @@ class Llama:
         """
         settings.setdefault("max_tokens", 16)
         params = self._params(settings, "create_completion")
+        if not isinstance(prompt, str):
+            prompt = list(prompt)
+            if not all(isinstance(token, (int, np.integer)) for token in prompt):
+                raise InvalidRequest("one prompt a call, a text or token ids: llcuda_ffi.Llama.generate takes many")
+        if not prompt:
+            prompt = self.tokenize(b"") or [self.token_eos()]
         if params.echo and params.logprobs is not None:
             params = params.replace(prompt_logprobs=params.logprobs)
         asked: Any = prompt
@@ -186,6 +210,8 @@ class Llama:
         *,
         response_format: Mapping[str, Any] | None = None,
         stream: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
         **settings: Any,
     ) -> Any:
         """An answer as a dict, or with `stream` an iterator of dicts.
@@ -206,10 +232,29 @@ class Llama:
             "tool_choice": tool_choice or "auto",
             "response_format": response_format,
             "template": self._template,
+            "chat_template_kwargs": chat_template_kwargs,
+            "add_generation_prompt": add_generation_prompt,
         }
         if stream:
             return results.chat_dicts(self.llm.chat_stream(messages, params, **options))
         return results.chat_dict(self.llm.chat(messages, params, **options), bool(functions))
+
+    def create_chat_completion_openai_v1(self, *args: Any, **settings: Any) -> Any:
+        """As create_chat_completion, as the classes of the package openai.
+
+        Raises:
+            MissingExtra: it is not installed.
+        """
+        try:
+            types: Any = importlib.import_module("openai.types.chat")
+        except ImportError:
+            raise MissingExtra(
+                "create_chat_completion_openai_v1 gives the classes of openai: pip install openai"
+            ) from None
+        made = self.create_chat_completion(*args, **settings)
+        if settings.get("stream"):
+            return (types.ChatCompletionChunk(**chunk) for chunk in made)
+        return types.ChatCompletion(**made)
 
     def _params(self, settings: Mapping[str, Any], owner: str) -> Any:
         params = sampling_settings(settings, self.llm.vocab, owner)
@@ -237,40 +282,17 @@ class Llama:
         return_count: bool = False,
     ) -> Any:
         """Embeddings as lists of numbers: one, or one for each text."""
-        vectors = self.embedder.encode(input, normalize=normalize, truncate=truncate).tolist()
+        if self._settings.get("pooling_type") == PoolingType.NONE:
+            rows = self.embedder.encode_tokens(input, truncate=truncate)
+            vectors = rows.tolist() if isinstance(rows, np.ndarray) else [row.tolist() for row in rows]
+        else:
+            vectors = self.embedder.encode(input, normalize=normalize, truncate=truncate).tolist()
         if not return_count:
             return vectors
         texts = [input] if isinstance(input, str) else input
         return vectors, sum(min(len(self.embedder.tokenize(text)), self.embedder.max_tokens) for text in texts)
 
-    # --- tokens ---
-
-    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """Token ids of a text."""
-        tokens: list[int] = self.model.vocab.tokenize(text, add_special=add_bos, parse_special=special).tolist()
-        return tokens
-
-    def detokenize(
-        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
-    ) -> bytes:
-        """What token ids write; with `prev_tokens`, after those."""
-        vocab = self.model.vocab
-        written = b"".join(vocab.piece(int(token), special=special) for token in tokens)
-        starts = prev_tokens is None and len(tokens) > 0 and int(tokens[0]) == vocab.bos
-        return written[1:] if starts and written.startswith(b" ") else written
-
-    def token_bos(self) -> int:
-        """The beginning-of-sequence token; -1 where there is none."""
-        return -1 if self.model.vocab.bos is None else self.model.vocab.bos
-
-    def token_eos(self) -> int:
-        """The end-of-sequence token; -1 where there is none."""
-        return -1 if self.model.vocab.eos is None else self.model.vocab.eos
-
-    def token_nl(self) -> int:
-        """The newline token; -1 where there is none."""
-        found = self.model.vocab.special("nl")
-        return -1 if found is None else found
+    # --- facts ---
 
     def n_ctx(self) -> int:
         """Most tokens of a request."""
@@ -289,41 +311,6 @@ class Llama:
         """The model file's metadata as text."""
         return dict(self.model.metadata)
 
-    # --- token by token ---
-
-    @property
-    def n_tokens(self) -> int:
-        """How many tokens `eval` was given since `reset`."""
-        return len(self._tokens)
-
-    def reset(self) -> None:
-        """Start a new sequence for `eval`."""
-        self._tokens.clear()
-
-    def eval(self, tokens: Sequence[int]) -> None:
-        """Compute tokens after those before."""
-        self.llm.generate([*self._tokens, *tokens], max_tokens=0)
-        self._tokens += map(int, tokens)
-
-    def sample(self, **settings: Any) -> int:
-        """The next token after what `eval` was given; it is not added."""
-        params = self._params({**settings, "max_tokens": 1}, "sample")
-        token: int = self.llm.generate(list(self._tokens), params).token_ids[0]
-        return token
-
-    def generate(
-        self, tokens: Sequence[int], *, reset: bool = True, **settings: Any
-    ) -> Generator[int, Sequence[int] | None, None]:
-        """Tokens that follow, one by one, without an end; what is sent to the generator is added before the next."""
-        if reset:
-            self.reset()
-        self.eval(tokens)
-        while True:
-            token = self.sample(**settings)
-            sent = yield token
-            self._tokens.append(token)
-            self._tokens += sent or []
-
     # --- states ---
 
     def save_state(self) -> LlamaState:
@@ -331,7 +318,7 @@ class Llama:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "state")
             self.llm.save_state(path)
-            return LlamaState(path.read_bytes(), tuple(self._tokens))
+            return LlamaState(path.read_bytes(), tuple(self.eval_tokens))
 
     def load_state(self, state: LlamaState) -> None:
         """Go on from a state."""
@@ -339,7 +326,7 @@ class Llama:
             path = Path(folder, "state")
             path.write_bytes(state.data)
             self.llm.load_state(path)
-        self._tokens = list(state.input_ids)
+        self.eval_tokens = list(state.input_ids)
 
     def set_cache(self, cache: Any) -> None:
         """Nothing changes: prefixes that were computed are always reused (see LlamaRAMCache)."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+class LlamaDraftModel:
+    """What drafts tokens."""
+
+
 @dataclass
-class LlamaPromptLookupDecoding:
+class LlamaPromptLookupDecoding(LlamaDraftModel):
     """Drafts what followed the last tokens where they stood before (here `draft="ngram"`).
 
     Attributes:

@@ -30,6 +30,22 @@ class StoppingCriteriaList(list[Callable[[Tokens, Logits], bool]]):
         return any(function(input_ids, logits) for function in self)
 
 
+class MinTokensLogitsProcessor:
+    """Bans the end token until an answer has so many tokens."""
+
+    def __init__(self, min_tokens: int, token_eos: int) -> None:
+        self._least, self._end = min_tokens, token_eos
+        self._n_prompt: int | None = None
+
+    def __call__(self, input_ids: Tokens, scores: Logits) -> Logits:
+        """The logits, without the end's while it is too early."""
+        if self._n_prompt is None:
+            self._n_prompt = len(input_ids)
+        if len(input_ids) - self._n_prompt < self._least:
+            scores[self._end] = -np.inf
+        return scores
+
+
 def stopping(criteria: Any, end: int) -> Callable[[Tokens, Logits], None]:
     """A logits processor under which only the end token is left once `criteria` hold."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from ...errors import InvalidRequest, UnsupportedModel
 from ...keywords import check_keywords
 from ...params import ContextParams, ModelParams
 from ...sampling_params import SamplingParams
-from .grammar import LlamaGrammar
+from .llama_grammar import LlamaGrammar
 from .processors import stopping
 
 # what a completion takes besides the prompt, and what it is here; None: taken, and without effect
@@ -38,6 +39,25 @@ SAMPLING = {
     "logits_processor": "logits_processors",
     "tfs_z": None,
     "model": None,
+    # of its forks
+    "present_penalty": "presence_penalty",
+    "dry_range": "dry_penalty_last_n",
+    "dry_seq_breakers": "dry_breakers",
+    "adaptive_target": "adaptive_p_target",
+    "adaptive_decay": "adaptive_p_decay",
+    "reasoning_budget": "max_reasoning_tokens",
+}
+# settings of this package's that it does not have
+_OURS = {f.name: f.name for f in dataclasses.fields(SamplingParams)} | SAMPLING
+# of the constructor: only the values that say nothing, and why
+ONLY_UNSET: dict[str, tuple[tuple[Any, ...], str]] = {
+    "rpc_servers": ((None, ""), "layers are computed in this process"),
+    "use_direct_io": ((None, False), "model_params=ModelParams(load_mode='DIRECT_IO') of llcuda_ffi.Llama does it"),
+    "lora_base": ((None,), "adapters are applied to the model itself"),
+    "tokenizer": ((None,), "the model's file has its tokenizer"),
+    "n_parts": ((None, -1, 1), "a split file is found by its first part"),
+    "f16_kv": ((None, True), "type_k and type_v say it"),
+    "low_vram": ((None, False), "n_gpu_layers and offload_kqv say it"),
 }
 _CONTEXT = (
     "n_threads_batch", "rope_scaling_type", "attention_type", "rope_freq_base", "rope_freq_scale", "yarn_ext_factor",
@@ -54,7 +74,14 @@ _KINDS = {
     "split_mode": SplitMode,
 }
 # names of chat formats that have another one here
-_FORMATS = {"llama-2": "llama2", "llama-3": "llama3", "mistral-instruct": "mistral", "phi-3": "phi3"}
+_FORMATS = {
+    "llama-2": "llama2",
+    "llama-3": "llama3",
+    "mistral-instruct": "mistral",
+    "phi-3": "phi3",
+    "qwen": "chatml",
+    "chatml-function-calling": "chatml",
+}
 
 
 def sampling_settings(settings: Mapping[str, Any], vocab: Vocab, owner: str) -> SamplingParams:
@@ -64,10 +91,12 @@ def sampling_settings(settings: Mapping[str, Any], vocab: Vocab, owner: str) -> 
         UnknownSetting: a name that llama-cpp-python's call does not take either.
     """
     special = ("grammar", "stopping_criteria", "top_logprobs")
-    check_keywords(settings, owner, [*SAMPLING, *special])
+    if settings.get("n", 1) != 1:
+        raise InvalidRequest("one completion a call: llcuda_ffi.Llama.generate(prompt, n=…) makes several")
+    check_keywords(settings, owner, [*_OURS, *special])
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        here = SAMPLING.get(name)
+        here = None if name == "grammar" else _OURS.get(name)
         if here is not None and value is not None:
             found[here] = value
     if "max_tokens" in settings and (settings["max_tokens"] is None or settings["max_tokens"] <= 0):
@@ -81,7 +110,9 @@ def sampling_settings(settings: Mapping[str, Any], vocab: Vocab, owner: str) -> 
     grammar = settings.get("grammar")
     if grammar is not None:
         if not isinstance(grammar, LlamaGrammar):
-            raise InvalidRequest(f"grammar must be a LlamaGrammar, not {type(grammar).__name__}")
+            raise InvalidRequest(
+                f"grammar must be a LlamaGrammar, not {type(grammar).__name__}: LlamaGrammar.from_string(text)"
+            )
         found.update(grammar.settings)
     criteria = settings.get("stopping_criteria")
     if criteria is not None and vocab.eos is not None:
@@ -89,7 +120,14 @@ def sampling_settings(settings: Mapping[str, Any], vocab: Vocab, owner: str) -> 
         processors = [processors] if callable(processors) else [*processors]
         found["logits_processors"] = [*processors, stopping(criteria, vocab.eos)]
     # an answer that is cut by the context ends with "length", as theirs does
-    return SamplingParams(overflow="stop", **found)
+    return SamplingParams(**{"overflow": "stop", **found})
+
+
+def check_unset(settings: Mapping[str, Any]) -> None:
+    """Raise InvalidRequest, which says why, for a setting of the constructor that has no effect here."""
+    for name, (allowed, why) in ONLY_UNSET.items():
+        if settings.get(name) not in allowed:
+            raise InvalidRequest(f"{name}={settings[name]!r:.60} is not taken here: {why}")
 
 
 def model_params(settings: Mapping[str, Any]) -> ModelParams:

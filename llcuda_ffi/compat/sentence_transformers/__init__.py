@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ... import __version__
+from ...errors import InvalidRequest
 from . import util
 from .cross_encoder import CrossEncoder
 from .model import SentenceTransformer
 from .quantization import quantize_embeddings
+from .similarity_functions import SimilarityFunction
 
-__all__ = ["CrossEncoder", "SentenceTransformer", "quantize_embeddings", "util"]
+__all__ = ["CrossEncoder", "SentenceTransformer", "SimilarityFunction", "__version__", "quantize_embeddings", "util"]
+
+_TRAINING = (
+    "InputExample", "SentenceTransformerTrainer", "SentenceTransformerTrainingArguments", "SentencesDataset",
+    "datasets", "evaluation", "losses", "models", "readers", "training_args",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _TRAINING:
+        raise InvalidRequest(f"{name} is for training: train with sentence-transformers, then llcuda-ffi model convert")
+    if name == "SparseEncoder":
+        raise InvalidRequest("SparseEncoder is not here: vectors of llama.cpp are dense (SentenceTransformer)")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from ...embedding.reranker import Reranker
+from ...embedding.vectors import to_tensor
 from ...errors import InvalidRequest
 from ...keywords import check_keywords, names_methods
 
 _WITHOUT_EFFECT = (
     "num_labels", "trust_remote_code", "revision", "local_files_only", "token", "model_kwargs", "tokenizer_kwargs",
-    "config_kwargs", "cache_folder", "backend",
+    "config_kwargs", "cache_folder", "backend", "model_card_data", "automodel_args", "processor_kwargs",
 )  # fmt: skip
 
 
@@ -40,7 +41,9 @@ class CrossEncoder:
             UnsupportedModel: the model has no classification head.
             UnknownSetting: a keyword that sentence-transformers does not take either.
         """
-        check_keywords(settings, "CrossEncoder", ["max_length", "device", *_WITHOUT_EFFECT])
+        activations = ("activation_fn", "default_activation_function")
+        check_keywords(settings, "CrossEncoder", ["max_length", "device", *activations, *_WITHOUT_EFFECT])
+        self._activation = next((settings[name] for name in activations if settings.get(name) is not None), None)
         self.reranker = Reranker(model_name_or_path, device=device or "auto", max_tokens=max_length)
 
     def predict(
@@ -49,7 +52,9 @@ class CrossEncoder:
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         activation_fn: Callable[[Any], Any] | None = None,
-        **_: Any,
+        apply_softmax: bool = False,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
     ) -> Any:
         """The score of each (query, document): raw, or after `activation_fn`. One pair gives one score."""
         single = len(sentences) == 2 and all(isinstance(text, str) for text in sentences)
@@ -62,7 +67,14 @@ class CrossEncoder:
         scores = np.empty(len(pairs), np.float32)
         for query, places in by_query.items():
             scores[places] = self.reranker.scores(query, [pairs[i][1] for i in places], truncate=True)
-        result = scores if activation_fn is None else activation_fn(scores)
+        if apply_softmax:
+            raise InvalidRequest("a reranker gives one score: softmax would make each of them 1")
+        activation = activation_fn or self._activation
+        result = scores if activation is None else activation(to_tensor(scores) if convert_to_tensor else scores)
+        if convert_to_tensor and activation is None:
+            result = to_tensor(result)
+        if not convert_to_numpy and not convert_to_tensor and not single:
+            result = list(result)
         return result[0] if single else result
 
     def rank(
@@ -71,7 +83,8 @@ class CrossEncoder:
         documents: Sequence[str],
         top_k: int | None = None,
         return_documents: bool = False,
-        **_: Any,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
     ) -> list[dict[str, Any]]:
         """Documents as {"corpus_id", "score"}, and "text" where wanted; best first."""
         found = self.reranker.rank(query, documents, top_k=top_k, truncate=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,16 @@ from ...embedder import Embedder, Texts
 from ...embedding.vectors import to_tensor
 from ...errors import InvalidRequest
 from ...keywords import check_keywords, names_methods
-from . import util
+from .similarity_functions import SimilarityFunction
 
 _WITHOUT_EFFECT = (
     "modules", "trust_remote_code", "revision", "local_files_only", "token", "model_kwargs", "tokenizer_kwargs",
-    "config_kwargs", "cache_folder", "backend", "similarity_fn_name",
+    "config_kwargs", "cache_folder", "backend", "use_auth_token", "processor_kwargs", "model_card_data",
+)  # fmt: skip
+
+_OPTIONS = (
+    "sentences", "prompt_name", "prompt", "batch_size", "show_progress_bar", "output_value", "precision",
+    "convert_to_numpy", "convert_to_tensor", "device", "normalize_embeddings", "truncate_dim", "pool", "chunk_size",
 )  # fmt: skip
 
 
@@ -33,6 +39,7 @@ class SentenceTransformer:
     Attributes:
         embedder: the llcuda_ffi.Embedder behind it.
         default_prompt_name: the prompt that encode uses where none is named.
+        truncate_dim: numbers that encode keeps of a vector; None keeps all.
     """
 
     def __init__(
@@ -54,16 +61,59 @@ class SentenceTransformer:
         check_keywords(
             settings,
             "SentenceTransformer",
-            ["device", "prompts", "default_prompt_name", "truncate_dim", *_WITHOUT_EFFECT],
+            ["device", "prompts", "default_prompt_name", "truncate_dim", "similarity_fn_name", *_WITHOUT_EFFECT],
         )
+        self.similarity_fn_name = settings.get("similarity_fn_name") or "cosine"
         self.embedder = Embedder(model_name_or_path, device=device or "auto", prompts=prompts)
+        self._prompts: dict[str, str] | None = None
         self.truncate_dim = truncate_dim
         self.default_prompt_name = default_prompt_name
 
     @property
     def prompts(self) -> dict[str, str]:
-        """The model's prompts by name."""
-        return dict(self.embedder.prompts)
+        """The prompts by name: the model's, or those that were set."""
+        return dict(self.embedder.prompts if self._prompts is None else self._prompts)
+
+    @prompts.setter
+    def prompts(self, value: Mapping[str, str]) -> None:
+        self._prompts = dict(value)
+
+    @property
+    def similarity_fn_name(self) -> str:
+        """What `similarity` computes: cosine, dot, euclidean or manhattan."""
+        return self._similarity
+
+    @similarity_fn_name.setter
+    def similarity_fn_name(self, value: str) -> None:
+        self._similarity: str = SimilarityFunction(value).value
+
+    @property
+    def device(self) -> str:
+        """Where it computes: "cpu" or "cuda"."""
+        return "cuda" if self.embedder.model.placement.on_gpu else "cpu"
+
+    def eval(self) -> SentenceTransformer:
+        """Itself: nothing is trained here."""
+        return self
+
+    def to(self, device: Any) -> SentenceTransformer:
+        """Itself, where it is on that device already.
+
+        Raises:
+            InvalidRequest: it is on another: SentenceTransformer(name, device=…) chooses.
+        """
+        if not str(device).startswith(self.device):
+            raise InvalidRequest(f"the model is on {self.device}: SentenceTransformer(name, device={str(device)!r})")
+        return self
+
+    @contextlib.contextmanager
+    def truncate_sentence_embeddings(self, truncate_dim: int | None) -> Iterator[None]:
+        """While inside, `encode` keeps so many numbers."""
+        before, self.truncate_dim = self.truncate_dim, truncate_dim
+        try:
+            yield
+        finally:
+            self.truncate_dim = before
 
     @property
     def max_seq_length(self) -> int:
@@ -98,17 +148,22 @@ class SentenceTransformer:
         device: Any = None,
         normalize_embeddings: bool = True,
         truncate_dim: int | None = None,
-        **_: Any,
+        pool: Any = None,
+        chunk_size: int | None = None,
+        **others: Any,
     ) -> Any:
         """Vectors of texts: an array, a list of arrays (convert_to_numpy=False), or a tensor.
 
         Raises:
             InvalidRequest: the model has no prompt of that name, or another output_value is asked for.
         """
-        if prompt is None and prompt_name is None and self.default_prompt_name in self.embedder.prompts:
+        check_keywords(others, "encode", ["task", *_OPTIONS])
+        if prompt is None and prompt_name is None and self.default_prompt_name in self.prompts:
             prompt_name = self.default_prompt_name
         if prompt is not None:
             prompt_name = None
+        elif self._prompts is not None and prompt_name in self._prompts:
+            prompt, prompt_name = self._prompts[prompt_name], None
         if output_value == "token_embeddings":
             rows = self.embedder.encode_tokens(sentences, truncate=True, prompt=prompt, prompt_name=prompt_name)
             if not convert_to_tensor:
@@ -139,15 +194,15 @@ class SentenceTransformer:
         return self.encode(sentences, **{**self._for("document", "passage", "corpus"), **options})
 
     def _for(self, *names: str) -> dict[str, str]:
-        return next(({"prompt_name": name} for name in names if name in self.embedder.prompts), {})
+        return next(({"prompt_name": name} for name in names if name in self.prompts), {})
 
     def similarity(self, a: Any, b: Any) -> Any:
-        """The cosine of every vector of `a` with every one of `b`."""
-        return util.cos_sim(a, b)
+        """How alike every vector of `a` and every one of `b` are, by `similarity_fn_name`."""
+        return SimilarityFunction.to_similarity_fn(self._similarity)(a, b)
 
     def similarity_pairwise(self, a: Any, b: Any) -> Any:
-        """The cosine of each vector of `a` with the same of `b`."""
-        return util.pairwise_cos_sim(a, b)
+        """How alike each vector of `a` and the same of `b` are, by `similarity_fn_name`."""
+        return SimilarityFunction.to_similarity_pairwise_fn(self._similarity)(a, b)
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, list[list[int]]]:
         """{"input_ids": …}, special tokens included."""

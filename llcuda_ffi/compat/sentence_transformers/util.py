@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,71 @@ def pairwise_cos_sim(a: Any, b: Any) -> Any:
     left, right = (np.atleast_2d(_array(one)) for one in (a, b))
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     return _like((left * right).sum(axis=1) / np.where(lengths == 0, 1, lengths), a, b)
+
+
+def pairwise_dot_score(a: Any, b: Any) -> Any:
+    """The dot product of each row of `a` with the same row of `b`: (n,)."""
+    return _like((np.atleast_2d(_array(a)) * np.atleast_2d(_array(b))).sum(axis=1), a, b)
+
+
+def euclidean_sim(a: Any, b: Any) -> Any:
+    """Minus the distance of every row of `a` from every row of `b`: (n, m)."""
+    return _like(-np.linalg.norm(_differences(a, b), axis=2), a, b)
+
+
+def manhattan_sim(a: Any, b: Any) -> Any:
+    """Minus the sum of the differences of every row of `a` from every row of `b`: (n, m)."""
+    return _like(-np.abs(_differences(a, b)).sum(axis=2), a, b)
+
+
+def pairwise_euclidean_sim(a: Any, b: Any) -> Any:
+    """Minus the distance of each row of `a` from the same row of `b`: (n,)."""
+    return _like(-np.linalg.norm(np.atleast_2d(_array(a)) - np.atleast_2d(_array(b)), axis=1), a, b)
+
+
+def pairwise_manhattan_sim(a: Any, b: Any) -> Any:
+    """Minus the sum of the differences of each row of `a` from the same row of `b`: (n,)."""
+    return _like(-np.abs(np.atleast_2d(_array(a)) - np.atleast_2d(_array(b))).sum(axis=1), a, b)
+
+
+def _differences(a: Any, b: Any) -> Any:
+    return np.atleast_2d(_array(a))[:, None] - np.atleast_2d(_array(b))[None]
+
+
+def truncate_embeddings(embeddings: Any, truncate_dim: int | None) -> Any:
+    """The first numbers of each row."""
+    return embeddings[..., :truncate_dim]
+
+
+def paraphrase_mining(model: Any, sentences: Sequence[str], *, top_k: int = 100, **options: Any) -> list[list[Any]]:
+    """The pairs of texts that are most alike, as [score, i, j], best first.
+
+    Args:
+        **options: of `model.encode`.
+    """
+    return paraphrase_mining_embeddings(model.encode(sentences, **options), top_k=top_k)
+
+
+def paraphrase_mining_embeddings(embeddings: Any, *, top_k: int = 100) -> list[list[Any]]:
+    """The pairs of rows that are most alike, as [score, i, j], best first; of each row its `top_k` nearest."""
+    hits = semantic_search(embeddings, embeddings, top_k=top_k + 1)
+    pairs = {tuple(sorted((i, hit["corpus_id"]))): hit["score"] for i, row in enumerate(hits) for hit in row}
+    return sorted(([score, *pair] for pair, score in pairs.items() if pair[0] != pair[1]), key=lambda p: -p[0])
+
+
+def community_detection(
+    embeddings: Any, threshold: float = 0.75, min_community_size: int = 10, **_options: Any
+) -> list[list[int]]:
+    """Groups of rows whose cosine with the group's first is at least `threshold`, largest first, none twice."""
+    scores = _array(cos_sim(embeddings, embeddings))
+    near = [np.flatnonzero(row >= threshold) for row in scores]
+    groups, taken = [], set()
+    for i in sorted(range(len(near)), key=lambda i: -len(near[i])):
+        group = [int(j) for j in near[i][np.argsort(-scores[i, near[i]])] if int(j) not in taken]
+        if i not in taken and len(group) >= min_community_size:
+            groups.append(group)
+            taken.update(group)
+    return sorted(groups, key=len, reverse=True)
 
 
 def normalize_embeddings(embeddings: Any) -> Any:

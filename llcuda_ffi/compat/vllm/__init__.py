@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ... import __version__
+from ...errors import InvalidRequest
 from .async_engine import AsyncEngineArgs, AsyncLLMEngine
 from .engine import LLM, LoRARequest
+from .inputs import TextPrompt, TokensPrompt
 from .outputs import CompletionOutput, EmbeddingRequestOutput, Logprob, RequestOutput, ScoringRequestOutput
-from .params import BeamSearchParams, GuidedDecodingParams, PoolingParams, SamplingParams, StructuredOutputsParams
+from .sampling_params import (
+    BeamSearchParams,
+    GuidedDecodingParams,
+    PoolingParams,
+    RequestOutputKind,
+    SamplingParams,
+    StructuredOutputsParams,
+)
+
+EngineArgs = AsyncEngineArgs
 
 __all__ = [
     "LLM",
@@ -14,12 +28,23 @@ __all__ = [
     "BeamSearchParams",
     "CompletionOutput",
     "EmbeddingRequestOutput",
+    "EngineArgs",
     "GuidedDecodingParams",
     "LoRARequest",
     "Logprob",
     "PoolingParams",
     "RequestOutput",
+    "RequestOutputKind",
     "SamplingParams",
     "ScoringRequestOutput",
     "StructuredOutputsParams",
+    "TextPrompt",
+    "TokensPrompt",
+    "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("LLMEngine", "ClassificationRequestOutput", "ModelRegistry", "PoolingRequestOutput"):
+        raise InvalidRequest(f"{name} is not here: LLM computes lists of prompts, AsyncLLMEngine requests as they come")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

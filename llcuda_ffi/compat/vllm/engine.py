@@ -29,7 +29,7 @@ from .outputs import (
     ScoringRequestOutput,
     request_output,
 )
-from .params import BeamSearchParams, PoolingParams, SamplingParams, check_params
+from .sampling_params import BeamSearchParams, PoolingParams, SamplingParams, check_params
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -44,7 +44,20 @@ _WITHOUT_EFFECT = (
     "disable_custom_all_reduce", "enable_chunked_prefill", "enable_lora", "max_loras", "max_lora_rank", "load_format",
     "disable_log_stats", "kv_cache_dtype", "task", "runner", "convert", "max_logprobs", "generation_config",
     "hf_token", "download_dir", "tensor_parallel_size", "disable_log_requests", "async_scheduling",
+    "served_model_name", "limit_mm_per_prompt", "scheduling_policy", "guided_decoding_backend", "reasoning_parser",
+    "max_seq_len_to_capture", "max_context_len_to_capture", "attention_backend", "distributed_executor_backend",
+    "logprobs_mode", "compilation_config", "structured_outputs_config", "config_format", "mm_processor_cache_gb",
 )  # fmt: skip
+# of vLLM's own works: taken where they say nothing
+_ONLY_UNSET = (
+    "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel", "allowed_local_media_path",
+    "enable_return_routed_experts", "hf_overrides", "mm_processor_kwargs", "pooler_config", "logits_processors",
+    "override_generation_config", "num_gpu_blocks_override", "rope_scaling", "rope_theta", "use_v2_block_manager",
+    "worker_cls", "kv_cache_memory_bytes", "kv_transfer_config", "disable_sliding_window", "calculate_kv_scales",
+    "enable_sleep_mode", "tokenizer_pool_size", "ray_workers_use_nsight", "attention_config", "hf_config_path",
+    "additional_config", "profiler_config",
+)  # fmt: skip
+_SAYS_NOTHING: tuple[Any, ...] = (None, False, 0, 1, "", "auto", {}, [])
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,9 @@ class LoRARequest:
 
     lora_name: str
     lora_int_id: int
-    lora_path: str
+    lora_path: str = ""
+    long_lora_max_len: int | None = None
+    base_model_name: str | None = None
 
 
 def engine_settings(settings: Mapping[str, Any], owner: str) -> dict[str, Any]:
@@ -63,14 +78,23 @@ def engine_settings(settings: Mapping[str, Any], owner: str) -> dict[str, Any]:
         UnknownSetting: one that vLLM does not take either.
         UnsupportedModel: a setting that needs several processes.
     """
-    check_keywords(settings, owner, [*_SETTINGS, *_WITHOUT_EFFECT, "seed", "enable_prefix_caching", "device"])
-    if (settings.get("pipeline_parallel_size") or 1) > 1:
-        raise UnsupportedModel("layers are divided among the GPUs of this process: leave pipeline_parallel_size out")
+    more = ("seed", "enable_prefix_caching", "device", "speculative_config", "chat_template")
+    check_keywords(settings, owner, [*_SETTINGS, *_WITHOUT_EFFECT, *_ONLY_UNSET, *more])
+    for name in _ONLY_UNSET:
+        if settings.get(name) not in _SAYS_NOTHING:
+            raise UnsupportedModel(
+                f"{name}={settings[name]!r:.60} is for vLLM's processes and kernels: leave it out; llcuda_ffi.Llama "
+                "has n_ctx, n_parallel, kv_type, model_params and context_params"
+            )
     found = {_SETTINGS[name]: value for name, value in settings.items() if name in _SETTINGS and value is not None}
     if settings.get("enable_prefix_caching") is not None:
         found["prefix_cache"] = settings["enable_prefix_caching"]
     if settings.get("device") is not None:
         found["device"] = settings["device"]
+    draft = settings.get("speculative_config")
+    if draft:
+        found["draft"] = "ngram" if draft.get("method") == "ngram" else draft.get("model")
+        found["n_draft"] = draft.get("num_speculative_tokens")
     return found
 
 
@@ -99,6 +123,7 @@ class LLM:
         self.model = model
         self._settings = engine_settings(settings, "LLM")
         self._seed = settings.get("seed")
+        self._template: str | None = settings.get("chat_template")
         self._pooling = settings.get("task") in ("embed", "embedding", "score") or settings.get("runner") == "pooling"
         self._numbers = map(str, itertools.count())
         self._parts: dict[type, Any] = {}
@@ -123,46 +148,55 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Iterable[Prompt],
+        prompts: Prompt | Iterable[Prompt] | None = None,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = True,
-        lora_request: LoRARequest | None = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         priority: Sequence[int] | None = None,
+        prompt_token_ids: Any = None,
     ) -> list[RequestOutput]:
         """Completions of prompts, in their order; a list for a single prompt too."""
+        if prompts is None:
+            if prompt_token_ids is None:
+                raise InvalidRequest("prompts is missing")
+            prompts = prompt_token_ids
         asked, _ = split_prompts(prompts)
         each = self._each(sampling_params, len(asked))
-        lora = self._lora(lora_request)
+        adapters = lora_request if isinstance(lora_request, Sequence) else [lora_request] * len(asked)
+        if len(adapters) != len(asked):
+            raise InvalidRequest(f"{len(adapters)} LoRARequests for {len(asked)} prompts: give one, or one for each")
         params = []
         for i, (prompt, wanted) in enumerate(zip(asked, each, strict=True)):
             tokens = prompt_tokens(self._vocab, prompt)[0]
             cut = wanted.truncate_prompt_tokens
             if cut is not None and len(tokens) > cut:
                 asked[i] = tokens[-cut:]
-            params.append(self._here(wanted, len(asked[i]) if cut else len(tokens), lora))
+            params.append(self._here(wanted, len(asked[i]) if cut else len(tokens), self._lora(adapters[i])))
             if priority is not None:
                 params[-1] = params[-1].replace(priority=-priority[i])
-        done = self.llama.generate(asked, params, progress=use_tqdm and len(asked) > 1)
+        done = self.llama.generate(asked, params, progress=bool(use_tqdm) and len(asked) > 1)
         return self._outputs(done, each)
 
     def chat(
         self,
         messages: Sequence[Any],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = True,
-        *,
+        use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: LoRARequest | None = None,
         chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answers to a conversation, or to a list of them."""
         conversations = messages if messages and not isinstance(messages[0], Mapping) else [messages]
         prompts = [
             self.llama.chat_prompt(
                 one,
-                template=chat_template,
+                template=chat_template or self._template,
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
@@ -170,7 +204,7 @@ class LLM:
             )
             for one in conversations
         ]
-        return self.generate(prompts, sampling_params, use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm, lora_request)
 
     def beam_search(self, prompts: Sequence[Prompt | Mapping[str, Any]], params: BeamSearchParams) -> list[Any]:
         """The likeliest answers to each prompt, as `sequences` of each output."""
@@ -239,6 +273,11 @@ class LLM:
         """encode, decode and apply_chat_template of the model."""
         return Tokenizer(self.llama)
 
+    def reset_prefix_cache(self) -> bool:
+        """Forget what was computed."""
+        self.llama.clear_cache()
+        return True
+
     def get_default_sampling_params(self) -> SamplingParams:
         """The defaults of a request."""
         return SamplingParams()
@@ -294,11 +333,25 @@ class BeamSearchOutput:
     beams: Sequence[Any]
 
     @property
-    def sequences(self) -> list[CompletionOutput]:
+    def sequences(self) -> list[BeamSequence]:
         """As completions."""
         return [
-            CompletionOutput(
+            BeamSequence(
                 i, beam.text, beam.token_ids, beam.cumulative_logprob, None, "stop" if beam.finished else "length"
             )
             for i, beam in enumerate(self.beams)
         ]
+
+
+class BeamSequence(CompletionOutput):
+    """An answer of a beam search, under vLLM's names for it too."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """As `token_ids`."""
+        return self.token_ids
+
+    @property
+    def cum_logprob(self) -> float | None:
+        """As `cumulative_logprob`."""
+        return self.cumulative_logprob

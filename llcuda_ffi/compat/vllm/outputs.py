@@ -59,6 +59,8 @@ class RequestOutput:
     metrics: Any = None
     lora_request: Any = None
     num_cached_tokens: int | None = None
+    encoder_prompt: str | None = None
+    encoder_prompt_token_ids: list[int] | None = None
 
 
 @dataclass
@@ -66,6 +68,11 @@ class Embedding:
     """A vector."""
 
     embedding: list[float]
+
+    @property
+    def data(self) -> list[float]:
+        """As `embedding`."""
+        return self.embedding
 
     @property
     def hidden_size(self) -> int:

@@ -20,6 +20,11 @@ class Tokenizer:
         vocab = llama.vocab
         self.vocab_size, self.bos_token_id, self.eos_token_id = vocab.n_tokens, vocab.bos, vocab.eos
 
+        self.bos_token, self.eos_token = (None if t is None else vocab.text(t) for t in (vocab.bos, vocab.eos))
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; control tokens in it are read as such."""
         ids: list[int] = self._llama.vocab.tokenize(text, add_special=add_special_tokens, parse_special=True).tolist()
@@ -35,6 +40,33 @@ class Tokenizer:
         """The text of token ids."""
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         return self._llama.vocab.detokenize(ids, special=not skip_special_tokens)
+
+    def batch_decode(self, sequences: Sequence[Sequence[int]], skip_special_tokens: bool = False) -> list[str]:
+        """The texts of several."""
+        return [self.decode(ids, skip_special_tokens) for ids in sequences]
+
+    def tokenize(self, text: str) -> list[str]:
+        """The pieces of a text."""
+        return self.convert_ids_to_tokens(self.encode(text, add_special_tokens=False))
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        """The vocabulary's texts of token ids."""
+        return [self._llama.vocab.text(int(token)) for token in ids]
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int | None] | None:
+        """The token id of the vocabulary's text, None where it has none; or those of several."""
+        known = self.get_vocab()
+        return known.get(tokens) if isinstance(tokens, str) else [known.get(token) for token in tokens]
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token's text and id."""
+        return {self._llama.vocab.text(token): token for token in range(self.vocab_size)}
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """The control tokens."""
+        vocab = self._llama.vocab
+        return [token for token in range(self.vocab_size) if vocab.is_control(token)]
 
     def apply_chat_template(
         self,

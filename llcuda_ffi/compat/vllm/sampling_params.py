@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, IntEnum
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,21 @@ class StructuredOutputsParams:
     choice: Sequence[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    disable_fallback: bool = False
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    whitespace_pattern: str | None = None
+    structural_tag: str | None = None
 
     def settings(self) -> dict[str, Any]:
-        """As llcuda_ffi.SamplingParams takes it."""
+        """As llcuda_ffi.SamplingParams takes it.
+
+        Raises:
+            InvalidRequest: a field that has no counterpart.
+        """
+        for name in ("whitespace_pattern", "structural_tag"):
+            if getattr(self, name) is not None:
+                raise InvalidRequest(f"{name} is not supported: give a regex, a grammar, or tools of a chat")
         given = {"json_schema": self.json, "regex": self.regex, "choices": self.choice, "grammar": self.grammar}
         if isinstance(self.json, str):
             given["json_schema"] = json.loads(self.json)
@@ -44,6 +57,22 @@ class StructuredOutputsParams:
 
 
 GuidedDecodingParams = StructuredOutputsParams
+
+
+class RequestOutputKind(Enum):
+    """What an asynchronous request yields: all so far, what is new, or the end alone."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
+
+
+class SamplingType(IntEnum):
+    """How tokens are chosen."""
+
+    GREEDY = 0
+    RANDOM = 1
+    RANDOM_SEED = 2
 
 
 @names_unknown
@@ -81,6 +110,28 @@ class SamplingParams:
     allowed_token_ids: list[int] | None = None
     priority: int = 0
     extra_args: dict[str, Any] = field(default_factory=dict)
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    flat_logprobs: bool = False
+    skip_clone: bool = False
+    skip_reading_prefix_cache: bool | None = None
+    thinking_token_budget: int | None = None
+    repetition_detection: None = None
+
+    @classmethod
+    def from_optional(cls, **settings: Any) -> SamplingParams:
+        """The settings that are not None."""
+        return cls(**{name: value for name, value in settings.items() if value is not None})
+
+    @property
+    def sampling_type(self) -> SamplingType:
+        """How tokens are chosen."""
+        if self.temperature == 0:
+            return SamplingType.GREEDY
+        return SamplingType.RANDOM if self.seed is None else SamplingType.RANDOM_SEED
+
+    def clone(self) -> SamplingParams:
+        """A copy."""
+        return dataclasses.replace(self)
 
     def here(self, n_prompt: int) -> engine.SamplingParams:
         """As llcuda_ffi's SamplingParams.
@@ -96,7 +147,7 @@ class SamplingParams:
         shape = self.structured_outputs or self.guided_decoding
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         same = (
-            "n", "presence_penalty", "frequency_penalty", "temperature", "top_p", "top_k", "min_p", "seed", "stop",
+            "n", "presence_penalty", "frequency_penalty", "temperature", "top_p", "top_k", "min_p", "stop",
             "include_stop_str_in_output", "ignore_eos", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs",
             "allowed_token_ids", "priority",
         )  # fmt: skip
@@ -106,7 +157,10 @@ class SamplingParams:
             penalty_last_n=-1,
             stop_token_ids=self.stop_token_ids or (),
             bad_words=self.bad_words or (),
-            logit_bias=self.logit_bias or {},
+            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+            seed=None if self.seed == -1 else self.seed,
+            max_reasoning_tokens=self.thinking_token_budget,
+            prefix_cache=not self.skip_reading_prefix_cache,
             logits_processors=[processor(one, n_prompt) for one in self.logits_processors or ()],
             overflow="stop",
             **(shape.settings() if shape is not None else {}),

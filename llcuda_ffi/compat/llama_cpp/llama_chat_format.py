@@ -1,0 +1,96 @@
+"""llama-cpp-python's chat formats: templates, and the handlers for models that see."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...chat.template.template import ChatTemplate
+from ...errors import InvalidRequest
+
+
+@dataclass
+class ChatFormatterResponse:
+    """A rendered prompt, and what ends the answer."""
+
+    prompt: str
+    stop: str | list[str] | None = None
+    added_special: bool = True
+
+
+class Jinja2ChatFormatter:
+    """A chat template; called with messages it gives their prompt. `Llama(chat_handler=…)` takes it.
+
+    Attributes:
+        template: its Jinja text.
+    """
+
+    def __init__(
+        self,
+        template: str,
+        eos_token: str,
+        bos_token: str,
+        add_generation_prompt: bool = True,
+        stop_token_ids: Sequence[int] | None = None,
+    ) -> None:
+        self.template, self._eos, self._opens = template, eos_token, add_generation_prompt
+        self._parsed = ChatTemplate(template, {"eos_token": eos_token, "bos_token": bos_token})
+
+    def __call__(self, *, messages: Sequence[Mapping[str, Any]], **variables: Any) -> ChatFormatterResponse:
+        """The prompt of a conversation."""
+        text = self._parsed.prompt(messages, add_generation_prompt=self._opens, **variables)
+        return ChatFormatterResponse(text, [self._eos])
+
+    def to_chat_handler(self) -> Jinja2ChatFormatter:
+        """Itself."""
+        return self
+
+
+def hf_tokenizer_config_to_chat_formatter(
+    tokenizer_config: Mapping[str, Any], add_generation_prompt: bool = True
+) -> Jinja2ChatFormatter:
+    """The formatter of a tokenizer_config.json.
+
+    Raises:
+        InvalidRequest: it has no chat template.
+    """
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):
+        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+    if not isinstance(template, str):
+        raise InvalidRequest("the tokenizer_config has no chat_template")
+    marks = {}
+    for name in ("eos_token", "bos_token"):
+        mark = tokenizer_config.get(name) or ""
+        marks[name] = mark.get("content", "") if isinstance(mark, Mapping) else mark
+    return Jinja2ChatFormatter(template, marks["eos_token"], marks["bos_token"], add_generation_prompt)
+
+
+hf_tokenizer_config_to_chat_completion_handler = hf_tokenizer_config_to_chat_formatter
+
+
+class Llava15ChatHandler:
+    """For models that see: images of messages go through the projector.
+
+    Attributes:
+        clip_model_path: the projector's file.
+    """
+
+    def __init__(self, clip_model_path: str | os.PathLike[str], verbose: bool = True, **_: Any) -> None:
+        self.clip_model_path = clip_model_path
+
+
+# the template is the model's own here, so that one handler serves all
+Llava16ChatHandler = ObsidianChatHandler = MoondreamChatHandler = NanoLlavaChatHandler = Llava15ChatHandler
+Llama3VisionAlphaChatHandler = MiniCPMv26ChatHandler = Qwen25VLChatHandler = Llava15ChatHandler
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    raise InvalidRequest(
+        f"llama_chat_format has no {name!r} here: leave chat_format out to use the model's own template, or "
+        "Jinja2ChatFormatter(template, eos_token, bos_token) as chat_handler"
+    )
