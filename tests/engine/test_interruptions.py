@@ -109,7 +109,7 @@ def lines() -> list[Place]:
     and allocates nothing.
     """
     trap = Trap()
-    trap.run(lambda: scenario(make_loop(FakeContext(2)), make_requests(), settle=False))
+    trap.run(lambda: scenario(make_loop(FakeContext(3)), make_requests(), settle=False))
     return [(name, line) for name, line in sorted(trap.seen) if not getline(name, line).lstrip().startswith("with ")]
 
 
@@ -145,7 +145,7 @@ def test_interrupted_anywhere() -> None:
     wrong = []
     for place in LINES:
         for hit in (1, 4):
-            loop, requests = make_loop(FakeContext(2)), make_requests()
+            loop, requests = make_loop(FakeContext(3)), make_requests()
             trap = Trap(place, hit)
             trap.run(lambda loop=loop, requests=requests: scenario(loop, requests, settle=True))  # type: ignore[misc]
             wrong += [f"{Path(place[0]).name}:{place[1]} ({hit}): {what}" for what in check(loop, requests)]
@@ -163,7 +163,7 @@ def test_failing_anywhere(error: type[Exception]) -> None:
     """Any other exception at any line ends one request with the cause, or all of them with EngineFailure."""
     wrong = []
     for place in LINES:
-        loop, requests = make_loop(FakeContext(2)), make_requests()
+        loop, requests = make_loop(FakeContext(3)), make_requests()
         try:
             Trap(place, 1, error).run(lambda loop=loop, requests=requests: scenario(loop, requests, settle=False))  # type: ignore[misc]
         except (error, DecodeError):
@@ -191,7 +191,7 @@ def test_failing_anywhere_in_a_thread() -> None:
         trap = Trap(place, 1, MemoryError)
         threading.settrace(trap)
         try:
-            loop, requests = make_loop(FakeContext(2)), make_requests()
+            loop, requests = make_loop(FakeContext(3)), make_requests()
             loop.start()
         finally:
             threading.settrace(None)  # type: ignore[arg-type]
