@@ -8,6 +8,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+import numpy as np
+
 from .chat.methods import AsyncChatMethods
 from .core.model import Model
 from .engine.metrics import MetricsSnapshot
@@ -257,7 +259,10 @@ def _is_short(prompt: Any, params: Params | Sequence[Params] | None, settings: M
     """Whether it is one prompt that is prepared in no time; a grammar may take long to compile."""
     if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
         prompt = prompt[0]
-    ids = isinstance(prompt, list) and len(prompt) > 0 and isinstance(prompt[0], int)
+    if isinstance(prompt, np.ndarray):
+        ids = prompt.ndim == 1 and prompt.dtype.kind in "iu"
+    else:
+        ids = isinstance(prompt, list) and len(prompt) > 0 and isinstance(prompt[0], int)
     if not (ids or isinstance(prompt, (str, bytes))) or isinstance(params, Sequence) or len(prompt) > _SHORT:
         return False
     return not constrained(sampling_params(params, settings))
