@@ -128,7 +128,7 @@ def save_state(
     """
     ids = context.model.vocab.ids(list(tokens))
     if seq_id is not None:
-        data = read_sequence(context, seq_id, partial_only=partial_only)
+        data = bytes(read_sequence(context, seq_id, partial_only=partial_only))
         header = _header(context, "sequence", partial_only)
         if not partial_only:
             header["partial_size"] = state_size(context, seq_id, partial_only=True)
@@ -140,12 +140,12 @@ def save_state(
         ffi, lib = library.ffi, library.lib
         _needs_memory(context)
         size = lib.llama_state_get_size(pointer)
-        buffer = bytearray(size)
+        buffer = np.empty(size, np.uint8).data
         got = lib.llama_state_get_data(pointer, ffi.from_buffer("uint8_t[]", buffer), size)
-        return SavedState(_header(context, "context", False), ids, _filled(buffer, got, heard))
+        return SavedState(_header(context, "context", False), ids, bytes(buffer[: _filled(size, got, heard)]))
 
 
-def read_sequence(context: Context, seq_id: int, *, partial_only: bool = False) -> bytearray:
+def read_sequence(context: Context, seq_id: int, *, partial_only: bool = False) -> memoryview:
     """The state of one sequence as libllama's bytes, without a header (llama_state_seq_get_data_ext).
 
     Waits for what is being computed, but not for a copy between sequences: that happens with the next decode.
@@ -160,19 +160,20 @@ def read_sequence(context: Context, seq_id: int, *, partial_only: bool = False) 
         _needs_memory(context)
         seq = _sequence(context, seq_id)
         size = lib.llama_state_seq_get_size_ext(pointer, seq, int(flags))
-        buffer = bytearray(size)
+        buffer = np.empty(size, np.uint8).data  # a bytearray would be written twice: that took most of the time
         got = lib.llama_state_seq_get_data_ext(pointer, ffi.from_buffer("uint8_t[]", buffer), size, seq, int(flags))
-        return _filled(buffer, got, heard)
+        return buffer[: _filled(size, got, heard)]
 
 
-def _filled(buffer: bytearray, got: int, heard: Listener) -> bytearray:
-    if not 0 < got <= len(buffer):
+def _filled(size: int, got: int, heard: Listener) -> int:
+    if not 0 < got <= size:
         raise BackendFailure(f"libllama gave no state{heard.why()}")
-    del buffer[got:]
-    return buffer
+    return got
 
 
-def write_sequence(context: Context, seq_id: int, data: bytes | bytearray, *, partial_only: bool = False) -> None:
+def write_sequence(
+    context: Context, seq_id: int, data: bytes | bytearray | memoryview, *, partial_only: bool = False
+) -> None:
     """Put bytes of `read_sequence` back (llama_state_seq_set_data_ext); only bytes known to be of such a context.
 
     The outputs of the last batch stay.
@@ -281,9 +282,9 @@ def _needs_memory(context: Context) -> None:
         raise UnsupportedModel(f"{context.model.path.name} keeps no memory between batches: it has no state")
 
 
-def saved_checkpoint(context: Context, tokens: npt.NDArray[np.int32], data: bytes | bytearray) -> SavedState:
+def saved_checkpoint(context: Context, tokens: npt.NDArray[np.int32], data: memoryview) -> SavedState:
     """A partial state read here before (`read_sequence`), with what it belongs to."""
-    return SavedState(_header(context, "sequence", True), tokens, data)
+    return SavedState(_header(context, "sequence", True), tokens, bytes(data))
 
 
 def checkpoint_data(context: Context, state: SavedState) -> bytes | bytearray:

@@ -54,7 +54,7 @@ class Checkpoints:
     def __init__(self, budget: int) -> None:
         """`budget`: most bytes; 0 keeps none."""
         self._budget = budget
-        self._states: OrderedDict[tuple[Hashable, int, bytes], bytearray] = OrderedDict()
+        self._states: OrderedDict[tuple[Hashable, int, bytes], memoryview] = OrderedDict()
         self._lengths: dict[Hashable, dict[int, int]] = {}  # how many there are of each length
         self.nbytes = 0
 
@@ -81,7 +81,7 @@ class Checkpoints:
                 found.append(n)
         return found
 
-    def get(self, key: Hashable, tokens: Tokens) -> bytearray | None:
+    def get(self, key: Hashable, tokens: Tokens) -> memoryview | None:
         """The state after `tokens`, now the most recently used one."""
         name = _name(key, tokens)
         state = self._states.get(name)
@@ -89,7 +89,7 @@ class Checkpoints:
             self._states.move_to_end(name)
         return state
 
-    def add(self, key: Hashable, tokens: Tokens, state: bytearray) -> None:
+    def add(self, key: Hashable, tokens: Tokens, state: memoryview) -> None:
         """Keep the state after `tokens`, and forget old ones that no longer fit the budget."""
         name = _name(key, tokens)
         if name in self._states or len(state) > self._budget:

@@ -39,9 +39,9 @@ class SequenceCopy:
     """
 
     tokens: Tokens
-    data: bytes | bytearray
+    data: memoryview
     partial_size: int
-    checkpoints: Sequence[tuple[int, bytes | bytearray]]
+    checkpoints: Sequence[tuple[int, memoryview]]
 
 
 class DiskCache:

@@ -33,7 +33,7 @@ class SavedSequence:
 
     key: Hashable
     tokens: Tokens
-    data: bytearray
+    data: memoryview
 
 
 class HostCache:

@@ -178,7 +178,7 @@ class PrefixCache:
             if way.saved is not None:
                 done = sequences.write(seq, way.saved.data)
             elif way.disk:
-                done = self._read_disk(seq, tokens[:n])
+                done = self._read_disk(seq, tokens[: way.disk])
             elif way.source is None:
                 done = True
             elif self._by_state(way):
@@ -378,7 +378,7 @@ class PrefixCache:
         Raises:
             InvalidRequest: it was computed otherwise.
         """
-        self.checkpoints.add(self.key(), state.tokens, bytearray(checkpoint_data(self._context, state)))
+        self.checkpoints.add(self.key(), state.tokens, memoryview(checkpoint_data(self._context, state)))
 
     def adopt(self, slot: Slot, state: SavedState) -> int:
         """Put a saved sequence into an idle slot; returns how many tokens it now keeps of it.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..core.context import Context
 from ..core.memory import MemoryKind
+from ..core.model import Model
 from ..enums import GGMLType
 from .checkpoints import Tokens
 from .disk_cache import DiskCache
@@ -27,7 +28,7 @@ class Reuse:
     Attributes:
         source: the slot that holds them, or None.
         saved: the saved sequence that holds them, or None.
-        disk: whether they are read from the disk.
+        disk: how many are read from the disk; 0: none.
         checkpoint: whether the state after them comes from a checkpoint.
     """
 
@@ -35,7 +36,7 @@ class Reuse:
     source: Slot | None = None
     saved: SavedSequence | None = None
     checkpoint: bool = False
-    disk: bool = False
+    disk: int = 0
 
     @property
     def tier(self) -> str:
@@ -69,7 +70,7 @@ class AttentionTile:
             and params.type_k in (GGMLType.F16, GGMLType.F32)
             and model.library.profile.has("model_params.load_mode")  # b7698 has no tiles
         )
-        self._width = model.n_embd if tiles else 0
+        self._cells = _cells(context.model) if tiles else 0
 
     def reused(self, n: int, total: int, *, beside: bool) -> int:
         """How many of n tokens that are kept to go on from, of a prompt of `total`.
@@ -78,11 +79,18 @@ class AttentionTile:
             beside: others are computed: libllama takes a token of theirs and one of this sequence first.
         """
         rest, rows = total - n, self.ROWS + beside
-        if not self._width or rest >= rows or total < rows:
+        if not self._cells or rest >= rows or total < rows:
             return n
-        # the cache costs a token as much as the rest of the model at about as many cells as the model is wide
-        share = n / self._width
+        share = n / self._cells
         return total - rows if rest * (1 + share) > rows * (1 + share / self._DEARER) else n
+
+
+def _cells(model: Model) -> int:
+    """How many cells cost a token about as much without tiles as the rest of the model: as many as it is wide, fewer
+    where its heads together are wider (MLA)."""
+    width, heads = model.n_embd, max(1, model.n_head)
+    sizes = [model.metadata.get(f"{model.architecture}.attention.{name}_length") for name in ("key", "value")]
+    return max(1, 2 * width * width // sum(heads * int(size or width // heads) for size in sizes))
 
 
 class ReuseSearch:
@@ -131,10 +139,11 @@ class ReuseSearch:
                 ways.append(Reuse(known[-1], checkpoint=True))
             if disk is not None and media is None:
                 best = max((way.n for way in ways), default=0)
-                n = disk.longest(tokens[:most])
-                junction = max(junction, n)
-                if n >= best + MIN_COPY:
-                    ways.append(Reuse(n, disk=True))
+                held = disk.longest(tokens[:most])
+                junction = max(junction, held)
+                if held >= best + MIN_COPY:
+                    n, _ = self._reach(held, len(tokens), held, max(0, held - self._sequences.window), (), cut)
+                    ways.append(Reuse(n, disk=held))
         return sorted((way for way in ways if way.n), key=Reuse.rank, reverse=True), junction
 
     def _reach(

@@ -130,12 +130,12 @@ class Sequences:
 
     # --- states ---
 
-    def read(self, seq: int, *, partial: bool = False) -> bytearray:
+    def read(self, seq: int, *, partial: bool = False) -> memoryview:
         """The state of a sequence; `partial`: only what cannot be rolled back (recurrent state, window)."""
         assert seq not in self._targets
         return read_sequence(self._context, seq, partial_only=partial)
 
-    def write(self, seq: int, data: bytes | bytearray, *, partial: bool = False) -> bool:
+    def write(self, seq: int, data: bytes | bytearray | memoryview, *, partial: bool = False) -> bool:
         """Put a state back. False: there was no room, and nothing is left of the sequence."""
         assert not self.copying(seq) or (partial and not self.window)  # recurrent rows are copied at once
         try:

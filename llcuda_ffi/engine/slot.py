@@ -73,7 +73,7 @@ class Slot:
         self.used = 0
         self.cached_tokens = _NOTHING
         self.key: Hashable = None
-        self.before: tuple[int, bytearray] | None = None
+        self.before: tuple[int, memoryview] | None = None
         self.reset()
 
     def reset(self) -> None:

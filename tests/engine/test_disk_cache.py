@@ -57,7 +57,9 @@ def test_after_a_restart(tmp_path: Path, folder: Path, name: str, flash_attn: bo
         first = llm.generate(PROMPT, **MORE)
         assert first.usage.cached_tokens == 0
     going_on = [*PROMPT, *first.token_ids, 5, 6, 7]
-    for prompt, slots, least in ((going_on, 2, 404), ([*PROMPT, 9, 9, 9], 3, 384)):
+    # 384 are there, and 19 left to be computed: with full attention 64, in a tile (AttentionTile)
+    parted = 403 - 64 if flash_attn and name in ("llama", "deepseek2") else 384
+    for prompt, slots, least in ((going_on, 2, 404), ([*PROMPT, 9, 9, 9], 3, parted)):
         with Llama(path, n_parallel=slots, **settings) as llm:
             warm = llm.generate(prompt, **MORE)
             assert warm.usage.cached_tokens >= least
@@ -165,7 +167,7 @@ def test_command(tmp_path: Path, folder: Path) -> None:
 def test_server(tmp_path: Path, folder: Path) -> None:
     """`serve --disk-cache`: after kill -9 and a new start a prompt goes on from the disk, as /metrics says."""
     path, prompt = model(tmp_path), PROMPT
-    for start, kept in ((0, 0), (1, 384)):
+    for start, kept in ((0, 0), (1, len(PROMPT) + 3 - 64)):
         server = Server(tmp_path / f"log{start}", path, "-c", 1024, "--disk-cache", "100MB")
         try:
             status, answer = server.post("/v1/completions", prompt=prompt, max_tokens=4, temperature=0)

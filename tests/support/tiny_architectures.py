@@ -282,17 +282,18 @@ def tiny_qwen35() -> TinyFile:
 
 def tiny_deepseek2() -> TinyFile:
     """Latent attention (MLA): one compressed row for K and V together."""
-    rank, rope, plain = 16, 4, 8
+    # wide ones have DeepSeek-V2-Lite's proportions
+    rank, rope, plain, rank_q = (16, 4, 8, 12) if EMBD < 256 else (EMBD // 4, 32, 64, EMBD // 2)
     file = _start(
         "deepseek2", attention__head_count_kv=1, attention__key_length=rank + rope, attention__value_length=rank,
         attention__key_length_mla=plain + rope, attention__value_length_mla=HEAD, attention__kv_lora_rank=rank,
-        attention__q_lora_rank=12, rope__dimension_count=rope, leading_dense_block_count=LAYERS,
+        attention__q_lora_rank=rank_q, rope__dimension_count=rope, leading_dense_block_count=LAYERS,
         expert_feed_forward_length=FF, expert_shared_count=1,
     )  # fmt: skip
     _add(file, {
-        "attn_norm.weight": (EMBD,), "ffn_norm.weight": (EMBD,), **GATED, "attn_q_a_norm.weight": (12,),
-        "attn_kv_a_norm.weight": (rank,), "attn_q_a.weight": (EMBD, 12),
-        "attn_q_b.weight": (12, HEADS * (plain + rope)), "attn_kv_a_mqa.weight": (EMBD, rank + rope),
+        "attn_norm.weight": (EMBD,), "ffn_norm.weight": (EMBD,), **GATED, "attn_q_a_norm.weight": (rank_q,),
+        "attn_kv_a_norm.weight": (rank,), "attn_q_a.weight": (EMBD, rank_q),
+        "attn_q_b.weight": (rank_q, HEADS * (plain + rope)), "attn_kv_a_mqa.weight": (EMBD, rank + rope),
         "attn_k_b.weight": (plain, rank, HEADS), "attn_v_b.weight": (rank, HEAD, HEADS),
         "attn_output.weight": (HEADS * HEAD, EMBD),
     })  # fmt: skip
