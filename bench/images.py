@@ -1,9 +1,10 @@
 """Requests with an image: against libmtmd's own calls, 16 together against one by one, and a second turn.
 
-python bench/images.py [-r 5] [--only one turn new known] [--json bench/results/images.json]
+python bench/images.py [-r 5] [--only one turn new known] [--edge 512] [--json bench/results/images.json]
 
 The models are random: a llama of 12 layers (512 wide) and an encoder of the shape of SmolVLM's, small beside it as real
-ones are beside real models: an image of 512 × 512 is four tiles and the whole, 320 embeddings. What is computed takes
+ones are beside real models: an image of 512 × 512 is four tiles and the whole, 320 embeddings (--edge 1024: 1,088, as
+SmolVLM makes of a photo). What is computed takes
 the time that it takes for trained weights. The raw side is the same C calls through cffi: mtmd_tokenize_from_parts,
 mtmd_encode_chunk, llama_decode of the embeddings and the tokens, llama_sampler_sample.
 """
@@ -22,10 +23,10 @@ from raw import RawLoop
 from llcuda_ffi import Llama
 from llcuda_ffi.core.projector import Projector
 from llcuda_ffi.sampling_params import SamplingParams
+from tests.support.tiny_model import Typed
 from tests.support.tiny_projector import make_tiny_projector, make_tiny_seer
 
 BEFORE, AFTER = "the quick brown fox saw ", " and said that "
-N_CTX = 640
 PARTS = ("one", "turn", "new", "known")
 
 
@@ -93,15 +94,15 @@ class RawSeer(RawLoop):
         return out
 
 
-def pictures(n: int) -> list[np.ndarray]:
+def pictures(n: int, edge: int = 512) -> list[np.ndarray]:
     """New images each time, so that none is known."""
     rng = np.random.default_rng()
-    return [rng.integers(0, 255, (512, 512, 3), np.uint8) for _ in range(n)]
+    return [rng.integers(0, 255, (edge, edge, 3), np.uint8) for _ in range(n)]
 
 
-def one(llm: Llama, raw: RawSeer, tokens: int) -> tuple[float, float, bool]:
+def one(llm: Llama, raw: RawSeer, tokens: int, edge: int) -> tuple[float, float, bool]:
     """Seconds of a request here and in the raw loop, and whether both chose the same tokens."""
-    pixels = pictures(1)[0]
+    pixels = pictures(1, edge)[0]
     params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True, prefix_cache=False)
     began = perf_counter()
     done = llm.generate(llm.media_prompt([BEFORE, pixels, AFTER]), params)
@@ -111,12 +112,12 @@ def one(llm: Llama, raw: RawSeer, tokens: int) -> tuple[float, float, bool]:
     return ours, perf_counter() - began, out == list(done.token_ids)
 
 
-def together(llm: Llama, tokens: int, *, seen: bool) -> tuple[float, float]:
+def together(llm: Llama, tokens: int, edge: int, *, seen: bool) -> tuple[float, float]:
     """Seconds of 16 requests with 16 images one by one, and together; `seen`: the images were encoded before."""
     times = []
     params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True, prefix_cache=False)
     for at_once in (False, True):
-        images = pictures(16)
+        images = pictures(16, edge)
         if seen:
             for image in images:
                 llm.media_prompt([image, AFTER])
@@ -130,9 +131,9 @@ def together(llm: Llama, tokens: int, *, seen: bool) -> tuple[float, float]:
     return times[0], times[1]
 
 
-def turns(llm: Llama) -> tuple[float, float]:
+def turns(llm: Llama, edge: int) -> tuple[float, float]:
     """Seconds to the first token of a conversation about a new image, and of its second turn."""
-    parts = [{"type": "image", "image": pictures(1)[0]}, {"type": "text", "text": "what is it?"}]
+    parts = [{"type": "image", "image": pictures(1, edge)[0]}, {"type": "text", "text": "what is it?"}]
     messages: list[Any] = [{"role": "user", "content": parts}]
     times = []
     for _ in range(2):
@@ -148,6 +149,7 @@ def turns(llm: Llama) -> tuple[float, float]:
 def main() -> None:
     p = report.parser(__doc__, rounds=5)
     p.add_argument("--tokens", type=int, default=64)
+    p.add_argument("--edge", type=int, default=512, help="pixels of an image's side, a multiple of 256")
     p.add_argument("--bundle", default="v0.6.0-cpu")
     p.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     a = p.parse_args()
@@ -156,32 +158,35 @@ def main() -> None:
         make_tiny_seer(folder / "text.gguf", embd=512, layers=12, heads=8, heads_kv=4, ff=1024)
         make_tiny_projector(
             folder / "mmproj-text.gguf", text_embd=512, image_size=256, patch_size=16, embd=192, heads=3, layers=4,
-            ff=768, scale=2,
+            ff=768, scale=2, **{"clip.vision.preproc_image_size": Typed("u32", a.edge)},
         )  # fmt: skip
+        n_ctx = 320 + 64 * (1 + (a.edge // 256) ** 2)
         with Llama(
-            folder / "text.gguf", mmproj="auto", bundle=a.bundle, n_ctx=N_CTX, n_parallel=16, n_threads=a.threads,
+            folder / "text.gguf", mmproj="auto", bundle=a.bundle, n_ctx=n_ctx, n_parallel=16, n_threads=a.threads,
             host_cache_bytes=0,
         ) as llm:  # fmt: skip
             assert llm.media is not None
-            out = report.header("images", llm.model.library, {"tokens": a.tokens, "threads": a.threads})
-            raw = RawSeer(llm.media.projector, n_ctx=N_CTX, n_parallel=1, n_threads=a.threads)
-            one(llm, raw, 4)
-            turns(llm)
+            out = report.header("images", llm.model.library, {"tokens": a.tokens, "threads": a.threads, "edge": a.edge})
+            raw = RawSeer(llm.media.projector, n_ctx=n_ctx, n_parallel=1, n_threads=a.threads)
+            one(llm, raw, 4, a.edge)
+            turns(llm, a.edge)
             if "one" in a.only:
-                runs = [one(llm, raw, a.tokens) for _ in range(a.rounds)]
+                runs = [one(llm, raw, a.tokens, a.edge) for _ in range(a.rounds)]
                 ours, theirs = [r[0] for r in runs], [r[1] for r in runs]
                 out["one"] = report.line("one request, llcuda_ffi", ours, "s", 3)
                 out["raw"] = report.line("one request, libmtmd's calls", theirs, "s", 3)
                 out["of_raw"] = report.line("  speed of the raw loop", report.ratios(theirs, ours), "", 3)
                 print(f"  the same tokens: {sum(r[2] for r in runs)} of {len(runs)}")
             if "turn" in a.only:
-                pairs = [turns(llm) for _ in range(a.rounds)]
+                pairs = [turns(llm, a.edge) for _ in range(a.rounds)]
                 out["second_turn"] = report.line(
                     "first token of the second turn / the first", [y / x for x, y in pairs], "", 3
                 )
             for name in ("new", "known"):
                 if name in a.only:
-                    pairs = [together(llm, a.tokens, seen=name == "known") for _ in range(max(1, a.rounds // 2))]
+                    pairs = [
+                        together(llm, a.tokens, a.edge, seen=name == "known") for _ in range(max(1, a.rounds // 2))
+                    ]
                     out[f"sixteen_{name}"] = report.line(
                         f"16 requests, {name} images: one by one / together", [x / y for x, y in pairs], "", 2
                     )
