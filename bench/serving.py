@@ -2,9 +2,10 @@
 
 Prompts and answers of --tokens tokens, prompts included, every prompt another one, sampled. In the process the streams
 are AsyncLlama's; over HTTP each client reads the events of /v1/completions. For both: tokens per second of all, the
-time to the first token (median and 99th of a hundred). With --idle also beside so many idle connections.
+time to the first token (median and 99th of a hundred), and the CPU time for each token (of the process, and of the
+server), which a busy machine changes less. With --idle every second round over HTTP is beside so many idle connections.
 
-    python bench/serving.py [--clients 1 8 64] [--tokens 128] [--device cuda] [--json FILE]
+    python bench/serving.py [--clients 1 8 64] [--tokens 128] [--idle 1000] [--device cuda] [--json FILE]
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -31,13 +34,20 @@ def prompt(i: int, n: int) -> str:
     return f"{i}: " + " ".join(WORDS[(i * 7 + k * 5) % len(WORDS)] for k in range(n - 4))
 
 
-def summary(label: str, tokens: int, seconds: float, first: list[float]) -> dict[str, float]:
-    """Print and return the figures of one round."""
+def cpu_seconds(pid: int | str = "self") -> float:
+    """CPU time of a process and its children that ended, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def summary(label: str, tokens: int, seconds: float, first: list[float], cpu: float) -> dict[str, float]:
+    """Print and return the figures of one round; `cpu` in seconds."""
     order = sorted(first)
     found = {
         "tokens_per_s": tokens / seconds,
         "ttft_p50_ms": statistics.median(order) * 1e3,
         "ttft_p99_ms": order[min(len(order) - 1, int(0.99 * len(order)))] * 1e3,
+        "cpu_ms_per_token": cpu / tokens * 1e3,
     }
     print(f"  {label:<28} " + ", ".join(f"{k} {v:,.1f}" for k, v in found.items()), flush=True)
     return found
@@ -97,14 +107,16 @@ async def over_http(port: int, clients: int, n: int, round_: int) -> tuple[int, 
 
 
 def client(a: argparse.Namespace) -> None:
-    """The clients' process: a line of JSON for each round."""
+    """The clients' process: a line of JSON for each round; idle connections are beside every second one."""
 
     async def rounds() -> None:
-        idle = [await asyncio.open_connection("127.0.0.1", a.port) for _ in range(a.idle)]
-        for i in range(a.rounds + 1):
-            print(json.dumps(await over_http(a.port, a.clients[0], a.tokens, i + 1)), flush=True)
-        for _, writer in idle:
-            writer.close()
+        for i in range((a.rounds + 1) * (2 if a.idle else 1)):
+            idle = [await asyncio.open_connection("127.0.0.1", a.port) for _ in range(a.idle if i % 2 else 0)]
+            began = cpu_seconds(a.server)
+            done = await over_http(a.port, a.clients[0], a.tokens, i + 1)
+            print(json.dumps([*done, cpu_seconds(a.server) - began]), flush=True)
+            for _, writer in idle:
+                writer.close()
 
     asyncio.run(rounds())
 
@@ -117,12 +129,13 @@ def main() -> None:
     p.add_argument("--contexts", type=int, default=None, help="contexts of both sides")
     p.add_argument("--idle", type=int, default=0, help="idle connections beside the clients")
     p.add_argument("--port", type=int, help="of a server that runs (internal)")
+    p.add_argument("--server", type=int, help="its process (internal)")
     a = p.parse_args()
     if a.port:
         client(a)
         return
     most = max(a.clients)
-    settings: dict[str, Any] = {"n_ctx": 6 * a.tokens, "n_parallel": most, "device": a.device}
+    settings: dict[str, Any] = {"n_ctx": 6 * a.tokens, "n_parallel": most, "device": a.device, "n_threads": a.threads}
     if a.contexts:
         settings["n_contexts"] = a.contexts
     with Llama(a.model, **settings) as llm:
@@ -136,9 +149,11 @@ def main() -> None:
         async with await AsyncLlama.load(path, **settings) as llm:
             for n in a.clients:
                 for i in range(a.rounds + 1):
+                    began = cpu_seconds()
                     found = await in_process(llm, n, a.tokens, i + 1)
                     if i:
-                        inside.setdefault(n, []).append(summary(f"in process, {n} streams", *found))
+                        cpu = cpu_seconds() - began
+                        inside.setdefault(n, []).append(summary(f"in process, {n} streams", *found, cpu))
 
     asyncio.run(alone())
     command = [
@@ -153,33 +168,40 @@ def main() -> None:
         "model",
     ]
     command += ["--ctx", str(settings["n_ctx"]), "--parallel", str(most), "--device", a.device]
+    command += ["--threads", str(a.threads)]
     if a.contexts:
         command += ["--contexts", str(a.contexts)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     outside: dict[int, list[dict[str, float]]] = {}
+    beside: dict[int, list[dict[str, float]]] = {}
     try:
         port = listening(server)
         for n in a.clients:
             here = [sys.executable, __file__, "--port", str(port), "--clients", str(n), "--tokens", str(a.tokens)]
-            here += ["-r", str(a.rounds), "--idle", str(a.idle)]
+            here += ["-r", str(a.rounds), "--idle", str(a.idle), "--server", str(server.pid)]
             done = subprocess.run(here, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(done.stderr[-1000:])
-            for line in done.stdout.splitlines()[1:]:
-                outside.setdefault(n, []).append(summary(f"over HTTP, {n} clients", *json.loads(line)))
+            lines = [json.loads(line) for line in done.stdout.splitlines()][2 if a.idle else 1 :]
+            for i, line in enumerate(lines):
+                side, label = (beside, f", {a.idle} idle") if a.idle and i % 2 else (outside, "")
+                side.setdefault(n, []).append(summary(f"over HTTP, {n} clients{label}", *line))
     finally:
         server.terminate()
         server.wait(60)
     out["clients"] = {}
     for n in a.clients:
-        both = {"in_process": inside[n], "http": outside[n]}
+        both = {"in_process": inside[n], "http": outside[n]} | ({"http_idle": beside[n]} if a.idle else {})
         found = {
             side: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
             for side, rounds in both.items()
         }
-        found["ratio"] = {"tokens_per_s": found["http"]["tokens_per_s"] / found["in_process"]["tokens_per_s"]}
+        compared = ("tokens_per_s", "cpu_ms_per_token")
+        found["ratio"] = {key: found["http"][key] / found["in_process"][key] for key in compared}
+        if a.idle:
+            found["ratio_idle"] = {key: found["http_idle"][key] / found["http"][key] for key in compared}
         out["clients"][str(n)] = found
-        print(f"  {n}: HTTP / in process {found['ratio']['tokens_per_s']:.3f}")
+        print(f"  {n}: HTTP / in process {found['ratio']}" + (f", idle / none {found['ratio_idle']}" if a.idle else ""))
     report.write(out, a.json)
 
 

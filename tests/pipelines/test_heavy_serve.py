@@ -56,7 +56,12 @@ def test_the_whole_api(address: str) -> None:
     assert _post(f"{address}/v1/messages", messages=hello, max_tokens=4)[0] == 200
     status, body = _post(f"{address}/v1/completions", prompt="a", temprature=1)
     assert (status, b"did you mean temperature" in body) == (400, True)
-    assert _post(f"{address}/v1/responses", input="a", previous_response_id="resp_1")[0] == 400
+    status, body = _post(f"{address}/v1/responses", input="a", max_output_tokens=2)
+    made = json.loads(body)
+    assert (status, made["store"]) == (200, False)
+    assert _post(f"{address}/v1/responses", input="a", previous_response_id=made["id"])[0] == 400
+    assert _post(f"{address}/v1/responses/{made['id']}/input_items")[0] == 404
+    assert _post(f"{address}/v1/responses/input_tokens", input="a")[0] == 200
     with urllib.request.urlopen(f"{address}/v1/models", timeout=60) as answer:
         assert json.loads(answer.read())["data"][0]["id"] == "tiny"
 

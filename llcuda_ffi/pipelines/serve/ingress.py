@@ -22,6 +22,9 @@ _TRIES = 4
 # made anew by each replica: the same answer differs in them
 _OWN = re.compile(rb'"(?:id|item_id|created|created_at|completed_at)":(?:"[^"]*"|\d+)|"timings":\{[^}]*\}')
 
+# what is asked about a response that is kept
+_KEPT = re.compile(r"(/v1)?/responses/(?!input_tokens$)")
+
 
 class Ingress:
     """Ray Serve calls it with each HTTP request."""
@@ -42,11 +45,18 @@ class Ingress:
             return _refusal(
                 400, "previous_response_id: replicas keep no responses; send the whole input", "unsupported"
             )
+        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+        if _KEPT.match(path):
+            return _refusal(404, f"{path:.100}: replicas keep no responses", "response_not_found")
+        more: dict[str, Any] = {}
         if fields.get("stream") is True and "seed" not in fields:
             # whoever goes on with the stream must write the same answer
-            body = bytearray(json.dumps({**fields, "seed": random.getrandbits(31)}).encode())
+            more["seed"] = random.getrandbits(31)
+        if fields and path.endswith("/responses"):
+            more["store"] = False  # the answer says so
+        if more:
+            body = bytearray(json.dumps({**fields, **more}).encode())
         headers = [(name, value) for name, value in request.headers.raw if name != b"content-length"]
-        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
         asking = Asking(request.method, path, request.url.query.encode(), headers, bytes(body))
         pieces = self._pieces(asking, prefix_keys(fields))
         head = cast(Head, await anext(pieces))
