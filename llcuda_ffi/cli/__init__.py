@@ -58,6 +58,12 @@ def _root() -> None:
     """Run GGUF models through libllama in this process: try `llcuda-ffi chat`.
 
     \b
+    Examples:
+      llcuda-ffi demo
+      llcuda-ffi chat
+      llcuda-ffi generate "Once upon a time"
+      llcuda-ffi serve smollm2-135m
+    \b
     Exit codes: 0 done; 1 an error (one line on stderr), or some prompts of a file failed;
     2 bad usage; 3 some rows of `embed` failed; 130 Ctrl-C.
     \b

@@ -24,7 +24,7 @@ def command() -> None:
 command.add_command(tune.command, "tune")
 
 
-@command.command()
+@command.command(epilog=examples("bundle install", "bundle install v0.6.0-cpu"))
 @click.argument("name", required=False)
 @click.option(
     "--variant",
@@ -46,7 +46,7 @@ def install(name: str | None, variant: str | None, quiet: bool) -> None:
     click.echo(ensure(name, progress=False if quiet else None).path)
 
 
-@command.command("list")
+@command.command("list", epilog=examples("bundle list"))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_bundles(as_json: bool) -> None:
     """List the known bundles and what is installed."""
@@ -92,7 +92,7 @@ def list_bundles(as_json: bool) -> None:
         click.echo(f"{mark} {row['name']:16} ABI {row['profile']:8} {backend!s:8} {where}")
 
 
-@command.command()
+@command.command(epilog=examples("bundle verify"))
 @click.argument("names", nargs=-1)
 def verify(names: tuple[str, ...]) -> None:
     """Hash every library of the bundles NAMES, or of all that are installed."""
@@ -104,7 +104,7 @@ def verify(names: tuple[str, ...]) -> None:
         click.echo(f"{name}: {len(there[name].libraries)} libraries as they were installed")
 
 
-@command.command()
+@command.command(epilog=examples("bundle path"))
 @click.argument("name", required=False)
 def path(name: str | None) -> None:
     """Print the folder of the bundle NAME, or of the one in use, without installing anything."""
@@ -119,7 +119,7 @@ def path(name: str | None) -> None:
     click.echo(found.path)
 
 
-@command.command()
+@command.command(epilog=examples("bundle prune b7698-cpu"))
 @click.argument("names", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Remove every bundle.")
 def prune(names: tuple[str, ...], everything: bool) -> None:
@@ -128,7 +128,7 @@ def prune(names: tuple[str, ...], everything: bool) -> None:
         click.echo(f"removed {entry}")
 
 
-@command.command()
+@command.command(epilog=examples("bundle use v0.6.0-cpu", "bundle use --auto"))
 @click.argument("name", required=False)
 @click.option("--auto", is_flag=True, help="Let this machine decide again.")
 def use(name: str | None, auto: bool) -> None:
@@ -139,7 +139,7 @@ def use(name: str | None, auto: bool) -> None:
     click.echo(f"in use: {bundles.chosen_name()}")
 
 
-@command.command()
+@command.command(epilog=examples("bundle build", "bundle build --cuda-arch 90"))
 @click.argument("source", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--name", default="native", show_default=True, help="What the bundle is used by.")
 @click.option("--cuda-arch", help="CUDA architectures, as 75;86;90. Default: those of the GPUs here, where nvcc is.")
@@ -153,7 +153,7 @@ def build(source: Path | None, name: str, cuda_arch: str | None, jobs: int | Non
     click.echo(make(name, source, cuda_arch=cuda_arch, jobs=jobs, progress=progress).path)
 
 
-@command.command()
+@command.command(epilog=examples("bundle pack ./build -o own.tar.gz"))
 @click.argument("build", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The archive to write."

@@ -11,7 +11,7 @@ from ..fetch.progress import megabytes
 from .options import examples
 
 
-@click.group()
+@click.group(epilog=examples("cache info", "cache clear"))
 def command() -> None:
     """Show or empty the disk cache of computed prefixes (Llama(disk_cache=…), serve --disk-cache)."""
 

@@ -19,7 +19,7 @@ from .options import ModelReference, examples
 SHOWN = 5  # items of an array, unless --all
 
 
-@click.group()
+@click.group(epilog=examples("gguf check model.gguf"))
 def command() -> None:
     """Look into GGUF files."""
 

@@ -14,7 +14,7 @@ from .options import ModelReference, examples
 _FOLDER = click.Path(path_type=Path)
 
 
-@click.group()
+@click.group(epilog=examples("lora convert ./my-peft-folder base.gguf adapter.gguf"))
 def command() -> None:
     """LoRA adapters of peft and Unsloth."""
 
