@@ -30,7 +30,7 @@ _MB = 1e6
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix (GGUF, of llama-imatrix).")
 @click.option("--allow-requantize", is_flag=True, help="Also quantize weights that are quantized already.")
 @click.option("--pure", is_flag=True, help="Every matrix gets the file type's own type.")
-@click.option("--threads", type=int, help="CPU threads; default: the usable cores.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: the usable cores.")
 @click.option("--dry-run", is_flag=True, help="Only say how large it would be.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(

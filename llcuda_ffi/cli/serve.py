@@ -56,7 +56,7 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="The address to listen at; several with commas between."
 )
-@click.option("--port", type=int, default=8080, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option("--unix-socket", type=_FILE, help="Listen at a path instead.")
 @click.option("--tls-cert", type=_FILE, help="A certificate (PEM): https.")
 @click.option("--tls-key", type=_FILE, help="Its key.")
@@ -64,15 +64,17 @@ _FILE = click.Path(path_type=Path)
 @click.option("--api-key-file", type=_FILE, help="Several keys: on each line a name and a key.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("-ngl", "--n-gpu-layers", type=int, help="Layers on the GPU; by default as many as fit.")
-@click.option("-c", "--ctx", "--n-ctx", "n_ctx", type=int, help="Most tokens of prompt and answer.")
-@click.option("--parallel", type=int, default=8, show_default=True, help="Requests computed together.")
-@click.option("--contexts", type=int, help="Contexts that divide the requests; by default 2 on a GPU from 32 on.")
-@click.option("--kv-cells", type=int, help="Tokens of the KV cache, shared by all requests.")
+@click.option("-c", "--ctx", "--n-ctx", "n_ctx", type=click.IntRange(1), help="Most tokens of prompt and answer.")
+@click.option("--parallel", type=click.IntRange(1), default=8, show_default=True, help="Requests computed together.")
+@click.option(
+    "--contexts", type=click.IntRange(1), help="Contexts that divide the requests; by default 2 on a GPU from 32 on."
+)
+@click.option("--kv-cells", type=click.IntRange(1), help="Tokens of the KV cache, shared by all requests.")
 @click.option("--kv-type", default="f16", show_default=True, help="Type of the KV cache: f16, q8_0, …")
 @click.option("--disk-cache", default="0", help='Disk for computed prefixes: "16GiB" (docs/cache.md).')
-@click.option("--batch", "n_batch", type=int, help="Most tokens of a batch.")
-@click.option("--ubatch", "n_ubatch", type=int, help="Most tokens computed at once.")
-@click.option("--threads", type=int, help="CPU threads; by default they adapt.")
+@click.option("--batch", "n_batch", type=click.IntRange(1), help="Most tokens of a batch.")
+@click.option("--ubatch", "n_ubatch", type=click.IntRange(1), help="Most tokens computed at once.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; by default they adapt.")
 @click.option(
     "--flash-attn",
     type=click.Choice(["auto", "enabled", "disabled"]),

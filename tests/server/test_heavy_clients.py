@@ -74,6 +74,17 @@ def test_anthropic(served: Server) -> None:
     assert used.content[-1].input["city"] in ("Paris", "Rome")
     with client.messages.stream(**asked, tool_choice={"type": "any"}) as stream:
         assert stream.get_final_message().content[-1].input["city"] in ("Paris", "Rome")
+    assert [model.display_name for model in client.models.list()]
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """The weather of a city."""
+        return city
+
+    runner = client.beta.messages.tool_runner(
+        model="smol", max_tokens=16, messages=MESSAGES, tools=[weather], max_iterations=2
+    )
+    assert runner.until_done().content
     with pytest.raises(anthropic.BadRequestError, match="temperature"):
         client.messages.create(**{**greedy, "extra_body": {"temperature": -1}})
     with pytest.raises(anthropic.AuthenticationError):
@@ -123,7 +134,10 @@ def test_instructor(served: Server) -> None:
         age: int
 
     client = openai.OpenAI(base_url=f"{_url(served)}/v1", api_key="k", max_retries=0)
-    for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA):
+    modes = [instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA]
+    if hasattr(instructor.Mode, "RESPONSES_TOOLS"):  # a forced call beside a format of texts
+        modes.append(instructor.Mode.RESPONSES_TOOLS)
+    for mode in modes:
         found = instructor.from_openai(client, mode=mode).chat.completions.create(
             model="smol", messages=MESSAGES, response_model=Person, max_tokens=100, max_retries=1
         )
