@@ -220,6 +220,13 @@ def test_an_answer_that_has_begun_goes_on(llm: Llama) -> None:
         llm.chat_prompt(begun, add_generation_prompt=True, continue_final_message=True)
 
 
+def test_a_template_in_a_config(llm: Llama) -> None:
+    """The JSON of a tokenizer_config.json is no Jinja: its template is taken."""
+    for template in ("Q: {{ messages[0].content }}", [{"name": "default", "template": "Q: {{ messages[0].content }}"}]):
+        config = json.dumps({"bos_token": "x", "chat_template": template})
+        assert llm.chat_prompt([ASK], template=config) == f"Q: {ASK['content']}"
+
+
 def test_response_format(llm: Llama) -> None:
     """A schema with json_object is obeyed; keys that nobody reads are refused."""
     pytest.importorskip("llguidance")

@@ -25,6 +25,7 @@ from ..messages import (
 from ..tools.plain import with_call_texts
 from .builtin import TEMPLATES
 from .capabilities import TemplateCapabilities
+from .config import of_config
 from .renderer import shared
 
 _CONTINUE = "⁂continue the final message here⁂ "
@@ -42,11 +43,12 @@ class ChatTemplate:
     def __init__(self, source: str, variables: Mapping[str, Any] | None = None, *, timeout: float = 10.0) -> None:
         """
         Args:
-            source: the Jinja text, or the name of a built-in template (see `builtin.TEMPLATES`).
+            source: the Jinja text, the name of a built-in template (see `builtin.TEMPLATES`), or the JSON text of a
+                tokenizer_config.json.
         """
         if not isinstance(source, str) or not source:
             raise InvalidRequest(f"a chat template must be a Jinja text or a name, not {source!r:.60}")
-        self.source = TEMPLATES.get(source, source)
+        self.source = TEMPLATES.get(source) or of_config(source) or source
         if self.source is source and "{" not in source:
             raise InvalidRequest(
                 f"no built-in chat template is called {source!r:.60}, and it is no Jinja text. "

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...chat.template.config import template_of
 from ...chat.template.template import ChatTemplate
 from ...errors import InvalidRequest
 
@@ -56,10 +57,8 @@ def hf_tokenizer_config_to_chat_formatter(
     Raises:
         InvalidRequest: it has no chat template.
     """
-    template = tokenizer_config.get("chat_template")
-    if isinstance(template, list):
-        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
-    if not isinstance(template, str):
+    template = template_of(tokenizer_config)
+    if template is None:
         raise InvalidRequest("the tokenizer_config has no chat_template")
     marks = {}
     for name in ("eos_token", "bos_token"):
