@@ -165,13 +165,15 @@ class Planner:
         if generating:
             room = min(room, self._chunk * max(1, len(prompting) // len(generating)))
         chunks: dict[Slot, int] = {}
+        scored = self._scored  # of all together
         for slot in sorted(prompting, key=Slot.arrival):
             if room <= 0 or (chunks and len(slot.pending_tokens) - slot.n_past > room):
                 break
             request = slot.request
             stop = slot.n_past + room
-            if request is not None and request.scoring:
-                stop = min(stop, slot.n_past + self._scored)
+            scoring = request is not None and request.scoring
+            if scoring:
+                stop = min(stop, slot.n_past + scored)
             if request is not None and request.media is not None:
                 stop = min(stop, request.media.text_until(slot.n_past))
             if slot.wanted:
@@ -180,6 +182,7 @@ class Planner:
             if n:  # else it has come to an image: see media.py
                 chunks[slot] = n
                 room -= n
+                scored -= n * scoring
         return chunks
 
 
