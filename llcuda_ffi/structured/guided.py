@@ -9,6 +9,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.metadata import version
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
@@ -173,14 +174,19 @@ def guide_of(model: Model) -> _Guide:
     """The guide of a model, made once.
 
     Raises:
-        MissingExtra: llguidance is not installed.
+        MissingExtra: llguidance is not installed, or too old: before 1.7 a vocabulary could end in one way only.
     """
     try:
         import llguidance  # noqa: F401
+
+        found = version("llguidance")
     except ImportError:
+        found = ""
+    if not found or tuple(map(int, found.split(".")[:2])) < (1, 7):
         raise MissingExtra(
-            "structured output needs llguidance: pip install llguidance (grammar= in GBNF works without)"
-        ) from None
+            f"structured output needs llguidance 1.7 or newer{f', not {found}' if found else ''}: "
+            "pip install 'llguidance>=1.7' (grammar= in GBNF works without)"
+        )
     with _lock:
         guide = _guides.get(model)
         if guide is None:

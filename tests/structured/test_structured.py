@@ -13,7 +13,8 @@ from typing import Any, Literal, TypedDict
 import pytest
 
 from llcuda_ffi import Llama, SamplingParams
-from llcuda_ffi.errors import InvalidRequest
+from llcuda_ffi.errors import InvalidRequest, MissingExtra
+from llcuda_ffi.structured import guided
 from llcuda_ffi.structured.grammars import close_objects
 from llcuda_ffi.structured.types import type_schema, value_of
 
@@ -43,6 +44,13 @@ def llm(smollm2: Path) -> Iterator[Llama]:
 def validator(schema: Any) -> Any:
     """The reference implementation, formats included."""
     return jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+
+
+def test_an_old_llguidance_is_named(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.6 takes one token that ends a text, where models have several."""
+    monkeypatch.setattr(guided, "version", lambda name: "1.6.1")
+    with pytest.raises(MissingExtra, match=r"1\.7 or newer, not 1\.6\.1: pip install"):
+        llm.generate("A number:", json_schema={"type": "integer"})
 
 
 def test_random_schemas(llm: Llama) -> None:
