@@ -227,6 +227,8 @@ class Scheduler(Lifecycle):
         return not leader.done and not leader.output.token_ids
 
     def _run(self, rows: list[Row]) -> None:
+        if self._threads is not None:
+            self._threads.begin()
         began = perf_counter()
         batch = self._planner.batch
         if self._planner.drafts:

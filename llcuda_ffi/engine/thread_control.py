@@ -4,7 +4,7 @@ ggml's threads meet at barriers where they spin: when another process takes one 
 the thread that lost it, and two threads become several times slower than one. Two things are watched:
 
 - the supply: cores that this process uses or that are idle. What is missing from the sum, others took. Threads beyond
-  the supply are given up at once.
+  the supply are given up at once, after a pause before the first step: beside others that could take seconds.
 - the time of each step, for what the supply does not show (a quota, other threads of this process): steps that become
   much slower than they were cost a thread too.
 
@@ -40,7 +40,7 @@ class Supply(Protocol):
     """Where the control asks for the cores that this process could have; see CpuSupply."""
 
     def available(self) -> float | None:
-        """Cores since the last call, or None if that is not known."""
+        """Cores since the last call (the first call: since before), or None if that is not known."""
 
     def restart(self) -> None:
         """Measure from now on."""
@@ -65,8 +65,8 @@ class ThreadControl:
         self.changes = 0
         self._apply, self._clock = apply, clock
         self._supply: Supply = supply or CpuSupply()
-        now = clock()
-        self._last_step = self._looked = now
+        now = self._looked = clock()
+        self._last_step = now - 2 * _PAUSE_S  # the first step is one after a pause
         self._taken_back = now - _LONGEST_TRIAL_S
         self._lacked = self._blind = False
         self._every = _LOOK_NOW_S  # the first look is early: the machine may be busy from the start
@@ -79,14 +79,23 @@ class ThreadControl:
         self._trial_took = self._trial_expected = 0.0
         self._trial_steps = 0
 
+    def begin(self) -> None:
+        """A batch is about to be computed."""
+        if self._most < 2 or (now := self._clock()) - self._last_step <= _PAUSE_S:
+            return
+        available = self._supply.available()
+        if available is not None and self.n_threads - available >= _LACK:
+            # others ran during the pause; if they run on, the first step would take seconds
+            self._change(max(1, int(available + 0.1)))
+            self._backoff, self._next_trial = _FIRST_TRIAL_S, now + _FIRST_TRIAL_S
+        self._forget(now)
+        self._every = _LOOK_NOW_S
+
     def observe(self, n_tokens: int, seconds: float) -> None:
         """A batch of `n_tokens` took `seconds`."""
         if self._most < 2:
             return
-        now = self._clock()
-        if now - seconds - self._last_step > _PAUSE_S:
-            self._forget(now)
-        self._last_step = now
+        now = self._last_step = self._clock()
         kind = min(n_tokens.bit_length(), _BINS - 1)
         if self._trial_from:
             self._judge(kind, n_tokens, seconds, now)
@@ -99,7 +108,7 @@ class ThreadControl:
             self._look(now)
 
     def _forget(self, now: float) -> None:
-        """The supply of a pause says nothing about the steps that follow."""
+        """Count and measure from here on."""
         self._supply.restart()
         self._looked, self._lacked, self._strikes = now, False, 0
 

@@ -46,6 +46,7 @@ class Machine:
         return alone * over * self.random.choice([1.0, 3.0, 4.0, 6.0])
 
     def step(self, n_tokens: int = 1) -> float:
+        self.control.begin()
         threads = self.control.n_threads
         took = self.seconds(threads, n_tokens)
         self.spend(took, threads)
@@ -53,7 +54,7 @@ class Machine:
         return took
 
     def spend(self, took: float, threads: int) -> None:
-        share = min(1.0, self.cores / (threads + self.busy))
+        share = min(1.0, self.cores / max(1, threads + self.busy))
         self.now += took
         self.own += took * threads * share
         self.idle += took * max(0.0, self.cores - threads - self.busy)
@@ -152,16 +153,34 @@ def test_prompts_between_single_tokens_are_no_slow_steps() -> None:
     assert machine.control.n_threads == 2
 
 
-def test_a_pause_says_nothing() -> None:
-    """What others did while no steps ran is forgotten."""
+def test_others_in_a_pause() -> None:
+    """Who ran during a pause may run on: the first step has fewer threads; they come back soon if nobody does."""
     machine = Machine(2)
     machine.run(2)
-    for _ in range(10):
-        machine.busy = 2
-        machine.now += 5  # no steps; the others take both cores
-        machine.busy = 0
-        machine.run(1)
-    assert machine.control.changes == 0
+    machine.busy = 1
+    machine.spend(5, 0)
+    machine.step(512)
+    assert machine.history[-1][1] == 1
+    machine.run(1)
+    assert machine.control.n_threads == 1
+    machine.busy = 0
+    machine.run(5)
+    assert machine.control.n_threads == 2
+    machine.busy = 2
+    machine.spend(5, 0)
+    machine.busy = 0
+    machine.run(1.5)
+    assert machine.control.n_threads == 2
+
+
+def test_the_first_step_after_a_pause_tells() -> None:
+    """Others who came with it: the next one has fewer threads."""
+    machine = Machine(2)
+    machine.run(2)
+    machine.spend(5, 0)
+    machine.busy = 1
+    machine.step(512)
+    assert machine.control.n_threads == 1
 
 
 def test_one_core_is_left_alone() -> None:
