@@ -80,8 +80,12 @@ class Child:
             self.process.kill()
             status = self.process.wait()
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
-        self.words.seek(max(0, self.words.seek(0, os.SEEK_END) - 8000))
-        lines = [line.strip() for line in self.words.read().decode("utf-8", "replace").splitlines()]
+        try:
+            self.words.seek(max(0, self.words.seek(0, os.SEEK_END) - 8000))
+            written = self.words.read().decode("utf-8", "replace")
+        except ValueError:  # closed meanwhile by `end`: nobody asked for them
+            written = ""
+        lines = [line.strip() for line in written.splitlines()]
         said = " | ".join([line for line in lines if line][-4:])[-2000:]
         hint = "; SIGKILL is how the system ends what takes too much memory" if status == -signal.SIGKILL else ""
         return f"{how}{hint}; its last words: {said or 'none'}"
