@@ -176,6 +176,7 @@ class Chat:
             " ".join(first.parts),
             first.rules,
             self._budget(params.max_reasoning_tokens, format, reasoning, text),
+            calls=mode == "required",
         )
         return ChatRequest(text, tokens, params, answer, self._model.path.stem, self._tokens, seen)
 

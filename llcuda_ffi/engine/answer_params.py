@@ -18,6 +18,7 @@ class AnswerParams(SamplingParams):
         first, rules: what comes before a structured output, in llguidance's Lark, and the rules that it needs.
         output_of: the part of the answer that is the structured output, None where there is none.
         budget: what limits its reasoning.
+        calls: `lark` is the grammar of tool calls, made here.
     """
 
     shown: frozenset[int] = frozenset()
@@ -25,6 +26,7 @@ class AnswerParams(SamplingParams):
     rules: tuple[str, ...] = ()
     output_of: Callable[[str], str | None] | None = None
     budget: ReasoningBudget | None = None
+    calls: bool = False
 
     @classmethod
     def of(
@@ -35,7 +37,8 @@ class AnswerParams(SamplingParams):
         first: str = "",
         rules: tuple[str, ...] = (),
         budget: ReasoningBudget | None = None,
+        calls: bool = False,
     ) -> AnswerParams:
         """`params` with them."""
         given = {f.name: getattr(params, f.name) for f in fields(SamplingParams)}
-        return cls(**given, shown=shown, first=first, rules=rules, output_of=output_of, budget=budget)
+        return cls(**given, shown=shown, first=first, rules=rules, output_of=output_of, budget=budget, calls=calls)

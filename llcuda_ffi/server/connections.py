@@ -13,6 +13,23 @@ WRITE_SECONDS = 60.0
 # read at a time: h11 takes about 15 us for a chunk of a body, however small, and the event loop waits for it
 _READ_BYTES = 8 << 10
 _MOST_CHUNK_LINES = 50_000
+_MOST_HEAD = 64 << 10
+
+
+class _StrictConnection(h11.Connection):
+    """Refuses heads that another parser may end elsewhere: a request could hide in them (RFC 9112, 11.2)."""
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        if self.their_state is h11.IDLE:
+            head = self.trailing_data[0].partition(b"\r\n\r\n")[0]
+            if head.count(b"\n") != head.count(b"\r\n"):
+                raise h11.RemoteProtocolError("a line of the head ends without CR")
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = [name for name, _ in event.headers]
+            if b"content-length" in names and b"transfer-encoding" in names:
+                raise h11.RemoteProtocolError("Content-Length and Transfer-Encoding")
+        return event
 
 
 class BoundedProtocol(H11Protocol):
@@ -27,6 +44,7 @@ class BoundedProtocol(H11Protocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.conn = _StrictConnection(h11.SERVER, _MOST_HEAD)
         self._head: asyncio.TimerHandle | None = None
         self._write: asyncio.TimerHandle | None = None
         self._chunk_lines = 0

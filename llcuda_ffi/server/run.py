@@ -21,6 +21,8 @@ from .app import BODY_SECONDS, MAX_BODY, MAX_QUEUE, create_app
 from .models import Models
 
 _SPARE_FILES = 128  # for models, logs, libraries
+_MOST_WAITING = 2048  # connections that the system keeps until they are accepted
+_ACCEPTED_AT_ONCE = 32  # each takes 0.1 ms, and streams wait meanwhile
 
 
 def serve(
@@ -93,6 +95,8 @@ def serve(
             class Server(uvicorn.Server):
                 async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                     await super().startup(sockets)
+                    for listener in listeners:  # asyncio has made it as short as what it accepts at once
+                        listener.listen(_MOST_WAITING)
                     urls = " and ".join(f"{address}/v1" for address, _ in addresses)
                     print(f"{names} at {urls}", file=sys.stderr, flush=True)
 
@@ -111,7 +115,7 @@ def serve(
                 timeout_graceful_shutdown=grace,
                 lifespan="on",
                 server_header=False,
-                backlog=2048,
+                backlog=_ACCEPTED_AT_ONCE,
                 ssl_certfile=tls_cert,
                 ssl_keyfile=tls_key,
             )

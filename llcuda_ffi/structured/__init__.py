@@ -29,9 +29,11 @@ def constraint_for(model: Model, params: SamplingParams) -> Constraint | None:
     from .guided import GuidedConstraint
 
     grammars, read = grammar_of(params)
+    written = params.regex is not None or params.lark is not None
     if isinstance(params, AnswerParams):
+        written = written and not params.calls
         if params.first:
             grammars = [preceded(grammar, params.first, params.rules) for grammar in grammars]
         if params.output_of is not None:
             read = part_read(params.output_of, read)
-    return GuidedConstraint(model, grammars, read)
+    return GuidedConstraint(model, grammars, read, written=written)

@@ -19,6 +19,8 @@ Read = Callable[[str], Any]
 # and a single way leaves longer runs where there is no choice, which need no sampling.
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
+_MOST_PATTERN = 16_384
+
 _COMBINING = ("allOf", "anyOf", "oneOf", "not", "if", "$ref", "dependentSchemas")
 
 
@@ -87,6 +89,7 @@ def _json(schema: Any) -> tuple[list[str], Read]:
         raise InvalidRequest(f"json_schema is no JSON schema: {error}") from None
     try:
         check_ends(opened)
+        check_patterns(opened)
         closed = close_objects(opened)
     except RecursionError:
         raise InvalidRequest("json_schema is nested too deep") from None
@@ -168,6 +171,25 @@ def check_ends(schema: Any, what: str = "json_schema") -> None:
         ends = _ends(schema, known)
     if not ends:
         raise InvalidRequest(f"this structured output cannot be had: {what} requires itself without end ($ref)")
+
+
+def check_patterns(schema: Any, what: str = "json_schema") -> None:
+    """Refuse a schema with a pattern that would take long to compile.
+
+    Raises:
+        InvalidRequest: there is one of over 16,384 characters.
+    """
+    parts = [schema]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            named = part.get("patternProperties")
+            patterns = [part.get("pattern"), *(named if isinstance(named, dict) else ())]
+            if any(isinstance(pattern, str) and len(pattern) > _MOST_PATTERN for pattern in patterns):
+                raise InvalidRequest(f"{what} has a pattern of more than {_MOST_PATTERN} characters")
+            parts.extend(part.values())
+        elif isinstance(part, list):
+            parts.extend(part)
 
 
 def _ends(schema: Any, known: dict[str, bool]) -> bool:

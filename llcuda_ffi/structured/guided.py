@@ -30,11 +30,22 @@ _MASKED = np.float32("-inf")
 _KEPT_GRAMMARS = 128
 _LEAST_TOGETHER = 4
 _SHALLOW_TEXT = 8192
-_MOST_TEXT = 2_000_000
+_MOST_TEXT = 256 << 10  # seconds of compiling
+# What a caller writes in Lark or as a pattern may name itself over and over: time and memory grow with the square of
+# what it is written out as. This much takes up to 1.5 s and 260 MiB; the default, hours.
+_WRITTEN_FUEL = 20_000
 _STACK = 1 << 30  # address space; memory is taken as it is needed
 _stack_lock = threading.Lock()
 _MOST_THREADS = 8
 _MIDDLE = b"\x02"
+
+
+class _Compiled:
+    """A grammar that is being compiled, or is."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.matcher: llguidance.LLMatcher | None = None
 
 
 class _Guide:
@@ -44,7 +55,7 @@ class _Guide:
         import llguidance
 
         self._lock = threading.Lock()
-        self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[tuple[str, bool], _Compiled] = OrderedDict()
         self._unenforced: OrderedDict[str, list[str]] = OrderedDict()
         vocab = model.vocab
         eog = list(vocab.eog_tokens)
@@ -53,24 +64,23 @@ class _Guide:
         sleep(0)
         self.tokenizer = plain.with_slices(llguidance.LLTokenizer.json_slices())
 
-    def matcher(self, grammars: Sequence[str]) -> llguidance.LLMatcher:
-        """A fresh matcher of the first grammar that compiles."""
-        key = "\0".join(grammars)
+    def matcher(self, grammars: Sequence[str], *, written: bool = False) -> llguidance.LLMatcher:
+        """A fresh matcher of the first grammar that compiles; `written` by a caller, in Lark or as a pattern."""
+        key = "\0".join(grammars), written
         with self._lock:
-            found = self._compiled.get(key)
-            if found is None:
-                found = self._compile(grammars)
-                self._compiled[key] = found
-                if len(self._compiled) > _KEPT_GRAMMARS:
-                    self._compiled.popitem(last=False)
-            else:
-                self._compiled.move_to_end(key)
-            return found.deep_copy()
+            found = self._compiled.setdefault(key, _Compiled())
+            self._compiled.move_to_end(key)
+            if len(self._compiled) > _KEPT_GRAMMARS:
+                self._compiled.popitem(last=False)
+        with found.lock:  # its own: nobody waits for the grammars of others
+            if found.matcher is None:
+                found.matcher = self._compile(grammars, written)
+            return found.matcher.deep_copy()
 
-    def _compile(self, grammars: Sequence[str]) -> llguidance.LLMatcher:
+    def _compile(self, grammars: Sequence[str], written: bool = False) -> llguidance.LLMatcher:
         message = ""
         for grammar in grammars:
-            matcher = self._matcher(grammar)
+            matcher = self._matcher(grammar, written)
             message = matcher.get_error() if matcher.is_error() else ""
             if not message and not np.frombuffer(matcher.compute_bitmask(), np.uint8).any():
                 message = matcher.get_error() or "no token can begin it: it is unsatisfiable"
@@ -87,22 +97,24 @@ class _Guide:
         """
         with self._lock:
             found = self._unenforced.get(grammar)
-            if found is None:
-                matcher = self._compile([grammar])
-                found = [word for note in matcher.get_grammar_warnings() for word in re.findall(r'"([^"]+)"', note)]
+        if found is None:
+            matcher = self._compile([grammar])
+            found = [word for note in matcher.get_grammar_warnings() for word in re.findall(r'"([^"]+)"', note)]
+            with self._lock:
                 self._unenforced[grammar] = found
                 if len(self._unenforced) > _KEPT_GRAMMARS:
                     self._unenforced.popitem(last=False)
-            return found
+        return found
 
     def fails(self, grammar: str) -> bool:
         """Whether a grammar does not compile."""
         return bool(self._matcher(grammar).is_error())
 
-    def _matcher(self, grammar: str) -> llguidance.LLMatcher:
+    def _matcher(self, grammar: str, written: bool = False) -> llguidance.LLMatcher:
         import llguidance
 
-        limits = llguidance.LLParserLimits(verbose_errors=False)
+        fuel = _WRITTEN_FUEL if written else None
+        limits = llguidance.LLParserLimits(verbose_errors=False, initial_lexer_fuel=fuel)
 
         def make() -> llguidance.LLMatcher:
             return llguidance.LLMatcher(self.tokenizer, grammar, log_level=0, limits=limits)
@@ -197,10 +209,11 @@ def guide_of(model: Model) -> _Guide:
 class GuidedConstraint:
     """One completion's place in its grammar."""
 
-    def __init__(self, model: Model, grammars: Sequence[str], read: Read) -> None:
+    def __init__(self, model: Model, grammars: Sequence[str], read: Read, *, written: bool = False) -> None:
+        """`written`: by a caller, in Lark or as a pattern."""
         guide = guide_of(model)
         try:
-            self._matcher = guide.matcher(grammars)
+            self._matcher = guide.matcher(grammars, written=written)
         except InvalidRequest as error:
             place = broken_part(grammars[-1], guide.fails)
             raise InvalidRequest(f"{error} (at {place})" if place else str(error)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import socket
@@ -17,12 +18,9 @@ import pytest
 from llcuda_ffi.errors import InvalidRequest
 from llcuda_ffi.server.keys import Keys
 
+from ..support.attacks import BODY, CHUNK_BOMBS, ENCODINGS, GARBAGE, HEAD, HUGE_HEADS, SMUGGLED, SOUND
 from ..support.server_process import MESSAGES, C, H, Server
 from ..support.tiny_model import make_tiny_llama
-
-BODY = json.dumps({"prompt": "the cat", "max_tokens": 4}).encode()
-HEAD = f"POST {C} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
-SOUND = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +53,27 @@ def _talk(server: Server, *parts: bytes, wait: float = 10.0, half_close: bool = 
             return b""
 
 
-GARBAGE = [
-    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64),  # TLS to a plain port
-    b"\x00" * 1000, b"GET /no HTTP/9.9\r\n\r\n", b"GET\r\n\r\n", b"\r\n" * 500, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"a" * 200_000 + b"\r\n\r\n",
-    b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X%d: a\r\n" % i for i in range(20_000)) + b"\r\n",
-    b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-    HEAD + b"Content-Length: -1\r\n\r\n", HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
-    HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    HEAD + b"Transfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFFF\r\n",
-    HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", HEAD + b"Transfer-Encoding: gzip\r\n\r\n",
-    HEAD + b"Content-Length : 5\r\n\r\nabcde", HEAD + b"X: a\nY: b\r\n\r\n",
-    HEAD.replace(b"Host: x", b"Host: x\r\nHost: y") + b"\r\n",
-]  # fmt: skip
+NO_REQUESTS = [*GARBAGE, *HUGE_HEADS, *SMUGGLED, *ENCODINGS, *CHUNK_BOMBS]
 
 
-@pytest.mark.parametrize("data", GARBAGE, ids=range(len(GARBAGE)))
+@pytest.mark.parametrize("data", NO_REQUESTS, ids=range(len(NO_REQUESTS)))
 def test_garbage(target: Server, data: bytes) -> None:
-    """What is no request is answered with a 4xx or cut off, never with a 5xx or silence."""
+    """What is no request, or means two things, is answered with a 4xx or cut off, never with a 5xx or silence."""
     answer = _talk(target, data)
     assert not answer or answer.split()[1].startswith((b"4", b"501")), answer[:200]
     assert target.post(C, prompt="the cat", max_tokens=1)[0] == 200
+
+
+@pytest.mark.parametrize("data", SMUGGLED, ids=range(len(SMUGGLED)))
+def test_no_request_hides_in_another(target: Server, data: bytes) -> None:
+    """What two parsers would end at different places is refused, and the connection closed: nothing is read from it."""
+    with socket.create_connection(("127.0.0.1", target.port), timeout=10) as connection:
+        connection.sendall(data)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                answer += part
+    assert b" 200 " not in answer
 
 
 def test_slow_heads_and_bodies_are_cut(target: Server) -> None:

@@ -21,6 +21,8 @@ LIST = {
     "properties": {"next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
     "required": ["next"],
 }
+# written out it has 65,536 patterns, one after the other
+DOUBLES = "start: T16\nT0: /(a|b)*/\n" + "\n".join(f"T{i + 1}: T{i} T{i}" for i in range(16))
 CALLS = [{"role": "user", "content": "x"}]
 
 
@@ -59,6 +61,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("lone surrogate", {"choices": ["\ud800", "b"]}, "cannot be had"),
     ("back reference", {"regex": r"(a)\1"}, "backreferences"),
     ("brackets", {"regex": "(" * 20_000 + ")" * 20_000}, "cannot be had"),
+    ("a terminal that doubles", {"lark": DOUBLES}, "too big"),
+    ("a long regex", {"regex": "(a|b)*" * 10_000}, "too big"),
+    ("a long pattern", {"json_schema": {"items": {"pattern": "(a|b)*" * 10_000}}}, "more than 16384 characters"),
+    ("a huge schema", {"json_schema": {"enum": [f"v{i}" for i in range(40_000)]}}, "more than 262144"),
     ("a huge grammar", {"lark": 'start: "a"' + " " * 3_000_000}, "more than"),
     ("an included file", {"lark": '%include "/etc/passwd"\nstart: "a"'}, "cannot be had"),
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...core.model import Model
 from ...errors import InvalidRequest
-from ...structured.grammars import check_ends, close_objects, guidance, json_grammar
+from ...structured.grammars import check_ends, check_patterns, close_objects, guidance, json_grammar
 from ...structured.guided import guide_of
 from ...structured.types import without_nullable
 from ..opening import Opening
@@ -168,6 +168,7 @@ def _arguments_schema(function: Mapping[str, Any]) -> dict[str, Any]:
     """The schema that a forced call follows. What llguidance does not know in it is left out (see `check_tools`)."""
     schema = close_objects(without_nullable(function.get("parameters") or {}))
     check_ends(schema, f"the parameters of {function['name']}()")
+    check_patterns(schema, f"the parameters of {function['name']}()")
     schema = {"type": "object", "properties": {}, "additionalProperties": False} | schema
     lenient: dict[str, Any] = guidance(schema | {"x-guidance": {"lenient": True}})
     return lenient
