@@ -166,7 +166,9 @@ async def keys(port: int, answers: Answers) -> int:
     writer.close()
     for kind in ("first", "last"):
         answers[f"us, wrong in its {kind} character"] = round(statistics.median(times[kind]) * 1e6)
-    await crowd(1000, lambda i: talk(port, [b"GET /v1/models HTTP/1.1\r\nX-Api-Key: %x\r\n" % i], answers), 100)
+    await crowd(
+        1000, lambda i: talk(port, [b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Api-Key: %x\r\n\r\n" % i], answers), 100
+    )
     return 4000
 
 
@@ -192,7 +194,7 @@ ATTACKS: dict[str, Callable[[int, Answers], Coroutine[Any, Any, int]]] = {
     "disconnects at each byte": disconnects,
     "10,000 connections": flood,
     "pipelined garbage": pipelined,
-    "garbage": lambda port, answers: each_of(sent.GARBAGE, 1000, port, answers),
+    "garbage": lambda port, answers: each_of(sent.GARBAGE, 1000, port, answers, 200),
     "huge heads": lambda port, answers: each_of(sent.HUGE_HEADS, 300, port, answers),
     "wrong encodings": lambda port, answers: each_of(sent.ENCODINGS, 1000, port, answers),
     "chunk bombs": lambda port, answers: each_of(sent.CHUNK_BOMBS, 100, port, answers),
@@ -206,7 +208,7 @@ MEGABYTES = {f"1 MB: {name}": sent.post(*request) for name, request in sent.mega
 async def attack(name: str, port: int, answers: Answers) -> int:
     """Make one; how many requests that were."""
     if name in MEGABYTES:
-        return await each_of([MEGABYTES[name]], 5, port, answers, 1)
+        return await each_of([MEGABYTES[name]], 3, port, answers, 1)
     return await ATTACKS[name](port, answers)
 
 
@@ -219,20 +221,20 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Until it is over."""
-        asked = {"prompt": "Once upon a time", "max_tokens": 3000, "ignore_eos": True, "prefix_cache": False}
+        # short ones, as the gap grows with the context; one connection, as a flood leaves no room for new ones
+        asked = {"prompt": "Once upon a time", "max_tokens": 150, "ignore_eos": True, "prefix_cache": False}
         body = json.dumps({**asked, "stream": True})
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+        connection = self._server.connect()
         while not self.over:
-            connection = self._server.connect()
-            connection.request("POST", C, body, {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"})
-            answer, last = connection.getresponse(), 0.0
-            for line in answer:
+            connection.request("POST", C, body, headers)
+            last = 0.0
+            for line in connection.getresponse():
                 if line.startswith(b"data: {") and (now := time.monotonic()):
                     if last:
                         self.gaps.append((now, now - last))
                     last = now
-                if self.over:
-                    break
-            connection.close()
+        connection.close()
 
     def of(self, begin: float, end: float) -> list[float]:
         """The gaps in milliseconds that ended within."""
@@ -320,6 +322,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="attacks whose names begin so")
     p.add_argument("--model", default="smollm2-135m")
+    p.add_argument("--threads", type=int, default=1, help="that compute: a core is left for connections")
     p.add_argument("--calm", type=float, default=1.0, help="seconds before and after each in which none is made")
     p.add_argument("--json", type=Path, metavar="FILE", help="keep the rows there; those of other attacks stay")
     p.add_argument("--table", action="store_true", help="only print the rows of FILE as a table")
@@ -338,7 +341,18 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     print(f"{time.strftime('%Y-%m-%d')}, {cpu_name()}, {os.cpu_count()} cores, {hard:,} files at most")
     with tempfile.TemporaryDirectory() as folder:
-        options = ("-c", 4096, "--parallel", 4, "--api-key", KEY, "--read-timeout", READ_SECONDS)
+        options = (
+            "-c",
+            4096,
+            "--parallel",
+            4,
+            "--api-key",
+            KEY,
+            "--read-timeout",
+            READ_SECONDS,
+            "--threads",
+            given.threads,
+        )
         server = Server(Path(folder) / "log", given.model, *options)
         watch = Watch(server)
         watch.start()

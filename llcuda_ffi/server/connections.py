@@ -64,12 +64,14 @@ class BoundedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.transport.is_closing():  # it was refused
+            return
         if self.conn.their_state is not h11.IDLE:  # a request's head is whole
             if self._head is not None:
                 self._head.cancel()
                 self._head = None
             self._count_chunks(data)
-        elif self._head is None and not self.transport.is_closing():
+        elif self._head is None:
             self._head = self.loop.call_later(self.head_seconds, self._late)
 
     def _count_chunks(self, data: bytes) -> None:

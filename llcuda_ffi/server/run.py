@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import ipaddress
 import logging
 import os
@@ -20,6 +21,8 @@ from ..errors import InvalidRequest
 from .app import BODY_SECONDS, MAX_BODY, MAX_QUEUE, create_app
 from .models import Models
 
+# Python's 5 ms are what a step waits, several times, for the interpreter's lock while a thread reads a large body
+_SWITCH_SECONDS = 0.0005
 _SPARE_FILES = 128  # for models, logs, libraries
 _MOST_WAITING = 2048  # connections that the system keeps until they are accepted
 _ACCEPTED_AT_ONCE = 32  # each takes 0.1 ms, and streams wait meanwhile
@@ -119,6 +122,9 @@ def serve(
                 ssl_certfile=tls_cert,
                 ssl_keyfile=tls_key,
             )
+            sys.setswitchinterval(_SWITCH_SECONDS)
+            gc.collect()
+            gc.freeze()  # a collection stops all threads while it looks: at what came since, not at all modules
             with _quiet_end():
                 Server(config).run(sockets=listeners)
         finally:

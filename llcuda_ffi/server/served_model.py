@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import time
@@ -17,9 +18,10 @@ from ..embedder import Embedder
 from ..embedding.reranker import Reranker
 from ..engine.assembly import DEFAULT_N_CTX
 from ..enums import PoolingType
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, MissingExtra
 from ..gguf import GGUFReader
 from ..hub.references import resolve
+from ..structured.guided import guide_of
 from .media import modalities
 
 Kind = Literal["text", "embedding", "rerank"]
@@ -141,6 +143,9 @@ class ServedModel:
             if isinstance(engine, AsyncLlama):
                 model = engine.llama.model
                 self.loras = {name: LoraAdapter.load(model, path) for name, path in self.adapters.items()}
+                # llguidance reads the vocabulary under the interpreter's lock: now, not while streams run
+                with contextlib.suppress(MissingExtra):
+                    guide_of(model)
         except BaseException:
             engine.close()
             raise

@@ -20,6 +20,7 @@ Read = Callable[[str], Any]
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 _MOST_PATTERN = 16_384
+MOST_TEXT = 256 << 10  # characters of a schema or grammar: seconds of compiling
 
 _COMBINING = ("allOf", "anyOf", "oneOf", "not", "if", "$ref", "dependentSchemas")
 
@@ -33,6 +34,16 @@ def preceded(grammar: str, first: str, rules: Sequence[str]) -> str:
     inner = {"name": "output", **json.loads(grammar)["grammars"][0]}
     lark = "\n".join([f"start: {first} @output", *rules])
     return _dump({"grammars": [{"name": "start", "lark_grammar": lark}, inner]})
+
+
+def check_length(text: str) -> None:
+    """Refuse a schema or grammar before work is done for it.
+
+    Raises:
+        InvalidRequest: it is too long.
+    """
+    if len(text) > MOST_TEXT:
+        raise InvalidRequest(f"the schema or grammar has {len(text)} characters, more than {MOST_TEXT}")
 
 
 def constrained(params: SamplingParams) -> bool:
@@ -49,12 +60,14 @@ def grammar_of(params: SamplingParams) -> tuple[list[str], Read]:
     if params.regex is not None:
         if not isinstance(params.regex, str) or not params.regex:
             raise InvalidRequest(f"regex must be a text, not {params.regex!r:.60}")
+        check_length(params.regex)
         return [_dump({"grammars": [{"lark_grammar": f"start: /{_slashes(params.regex)}/"}]})], _same
     if params.choices is not None:
         return [_choices(params.choices)], _same
     if params.lark is not None:
         if not isinstance(params.lark, str) or not params.lark.strip():
             raise InvalidRequest(f"lark must be a grammar in Lark's syntax, not {params.lark!r:.60}")
+        check_length(params.lark)
         return [_dump({"grammars": [{"lark_grammar": params.lark}]})], _same
     return _json(params.json_schema)
 
@@ -84,7 +97,9 @@ def _json(schema: Any) -> tuple[list[str], Read]:
         hint = schema
         schema, read = type_schema(hint, getattr(hint, "__name__", "json_schema")), _typed(hint)
     try:
-        opened = json.loads(json.dumps(without_nullable(schema)))
+        text = json.dumps(without_nullable(schema), ensure_ascii=False)
+        check_length(text)
+        opened = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"json_schema is no JSON schema: {error}") from None
     try:

@@ -21,7 +21,7 @@ from ..core.vocab import Vocab
 from ..enums import TokenAttr
 from ..errors import InvalidRequest, MissingExtra
 from ..hardware.cpu import usable_cores
-from .grammars import Read, broken_part
+from .grammars import Read, broken_part, check_length
 
 if TYPE_CHECKING:
     import llguidance
@@ -30,7 +30,6 @@ _MASKED = np.float32("-inf")
 _KEPT_GRAMMARS = 128
 _LEAST_TOGETHER = 4
 _SHALLOW_TEXT = 8192
-_MOST_TEXT = 256 << 10  # seconds of compiling
 # What a caller writes in Lark or as a pattern may name itself over and over: time and memory grow with the square of
 # what it is written out as. This much takes up to 1.5 s and 260 MiB; the default, hours.
 _WRITTEN_FUEL = 20_000
@@ -119,8 +118,7 @@ class _Guide:
         def make() -> llguidance.LLMatcher:
             return llguidance.LLMatcher(self.tokenizer, grammar, log_level=0, limits=limits)
 
-        if len(grammar) > _MOST_TEXT:
-            raise InvalidRequest(f"the schema or grammar has {len(grammar)} characters, more than {_MOST_TEXT}")
+        check_length(grammar)
         return make() if len(grammar) < _SHALLOW_TEXT else _with_large_stack(make)
 
 

@@ -56,15 +56,16 @@ def test_a_prompt_of_3_mb(tiny: Model) -> None:
     asyncio.run(main())
 
 
-def test_thousands_of_prompts(tiny: Model) -> None:
+@pytest.mark.parametrize("count", [2000, pytest.param(16_000, marks=pytest.mark.soak)])
+def test_thousands_of_prompts(tiny: Model, count: int) -> None:
     """They are made, submitted, awaited and collected in parts of the time."""
 
     async def main() -> None:
         async with AsyncLlama(tiny, n_ctx=64, n_parallel=32) as llm:
-            prompts = [f"{i}" for i in range(2000)]
+            prompts = [f"{i}" for i in range(count)]
             share, found = await largest_gap(llm.generate(prompts, max_tokens=1, temperature=0))
             again = await llm.generate(prompts[1234], max_tokens=1, temperature=0)
-        assert len(found) == 2000
+        assert len(found) == count
         assert found[1234].token_ids == again.token_ids
         assert share < SHARE
 
