@@ -73,7 +73,7 @@ def test_sessions_find_their_cache(address: str) -> None:
         messages: list[dict[str, str]] = []
         before = 0
         for turn in range(3):
-            text = f"{session} {LONG}" if not turn else f"{turn} and again"
+            text = f"{session} {LONG * 5}" if not turn else f"{turn} and again"
             messages.append({"role": "user", "content": text})
             body = json.loads(_post(f"{address}/v1/chat/completions", messages=messages, max_tokens=4)[1])
             usage = body["usage"]
@@ -81,7 +81,8 @@ def test_sessions_find_their_cache(address: str) -> None:
                 found.append(usage["prompt_tokens_details"]["cached_tokens"] / before)
             before = usage["prompt_tokens"]
             messages.append({"role": "assistant", "content": body["choices"][0]["message"]["content"] or ""})
-    assert min(found) > 0.8, found
+    # up to 64 tokens of what is cached are computed again where that is faster
+    assert min(found) > 0.6, found
 
 
 def test_a_killed_replica_loses_nothing(address: str) -> None:
