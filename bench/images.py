@@ -4,9 +4,9 @@ python bench/images.py [-r 5] [--only one turn new known] [--edge 512] [--json b
 
 The models are random: a llama of 12 layers (512 wide) and an encoder of the shape of SmolVLM's, small beside it as real
 ones are beside real models: an image of 512 × 512 is four tiles and the whole, 320 embeddings (--edge 1024: 1,088, as
-SmolVLM makes of a photo). What is computed takes
-the time that it takes for trained weights. The raw side is the same C calls through cffi: mtmd_tokenize_from_parts,
-mtmd_encode_chunk, llama_decode of the embeddings and the tokens, llama_sampler_sample.
+SmolVLM makes of a photo). What is computed takes the time that it takes for trained weights. The raw side is the same C
+calls through cffi: mtmd_tokenize_from_parts, mtmd_encode_chunk, llama_decode of the embeddings and the tokens,
+llama_sampler_sample.
 """
 
 from __future__ import annotations
