@@ -128,7 +128,8 @@ text = llm.generate("n:", params)[0].outputs[0].text
     ),
     Snippet(
         "many params",
-        LOAD + "outputs = llm.generate(['a', 'b'], [SamplingParams(max_tokens=1), SamplingParams(max_tokens=2)])",
+        LOAD
+        + "outputs = llm.generate(['a', 'b'], [SamplingParams(max_tokens=1), SamplingParams(max_tokens=2, ignore_eos=True)])",
         "[len(o.outputs[0].token_ids) for o in outputs] == [1, 2]",
     ),
     Snippet(
