@@ -253,7 +253,6 @@ def test_every_way_gives_the_beginning_of_the_whole(bench: Bench) -> None:
     reason, calls and parsed value are those of the lone, cold completion up to its end; chunks add up to it."""
     wanted = bench.cases if settings().max_examples <= 100 else settings().max_examples
 
-    @given(data=st.data())
     def examples(data: st.DataObject) -> None:
         engine = data.draw(st.sampled_from(sorted(ENGINES)))
         asked = [drawn(data.draw, bench) for _ in range(data.draw(st.integers(1, MOST)))]
@@ -275,5 +274,7 @@ def test_every_way_gives_the_beginning_of_the_whole(bench: Bench) -> None:
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
     while bench.compared < wanted:  # how many a round has is drawn, too
         rounds = max(10, 2 * (wanted - bench.compared) // (1 + MOST))
-        several = settings(max_examples=rounds, deadline=None, suppress_health_check=checks)(examples)
+        several = settings(max_examples=rounds, deadline=None, suppress_health_check=checks)(
+            given(data=st.data())(examples)
+        )
         (seed(bench.compared)(several) if bench.compared else several)()
