@@ -335,14 +335,19 @@ class Scheduler(Lifecycle):
         assert sampler is not None
         if request.output.logprobs is not None or request.steps or request.params.overflow == "shift":
             return True  # these need each token's own row
-        most = self._planner.most // len(self.slots) - 1
-        for token in constraint.forced()[: max(0, most)]:
-            if self.vocab.is_eog(token) or slot.n_past + len(slot.run) + 2 > self.n_ctx:
-                return True
-            sampler.chain.accept(token)
-            slot.run.append(slot.last)
-            if not self._accept(slot, request, token, None):
-                return False
+        assert sampler.row is not None
+        left = self._planner.most // len(self.slots) - 1
+        while forced := constraint.forced():
+            for token in forced:
+                if left <= 0 or self.vocab.is_eog(token) or slot.n_past + len(slot.run) + 2 > self.n_ctx:
+                    sampler.row.forcing = True  # the rest comes one by one
+                    return True
+                sampler.chain.accept(token)
+                slot.run.append(slot.last)
+                if not self._accept(slot, request, token, None):
+                    return False
+                left -= 1
+        sampler.row.forcing = False
         return True
 
     def _accept(self, slot: Slot, request: Request, token: int, logprob: TokenLogprob | None) -> bool:

@@ -77,8 +77,7 @@ class Bench:
     def whole(self, ask: Ask, **changed: Any) -> Any:
         """The lone, cold answer; of a chat without tools its raw completion."""
         params, prompt = {**ask.params, **changed}, ask.prompt
-        if "logprobs" in params:
-            params["logprobs"] = 2
+        params["logprobs"] = 2  # which changes no token
         key = repr((prompt, params, ask.chat))
         if key not in self._wholes:
             if "tools" in params:

@@ -155,6 +155,8 @@ class RowSampler:
 
     Attributes:
         generated: the request's tokens so far; the steps look at them.
+        forcing: whether a token that the constraint leaves no choice for may come here: the first, and all where the
+            scheduler does not take them by itself. It is not drawn, so that draws are the same either way.
     """
 
     context: Context
@@ -165,6 +167,7 @@ class RowSampler:
     logprobs: int | None
     prefilter: TopKPrefilter
     reach: int
+    forcing: bool = True
 
     def sample(self, row: int) -> tuple[int, TokenLogprob | None]:
         """Choose a token from batch row `row`; the chain remembers it, the constraint does not yet."""
@@ -173,7 +176,14 @@ class RowSampler:
         wanted = None if self.logprobs is None else log_softmax(logits)
         for step in self.steps:
             step(self.generated, logits)
-        constraint = self.constraint
+        constraint, vocab = self.constraint, self.chain.model.vocab
+        if constraint is not None and self.forcing and not self.steps:
+            forced = constraint.forced()[:1]
+            if forced and not vocab.is_eog(forced[0]):
+                self.chain.accept(forced[0])
+                return forced[0], None if wanted is None else token_logprob(
+                    vocab, forced[0], wanted, self.logprobs or 0
+                )
         if constraint is not None:
             constraint.mask(logits)
         if (constraint is not None or self.steps) and not np.isfinite(logits.max()):
@@ -187,4 +197,4 @@ class RowSampler:
                 token = sample_rows(self.context, [(chain, row)])[0]
         if wanted is None:
             return token, None
-        return token, token_logprob(self.chain.model.vocab, token, wanted, self.logprobs or 0)
+        return token, token_logprob(vocab, token, wanted, self.logprobs or 0)
