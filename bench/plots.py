@@ -22,44 +22,37 @@ def _result(name: str) -> dict[str, Any]:
     return found
 
 
-def _rows(values: Mapping[str, Any], names: Mapping[str, str], unit: str) -> list[Row]:
-    rows = []
-    for key, label in names.items():
-        value = values[key]
-        much = float(value["median"] if isinstance(value, dict) else value)
-        rows.append((label, much, f"{much:,.0f} {unit}", label.startswith("llcuda_ffi")))
-    return rows
+def _section(run: Mapping[str, Any], name: str) -> list[Row]:
+    """The sides that offer it, the slowest first."""
+    part = run["sections"][name]
+    found = [(side, value["median"]) for side, value in part["sides"].items() if "median" in value]
+    return [
+        (
+            {"ours": "llcuda_ffi", "raw C loop": "C calls alone"}.get(side, side),
+            float(much),
+            f"{much:,.0f} {part['unit']}",
+            side == "ours",
+        )
+        for side, much in sorted(found, key=lambda row: (row[1], row[0] == "ours"))
+    ]
 
 
 def panels() -> list[tuple[str, list[Row]]]:
     """Title and rows of each part of the picture."""
-    batch, first, texts = _result("throughput"), _result("latency_ttft")["ttft"], _result("embeddings")
+    run, first = _result("run"), _result("latency_ttft")["ttft"]
+    machine = f"{run['machine']['cores']} cores of {run['machine']['cpu']}".replace(" Processor", "")
+    together = next(name for name in ("16 prompts together", "8 prompts together") if name in run["sections"])
     return [
+        (f"{together}, {run['settings']['model']}, {machine} (more is better)", _section(run, together)),
+        ("One stream, the same (more is better)", _section(run, "decode, one stream")),
         (
-            f"{batch['settings']['prompts']} prompts at once, SmolLM2-135M, 2 Xeon cores (more is better)",
-            _rows(
-                batch["tokens_per_s"],
-                {"raw": "C calls alone, batched", "generate": "llcuda_ffi", "peer": "llama-cpp-python 0.3.36"},
-                "tokens/s",
-            ),
+            "First token of a prompt of 1,010 tokens, the same (less is better)",
+            [
+                (f"llcuda_ffi, {label}", first[key]["median"], f"{first[key]['median']:,.0f} ms", True)
+                for key, label in (("cold_ms", "new"), ("cached_ms", "1,000 seen before"))
+            ],
         ),
-        (
-            "First token of a prompt of 1,010 tokens, the same machine (less is better)",
-            _rows(first, {"cold_ms": "llcuda_ffi, new", "cached_ms": "llcuda_ffi, 1,000 seen before"}, "ms"),
-        ),
-        (
-            "Embeddings, all-MiniLM-L6-v2, 2 EPYC cores with AVX2 (more is better)",
-            _rows(
-                texts["texts_per_s"],
-                {
-                    "onnxruntime, int8": "onnxruntime, int8",
-                    "sentence-transformers (torch)": "sentence-transformers",
-                    "ours": "llcuda_ffi, q8_0",
-                    "llama-cpp-python 0.3.36, list": "llama-cpp-python 0.3.36",
-                },
-                "texts/s",
-            ),
-        ),
+        ("Embeddings, all-MiniLM-L6-v2, texts of 10 to 70 words (more is better)", _section(run, "embeddings")),
     ]
 
 

@@ -1,27 +1,29 @@
-"""The table of docs/performance.md out of one result of bench/run.py."""
+"""The tables of docs/performance.md out of the results of bench/: nothing in them is typed by hand."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-BEGIN, END = "<!-- bench/run.py: begin -->", "<!-- bench/run.py: end -->"
+RESULTS = Path(__file__).resolve().parent / "results"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 
 
 def write(result: dict[str, Any]) -> None:
-    """Replace the generated part of docs/performance.md."""
-    page = DOCS / "performance.md"
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    if not rest:
-        raise SystemExit(f"{page} has no line {BEGIN!r}")
-    after = rest.partition(END)[2]
-    page.write_text(f"{before}{BEGIN}\n{table(result)}\n{END}{after}", encoding="utf-8")
-    print(f"wrote {page}")
+    """Replace the generated parts of docs/performance.md."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, lines in (("run", table(result)), ("over the C loop", over_c()), ("busy", busy())):
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        before, _, rest = text.partition(begin)
+        if end not in rest:
+            raise SystemExit(f"{PAGE} has no lines {begin!r} and {end!r}")
+        text = f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.partition(end)[2]}"
+    PAGE.write_text(text, encoding="utf-8")
+    print(f"wrote {PAGE}")
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> list[str]:
     """Sides as rows, sections as columns: the median, and how many times faster this package is."""
     machine, settings, sections = result["machine"], result["settings"], result["sections"]
     lines = [
@@ -48,6 +50,69 @@ def table(result: dict[str, Any]) -> str:
         cells.append(f"{said.get('rss_mib', 0):,.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     left_out = [f"{side} ({said['error']})" for side, said in result["sides"].items() if "error" in said]
-    if left_out:
-        lines += ["", "Left out: " + "; ".join(left_out) + "."]
-    return "\n".join(lines)
+    return [*lines, "", "Left out: " + "; ".join(left_out) + "."] if left_out else lines
+
+
+def over_c() -> list[str]:
+    """What this package costs over a loop of C calls."""
+    one, many, python = (_result(name) for name in ("decode", "throughput", "python_time"))
+    first, gap = _result("latency_ttft"), _result("latency_gap")
+    step, rss = python["python_us_per_token"], one["peak_rss_mib"]
+    together = f"{many['settings']['prompts']} prompts × {many['settings']['tokens']} tokens"
+    rows = [
+        ("`generate`, one stream of 256 tokens, over a raw loop of C calls", one["ratio"]["generate"], "decode.py"),
+        ("`stream`, the same", one["ratio"]["stream"], ""),
+        (f"{together}, over the raw batched loop", many["ratio"]["raw"], "throughput.py --peer FOLDER"),
+        ("the same, by CPU time", many["ratio"]["raw_cpu"], ""),
+        (f"the same, over {many['peer'].partition(',')[0]}'s code on our libllama", many["ratio"]["peer"], ""),
+        ("time to first token, 1,000 of 1,010 cached, over cold", first["ttft"]["share"], "latency.py --only ttft"),
+        (
+            "longest gap of 8 streams while 1,500 tokens come, over 3 median gaps and the last micro-batch",
+            gap["gap"]["of_allowed"],
+            "latency.py --only gap",
+        ),
+        ("µs of Python a token, 32 requests, `generate`", step["generate_whole"], "throughput.py --only-python"),
+        ("the same, 32 streams in one thread", step["stream_whole"], ""),
+    ]
+    return [
+        f"{_machine(one)}, medians (range, rounds):",
+        "",
+        "| what | measured | how |",
+        "|-|-|-|",
+        *(f"| {what} | {_spread(value)} | {f'`bench/{how}`' if how else ''} |" for what, value, how in rows),
+        f"| peak RSS, one sequence of 2,048: raw loop, `generate` | {rss['raw']:.0f}, {rss['generate']:.0f} MiB | |",
+    ]
+
+
+def busy() -> list[str]:
+    """Thread counts beside spinning processes."""
+    beside = _result("latency_busy")
+    return [
+        f"{_machine(beside)}, tokens/s:",
+        "",
+        "| streams, spinning processes beside them | 1 thread | auto | auto / 1 thread |",
+        "|-|-|-|-|",
+        *(
+            f"| {what} | {row['1']['median']:,.0f} | {row['auto']['median']:,.0f} | {_spread(row['auto_of_better'])} |"
+            for what, row in beside["busy"].items()
+        ),
+    ]
+
+
+def _result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _machine(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    return (
+        f"{machine['date']}, {machine['cores']} cores of {machine['cpu']}, bundle {machine['bundle']}, "
+        f"{result['settings']['model']}"
+    )
+
+
+def _spread(found: dict[str, Any]) -> str:
+    digits = 3 if found["median"] < 2 else 2
+    low, high = found["min"], found["max"]
+    return f"{found['median']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f}, n={found['n']})"
