@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from .run_docs import result_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "speed.svg"
@@ -15,11 +16,6 @@ _WIDTH, _LABEL, _BAR, _ROW = 760, 250, 400, 24
 _OURS, _OTHERS = "#2563eb", "#9ca3af"
 
 Row = tuple[str, float, str, bool]  # whose, how much, in words, whether it is ours
-
-
-def _result(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-    return found
 
 
 def _section(run: Mapping[str, Any], name: str) -> list[Row]:
@@ -39,7 +35,7 @@ def _section(run: Mapping[str, Any], name: str) -> list[Row]:
 
 def panels() -> list[tuple[str, list[Row]]]:
     """Title and rows of each part of the picture."""
-    run, first = _result("run"), _result("latency_ttft")["ttft"]
+    run, first = result_of("run"), result_of("latency_ttft")["ttft"]
     machine = f"{run['machine']['cores']} cores of {run['machine']['cpu']}".replace(" Processor", "")
     together = next(name for name in ("16 prompts together", "8 prompts together") if name in run["sections"])
     return [

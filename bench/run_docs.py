@@ -55,8 +55,8 @@ def table(result: dict[str, Any]) -> list[str]:
 
 def over_c() -> list[str]:
     """What this package costs over a loop of C calls."""
-    one, many, python = (_result(name) for name in ("decode", "throughput", "python_time"))
-    first, gap = _result("latency_ttft"), _result("latency_gap")
+    one, many, python = (result_of(name) for name in ("decode", "throughput", "python_time"))
+    first, gap = result_of("latency_ttft"), result_of("latency_gap")
     step, rss = python["python_us_per_token"], one["peak_rss_mib"]
     together = f"{many['settings']['prompts']} prompts × {many['settings']['tokens']} tokens"
     rows = [
@@ -86,7 +86,7 @@ def over_c() -> list[str]:
 
 def busy() -> list[str]:
     """Thread counts beside spinning processes."""
-    beside = _result("latency_busy")
+    beside = result_of("latency_busy")
     return [
         f"{_machine(beside)}, tokens/s:",
         "",
@@ -99,7 +99,8 @@ def busy() -> list[str]:
     ]
 
 
-def _result(name: str) -> dict[str, Any]:
+def result_of(name: str) -> dict[str, Any]:
+    """What a benchmark wrote to bench/results."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return found
 

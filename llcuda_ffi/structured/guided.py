@@ -53,6 +53,9 @@ class _Guide:
     def __init__(self, model: Model) -> None:
         import llguidance
 
+        found = version("llguidance")
+        if tuple(map(int, found.split(".")[:2])) < (1, 7):  # a vocabulary could end in one way only
+            raise _missing(f" or newer, not {found}")
         self._lock = threading.Lock()
         self._compiled: OrderedDict[tuple[str, bool], _Compiled] = OrderedDict()
         self._unenforced: OrderedDict[str, list[str]] = OrderedDict()
@@ -180,23 +183,22 @@ _guides: weakref.WeakKeyDictionary[Model, _Guide] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
+def _missing(which: str) -> MissingExtra:
+    return MissingExtra(
+        f"structured output needs llguidance 1.7{which}: pip install 'llguidance>=1.7' (grammar= in GBNF works without)"
+    )
+
+
 def guide_of(model: Model) -> _Guide:
     """The guide of a model, made once.
 
     Raises:
-        MissingExtra: llguidance is not installed, or too old: before 1.7 a vocabulary could end in one way only.
+        MissingExtra: llguidance is not installed, or too old.
     """
     try:
         import llguidance  # noqa: F401
-
-        found = version("llguidance")
     except ImportError:
-        found = ""
-    if not found or tuple(map(int, found.split(".")[:2])) < (1, 7):
-        raise MissingExtra(
-            f"structured output needs llguidance 1.7 or newer{f', not {found}' if found else ''}: "
-            "pip install 'llguidance>=1.7' (grammar= in GBNF works without)"
-        )
+        raise _missing(" or newer") from None
     with _lock:
         guide = _guides.get(model)
         if guide is None:

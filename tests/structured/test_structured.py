@@ -46,10 +46,13 @@ def validator(schema: Any) -> Any:
     return jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
 
 
-def test_an_old_llguidance_is_named(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_llguidance_is_named(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """1.6 takes one token that ends a text, where models have several."""
     monkeypatch.setattr(guided, "version", lambda name: "1.6.1")
-    with pytest.raises(MissingExtra, match=r"1\.7 or newer, not 1\.6\.1: pip install"):
+    with (
+        Llama(tiny_llama, n_ctx=512) as llm,
+        pytest.raises(MissingExtra, match=r"1\.7 or newer, not 1\.6\.1: pip install"),
+    ):
         llm.generate("A number:", json_schema={"type": "integer"})
 
 

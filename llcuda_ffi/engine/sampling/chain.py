@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ...core.context import Context
 from ...core.model import Model
@@ -176,25 +177,34 @@ class RowSampler:
         wanted = None if self.logprobs is None else log_softmax(logits)
         for step in self.steps:
             step(self.generated, logits)
-        constraint, vocab = self.constraint, self.chain.model.vocab
-        if constraint is not None and self.forcing and not self.steps:
-            forced = constraint.forced()[:1]
-            if forced and not vocab.is_eog(forced[0]):
-                self.chain.accept(forced[0])
-                return forced[0], None if wanted is None else token_logprob(
-                    vocab, forced[0], wanted, self.logprobs or 0
-                )
-        if constraint is not None:
-            constraint.mask(logits)
-        if (constraint is not None or self.steps) and not np.isfinite(logits.max()):
-            what = "the grammar leaves" if not self.steps else "bans, logits processors and grammar leave"
-            raise InvalidRequest(f"{what} no token to choose: it cannot go on from here")
-        chain, token = self.chain, -1
-        if self.reach:
-            token = self.prefilter.sample(logits[None], [(chain, 0, self.reach)])[0]
+        token = self._forced()
         if token < 0:
-            with self.context.exclusive():
-                token = sample_rows(self.context, [(chain, row)])[0]
+            token = self._drawn(row, logits)
         if wanted is None:
             return token, None
-        return token, token_logprob(vocab, token, wanted, self.logprobs or 0)
+        return token, token_logprob(self.chain.model.vocab, token, wanted, self.logprobs or 0)
+
+    def _forced(self) -> int:
+        """The token that the constraint leaves no choice for; -1 where there is one."""
+        if self.constraint is None or self.steps or not self.forcing:
+            return -1
+        forced = self.constraint.forced()[:1]
+        if not forced or self.chain.model.vocab.is_eog(forced[0]):
+            return -1
+        self.chain.accept(forced[0])
+        return forced[0]
+
+    def _drawn(self, row: int, logits: npt.NDArray[np.float32]) -> int:
+        """A token of those that the constraint and the steps leave."""
+        if self.constraint is not None:
+            self.constraint.mask(logits)
+        if (self.constraint is not None or self.steps) and not np.isfinite(logits.max()):
+            what = "the grammar leaves" if not self.steps else "bans, logits processors and grammar leave"
+            raise InvalidRequest(f"{what} no token to choose: it cannot go on from here")
+        token = -1
+        if self.reach:
+            token = self.prefilter.sample(logits[None], [(self.chain, 0, self.reach)])[0]
+        if token < 0:
+            with self.context.exclusive():
+                token = sample_rows(self.context, [(self.chain, row)])[0]
+        return token

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 from starlette.requests import Request
@@ -12,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from ...core.vocab import Vocab
 from ...errors import InvalidRequest
 from ..chat import chat_turn
+from ..events import to_json
 from ..served_model import ServedModel
 from ..state import ServerState
 
@@ -93,7 +93,7 @@ def _counted(tokens: list[Any], vocab: Vocab, strings: bool) -> Response:
 def _listed(items: list[Any]) -> bytes:
     """JSON of a list's items, some at a time: one call for a million holds the interpreter's lock, and all streams."""
     slices = (items[i : i + _SLICE] for i in range(0, len(items), _SLICE))
-    return b",".join(json.dumps(part, ensure_ascii=False, separators=(",", ":"))[1:-1].encode() for part in slices)
+    return b",".join(to_json(part)[1:-1].encode() for part in slices)
 
 
 def _vocab(model: ServedModel) -> Vocab:
