@@ -20,12 +20,12 @@ from ...errors import InvalidRequest, MissingExtra, UnsupportedModel
 from ...hub.references import resolve
 from ...keywords import check_keywords, names_methods
 from . import results
+from .chat_formats import chat_format
 from .llama_grammar import LlamaGrammar
 from .llama_speculative import LlamaPromptLookupDecoding
 from .processors import LogitsProcessorList, StoppingCriteriaList
 from .settings import (
     ONLY_UNSET,
-    chat_template,
     check_unset,
     context_params,
     kv_type,
@@ -83,7 +83,9 @@ class Llama(Tokens, TokenByToken):
         self._settings = settings
         self.chat_format, self.chat_handler = settings.get("chat_format"), settings.get("chat_handler")
         handler = self.chat_handler
-        self._template = getattr(handler, "template", None) or chat_template(self.chat_format)
+        named = None if self.chat_format is None else chat_format(self.chat_format)
+        self._template = getattr(handler, "template", None) or (named and named.template)
+        self._stop = named.stop if named and self._template == named.template else ()
         if handler is not None and self._template is None and not hasattr(handler, "clip_model_path"):
             raise InvalidRequest(
                 "chat_handler takes a Jinja2ChatFormatter or a handler with clip_model_path of "
@@ -221,6 +223,8 @@ class Llama(Tokens, TokenByToken):
         """
         settings = {"temperature": 0.2, "max_tokens": None, **settings}
         params = self._params(settings, "create_chat_completion")
+        if self._stop:
+            params = params.replace(stop=[*params.stop, *self._stop])
         if functions:
             tools = [{"type": "function", "function": dict(one)} for one in functions]
             tool_choice = function_call["name"] if isinstance(function_call, Mapping) else function_call

@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ...chat.template.builtin import TEMPLATES
 from ...core.vocab import Vocab
 from ...enums import AttentionType, GGMLType, LoadMode, PoolingType, RopeScalingType, SplitMode
-from ...errors import InvalidRequest, UnsupportedModel
+from ...errors import InvalidRequest
 from ...keywords import check_keywords
 from ...params import ContextParams, ModelParams
 from ...sampling_params import SamplingParams
@@ -72,15 +71,6 @@ _KINDS = {
     "attention_type": AttentionType,
     "pooling_type": PoolingType,
     "split_mode": SplitMode,
-}
-# names of chat formats that have another one here
-_FORMATS = {
-    "llama-2": "llama2",
-    "llama-3": "llama3",
-    "mistral-instruct": "mistral",
-    "phi-3": "phi3",
-    "qwen": "chatml",
-    "chatml-function-calling": "chatml",
 }
 
 
@@ -150,23 +140,6 @@ def kv_type(settings: Mapping[str, Any]) -> tuple[GGMLType, GGMLType]:
     """Types of the KV cache: libggml's numbers, F16 where none is given."""
     k, v = (settings.get(name) for name in ("type_k", "type_v"))
     return (GGMLType.F16 if k is None else GGMLType(k), GGMLType.F16 if v is None else GGMLType(v))
-
-
-def chat_template(chat_format: str | None) -> str | None:
-    """The template that a chat format's name means; None: the model's own.
-
-    Raises:
-        UnsupportedModel: there is none of that name here.
-    """
-    if chat_format is None:
-        return None
-    name = _FORMATS.get(chat_format, chat_format)
-    if name not in TEMPLATES:
-        raise UnsupportedModel(
-            f"no template is called {chat_format!r}: leave chat_format out to use the model's own, or choose "
-            f"{', '.join(sorted({*TEMPLATES, *_FORMATS}))}"
-        )
-    return name
 
 
 def _given(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
