@@ -1,6 +1,7 @@
-"""Requests with an image: against libmtmd's own calls, 16 together against one by one, and a second turn.
+"""Requests with an image: against libmtmd's own calls, 16 together against one by one, a second turn, and what streams
+of text notice of images.
 
-python bench/images.py [-r 5] [--only one turn new known] [--edge 512] [--json bench/results/images.json]
+python bench/images.py [-r 5] [--only one turn new known beside] [--edge 512] [--json bench/results/images.json]
 
 The models are random: a llama of 12 layers (512 wide) and an encoder of the shape of SmolVLM's, small beside it as real
 ones are beside real models: an image of 512 × 512 is four tiles and the whole, 320 embeddings (--edge 1024: 1,088, as
@@ -12,8 +13,10 @@ llama_sampler_sample.
 from __future__ import annotations
 
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -27,7 +30,7 @@ from tests.support.tiny_model import Typed
 from tests.support.tiny_projector import make_tiny_projector, make_tiny_seer
 
 BEFORE, AFTER = "the quick brown fox saw ", " and said that "
-PARTS = ("one", "turn", "new", "known")
+PARTS = ("one", "turn", "new", "known", "beside")
 
 
 class RawSeer(RawLoop):
@@ -146,6 +149,56 @@ def turns(llm: Llama, edge: int) -> tuple[float, float]:
     return times[0], times[1]
 
 
+def beside(llm: Llama, edge: int, streams: int = 4, images: int = 6) -> dict[str, float]:
+    """Streams of text while prompts with (encoded) images come one after the other: the streams' rate and gaps, and the
+    seconds to the first token of an image's answer; the rate without images for comparison."""
+    params = SamplingParams(temperature=0, ignore_eos=True, prefix_cache=False)
+    prompts = [llm.media_prompt([BEFORE, image, AFTER]) for image in pictures(images, edge)]
+
+    def during(work: Callable[[], None]) -> list[float]:
+        """The gaps of the streams' tokens while `work` is done."""
+        gaps: list[float] = []
+        over, begun = threading.Event(), threading.Barrier(streams + 1)
+
+        def read(i: int) -> None:
+            chunks = llm.stream(f"{BEFORE}{i}", params, max_tokens=llm.n_ctx - 64)
+            next(chunks)
+            begun.wait()
+            last = perf_counter()
+            for _ in chunks:
+                now = perf_counter()
+                gaps.append(now - last)
+                last = now
+                if over.is_set():
+                    break
+
+        threads = [threading.Thread(target=read, args=(i,)) for i in range(streams)]
+        for thread in threads:
+            thread.start()
+        begun.wait()
+        work()
+        over.set()
+        for thread in threads:
+            thread.join()
+        return gaps
+
+    firsts: list[float] = []
+
+    def see() -> None:
+        for prompt in prompts:
+            began = perf_counter()
+            llm.generate(prompt, params, max_tokens=1)
+            firsts.append(perf_counter() - began)
+
+    quiet = during(lambda: sleep(0.5))
+    busy = during(see)
+    rate, base = (streams / float(np.mean(gaps)) for gaps in (busy, quiet))
+    return {
+        "rate": rate, "of_quiet": rate / base, "p50": float(np.median(busy)),
+        "p99": float(np.quantile(busy, 0.99)), "first": float(np.median(firsts)),
+    }  # fmt: skip
+
+
 def main() -> None:
     p = report.parser(__doc__, rounds=5)
     p.add_argument("--tokens", type=int, default=64)
@@ -189,6 +242,14 @@ def main() -> None:
                     ]
                     out[f"sixteen_{name}"] = report.line(
                         f"16 requests, {name} images: one by one / together", [x / y for x, y in pairs], "", 2
+                    )
+            if "beside" in a.only:
+                found = [beside(llm, a.edge) for _ in range(max(1, a.rounds // 2))]
+                for name, unit, digits in (
+                    ("rate", "tokens/s", 0), ("of_quiet", "", 3), ("p50", "s", 4), ("p99", "s", 4), ("first", "s", 3),
+                ):  # fmt: skip
+                    out[f"beside_{name}"] = report.line(
+                        f"beside images: {name}", [f[name] for f in found], unit, digits
                     )
     report.write(out, a.json)
 

@@ -126,6 +126,8 @@ class GenerateMethods:
             limit = room if wanted is None else min(wanted, room)
         for token in params.logit_bias:
             integer("a logit_bias token", token, 0, self.vocab.n_tokens - 1)
+        if params.prompt_logprobs is not None and media is not None:
+            raise InvalidRequest("a prompt with images or sound has no prompt_logprobs: they are about tokens")
         if params.prompt_logprobs is not None and self.model.has_encoder:
             raise UnsupportedModel("an encoder-decoder model does not predict its prompt: no prompt_logprobs")
         constraint = constraint_for(self.model, params)
@@ -162,6 +164,8 @@ class GenerateMethods:
         tokens, text = prompt_tokens(self.vocab, prompt)
         seed = pick_seed(params)
         media = prompt if isinstance(prompt, MediaPrompt) else None
+        if media is not None and self.contexts:  # with isolate=True the process that computes it looks at it
+            media.check(self.model)
         first = self._request(tokens, text, params, seed, stream, media)
         requests = [first]
         for i in range(1, params.n):

@@ -21,7 +21,7 @@ from .messages import Message, check_known, normalize, openai_forms, plain, requ
 from .opening import Opening, check_gbnf, opening, reasoning_marks
 from .options import ToolChoice
 from .parsing.parser import FORMATS, WHOLE, detect_format, detect_reasoning, markers
-from .prompts import PromptTokens
+from .prompts import PromptTokens, Tokens
 from .request import AnswerFormat, ChatRequest
 from .response_format import with_response_format
 from .template.template import ChatTemplate
@@ -141,8 +141,9 @@ class Chat:
             **self._tokens.guard(_variables(chat_template_kwargs)),
         )
         seen: MediaPrompt | None = None
+        tail: tuple[str, Tokens] | None = None
         if media and self._media is not None:
-            seen = media.prompt(rendered, self._tokens, self._media)
+            seen, tail = media.prompt(rendered, self._tokens, self._media)
             text, tokens = seen.text, seen.tokens
         else:
             text, tokens = self._tokens.tokens(rendered)
@@ -178,7 +179,7 @@ class Chat:
             self._budget(params.max_reasoning_tokens, format, reasoning, text),
             calls=mode == "required",
         )
-        return ChatRequest(text, tokens, params, answer, self._model.path.stem, self._tokens, seen)
+        return ChatRequest(text, tokens, params, answer, self._model.path.stem, self._tokens, seen, tail)
 
     def _budget(
         self, most: int | None, format: str, reasoning: tuple[str, str] | None, prompt: str

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from ..core.projector import Image, Sound
 from ..engine.media import MediaPrompt
 from ..errors import InvalidRequest
-from ..multimodal.encoder import MediaEncoder
+from ..multimodal.encoder import EncodedMedium, MediaEncoder
 from ..multimodal.media import from_base64
-from .messages import Message
+from .messages import MEDIUM, Message
 from .prompts import PromptTokens
+from .prompts import Tokens as PromptIds
 
 # around the number of a medium; the random name keeps what a user writes from being one
 _BEGIN, _END = "\U000f0002", "\U000f0003"
@@ -57,13 +56,19 @@ class ChatMedia:
                 raise InvalidRequest(f"{what} is a video: libmtmd takes images, so give some of its frames as images")
             if kind in IMAGES or kind in SOUNDS:
                 self._given.append(("image" if kind in IMAGES else "audio", value_of(part, kind, what), what))
-                parts.append({"type": "text", "text": f"{_BEGIN}{self._name}:{len(self._given) - 1}{_END}"})
+                mark = f"{_BEGIN}{self._name}:{len(self._given) - 1}{_END}"
+                parts.append({"type": "text", "text": mark, MEDIUM: True})
             else:
                 parts.append(part)
         return {**message, "content": parts}
 
-    def prompt(self, rendered: str, tokens: PromptTokens, encoder: MediaEncoder) -> MediaPrompt:
+    def prompt(
+        self, rendered: str, tokens: PromptTokens, encoder: MediaEncoder
+    ) -> tuple[MediaPrompt, tuple[str, PromptIds]]:
         """The prompt that a template rendered, its marks replaced by what they stand for.
+
+        Returns:
+            it, and the text after the last medium with its token ids, in the form of `PromptTokens.remember`.
 
         Raises:
             InvalidRequest: a medium cannot be read or encoded, or the template left it out or wrote it twice.
@@ -74,21 +79,37 @@ class ChatMedia:
             raise InvalidRequest(
                 f"the chat template writes {len(numbers)} of {len(self._given)} images and sounds: it takes texts only"
             )
-        parts: list[npt.NDArray[np.int32] | Image | Sound] = []
+        if not pieces[-1]:
+            raise InvalidRequest("a prompt must not end with an image or a sound: add the text to go on from")
+        media = [self._read(number, encoder) for number in numbers]  # before the first is encoded, which takes long
+        parts: list[PromptIds | EncodedMedium] = []
         texts = []
+        after = ""
         for i, piece in enumerate(pieces):
             if i % 2 == 0:
-                text, ids = tokens.tokens(piece, first=i == 0)
+                text, ids = tokens.tokens(piece, after=after)
                 texts.append(text)
                 parts.append(ids)
                 continue
-            kind, value, what = self._given[int(piece)]
-            try:
-                parts.append(encoder.read(kind, value))
-            except InvalidRequest as error:
-                raise type(error)(f"{what}: {error}") from None
-            texts.append(f"<{kind}>")
-        return encoder.prompt(parts, "".join(texts))
+            medium = self._encoded(int(piece), media[i // 2], encoder)
+            parts.append(medium)
+            seen = hashlib.sha256((after + text).encode("utf-8", "surrogatepass") + medium.key)
+            after = f"{_BEGIN}{seen.hexdigest()}{_END}"
+            texts.append(f"<{self._given[int(piece)][0]}>")
+        return encoder.prompt(parts, "".join(texts)), (after + text, ids)
+
+    def _read(self, number: int, encoder: MediaEncoder) -> Image | Sound:
+        kind, value, what = self._given[number]
+        try:
+            return encoder.read(kind, value)
+        except InvalidRequest as error:
+            raise type(error)(f"{what}: {error}") from None
+
+    def _encoded(self, number: int, medium: Image | Sound, encoder: MediaEncoder) -> EncodedMedium:
+        try:
+            return encoder.encode(medium)
+        except InvalidRequest as error:
+            raise type(error)(f"{self._given[number][2]}: {error}") from None
 
 
 def value_of(part: Mapping[str, Any], kind: str, what: str) -> Any:

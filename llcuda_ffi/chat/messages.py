@@ -11,6 +11,9 @@ from ..errors import InvalidRequest
 
 Message = Mapping[str, Any]
 
+# marks a text part as the place of an image or a sound
+MEDIUM = "medium"
+
 # names under which a message's reasoning is passed; templates read the first, those of gpt-oss the second
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -177,14 +180,14 @@ def check_known(messages: Sequence[Mapping[str, Any]], mentions: Callable[[str],
 def openai_forms(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The conversation with what OpenAI writes in several ways written in one.
 
-    Text parts are joined by newlines, as llama-server does; no content is an empty text; an empty list of calls is
-    left out; arguments that are "" or null are {}.
+    Text parts are joined by newlines, images and sounds to what stands beside them by nothing, as llama-server does; no
+    content is an empty text; an empty list of calls is left out; arguments that are "" or null are {}.
     """
     out = []
     for message in messages:
         content = message.get("content")
         if isinstance(content, list):
-            content = "\n".join(part["text"] for part in content)
+            content = _joined(content)
         made = {k: v for k, v in message.items() if k not in _DROPPED}
         made["content"] = content or made.pop("refusal", None) or ""
         calls = made.pop("tool_calls", None)
@@ -192,6 +195,15 @@ def openai_forms(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             made["tool_calls"] = [_with_arguments(call) for call in calls]
         out.append(made)
     return out
+
+
+def _joined(parts: Sequence[dict[str, Any]]) -> str:
+    text, bare = "", True
+    for part in parts:
+        medium = part.get(MEDIUM) is True
+        text += part["text"] if bare or medium else f"\n{part['text']}"
+        bare = medium
+    return text
 
 
 def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:

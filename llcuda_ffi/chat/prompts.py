@@ -50,24 +50,24 @@ class PromptTokens:
             return [self.guard(v) for v in value]
         return value
 
-    def tokens(self, text: str, *, first: bool = True) -> tuple[str, Tokens]:
+    def tokens(self, text: str, *, after: str = "") -> tuple[str, Tokens]:
         """A rendered prompt without its marks, and its token ids.
 
         Args:
-            first: whether the prompt begins with it; else it goes on after an image.
+            after: names what stands before it (an image), in the form of `remember`; "": the prompt begins with it.
         """
         if _OPEN in text or _CLOSE in text:
             pieces = self._marked.split(text)
-            ids = [self._tokenize(piece or "", parse_special=i % 2 == 0) for i, piece in enumerate(pieces)]
+            found = np.concatenate(
+                [self._tokenize(piece or "", parse_special=i % 2 == 0) for i, piece in enumerate(pieces)]
+            )
             text = "".join(piece or "" for piece in pieces)
-            found = np.concatenate(ids)
-            return text, self._with_bos(found) if first else found
-        if not first:
-            return text, self._tokenize(text)
-        known, start = self._known(text)
-        if start == 0:
-            return text, self._with_bos(self._tokenize(text))
-        return text, np.concatenate([known, self._tokenize(text[start:])])
+            return text, found if after else self._with_bos(found)
+        known, start = self._known(after + text)
+        if start <= len(after):
+            ids = self._tokenize(text)
+            return text, ids if after else self._with_bos(ids)
+        return text, np.concatenate([known, self._tokenize(text[start - len(after) :])])
 
     def split(self, text: str) -> list[str | int]:
         """`text` in pieces: texts, and the ids of its control tokens."""
@@ -92,6 +92,9 @@ class PromptTokens:
 
         A model may write a word in other tokens than the tokenizer would: with the tokens it wrote, the next turn
         finds them all in the cache.
+
+        Args:
+            text: what `tokens` was given, `after` and the text behind it, and the answer.
         """
         with self._lock:
             self._turns[text] = np.asarray(tokens, np.int32)

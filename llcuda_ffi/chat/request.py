@@ -60,6 +60,7 @@ class ChatRequest:
         model: the model's name.
         turns: remembers the answer's tokens for the next turn.
         media: the prompt with its images and sounds, None where it has none.
+        tail: the text after the last of them, named by what stands before it, and its token ids.
     """
 
     text: str
@@ -69,6 +70,7 @@ class ChatRequest:
     model: str
     turns: PromptTokens
     media: MediaPrompt | None = None
+    tail: tuple[str, Tokens] | None = None
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -106,8 +108,9 @@ class ChatRequest:
         # a stop string may have cut the last call
         if parsed.tool_calls and finish == "stop" and (not _cut(done) or parsed.tool_calls[-1].complete):
             finish = "tool_calls"
-        if done.finish_reason == "eog" and self.media is None:
-            self.turns.remember_answer(self.text, self.tokens, done.token_ids[:-1])
+        if done.finish_reason in ("eog", "length"):
+            answer = done.token_ids if _cut(done) else done.token_ids[:-1]
+            self.turns.remember_answer(*(self.tail or (self.text, self.tokens)), answer)
         return ChatChoice(index, message, finish, done.logprobs, done.parsed)
 
     def call_id(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,14 @@ import numpy.typing as npt
 from ..errors import InvalidRequest
 from ..native.load import load
 from ..params import INT32_MAX, integer
+
+
+class EmbeddedRows(NamedTuple):
+    """Rows of a batch that are embeddings: from `start` on float32 (n, width), at int32 (n, 4) positions t, y, x, z."""
+
+    start: int
+    embeddings: npt.NDArray[np.float32]
+    positions: npt.NDArray[np.int32]
 
 
 class Batch:
@@ -25,6 +33,7 @@ class Batch:
         seq: int32 (capacity, n_seq_max), sequence ids; `n_seq` of them count in each row.
         n_seq: int32 (capacity,), how many sequences each token belongs to (1 or more).
         output: int8 (capacity,), 1 where logits or embeddings are wanted.
+        embedded: rows that are embeddings in place of tokens.
     """
 
     def __init__(self, capacity: int, n_seq_max: int = 1) -> None:
@@ -42,6 +51,7 @@ class Batch:
         self.n_seq: npt.NDArray[np.int32] = np.ones(capacity, np.int32)
         self.output: npt.NDArray[np.int8] = np.zeros(capacity, np.int8)
         self.n_tokens = 0
+        self.embedded: list[EmbeddedRows] = []
         rows = self.seq.ctypes.data + np.arange(capacity, dtype=np.uintp) * np.uintp(self.seq.strides[0])
         self._rows: npt.NDArray[np.uintp] = rows
         self._arrays = (self.token, self.pos, self.seq, self.n_seq, self.output)
@@ -66,6 +76,8 @@ class Batch:
     def clear(self) -> None:
         """Forget all rows."""
         self.n_tokens = 0
+        if self.embedded:
+            self.embedded = []
 
     def _room(self, n: int) -> int:
         start = integer("batch.n_tokens", self.n_tokens, 0, self.capacity)
@@ -128,6 +140,32 @@ class Batch:
         self.n_tokens = stop
         return start, stop
 
+    def embed(
+        self, embeddings: npt.NDArray[np.float32], positions: npt.NDArray[np.int32], seq_id: int = 0
+    ) -> tuple[int, int]:
+        """Append embeddings of one sequence, none with an output; returns the first row and the row after the last.
+
+        Only contexts that mix them with tokens compute such a batch (`Context.mixes_embeddings`).
+
+        Args:
+            embeddings: float32 (n, n_embd_inp).
+            positions: int32 (n,), or (4, n) with M-RoPE: all t, all y, all x, all z.
+
+        Raises:
+            InvalidRequest: the batch is full, a shape does not fit, a position is negative, or a number is none.
+        """
+        rows, places = checked_embeddings(embeddings, positions)
+        start = self._room(len(rows))
+        stop = start + len(rows)
+        self.token[start:stop] = -1
+        self.pos[start:stop] = places if places.ndim == 1 else places[0]
+        self.seq[start:stop, 0] = integer("a sequence id", seq_id, 0, INT32_MAX)
+        self.n_seq[start:stop], self.output[start:stop] = 1, 0
+        four = np.ascontiguousarray(np.broadcast_to(places, (4, len(rows))).T)
+        self.embedded.append(EmbeddedRows(start, rows, four))
+        self.n_tokens = stop
+        return start, stop
+
     def fill(
         self,
         tokens: Sequence[int],
@@ -168,7 +206,14 @@ class Batch:
         if any(mine is not theirs for mine, theirs in zip(self._arrays, now, strict=True)):
             raise InvalidRequest("an array of the batch was replaced, but libllama reads the first: fill it in place")
         token, pos, n_seq = self.token[:n], self.pos[:n], self.n_seq[:n]
-        if token.min() < 0 or token.max() >= n_vocab:
+        if self.embedded:
+            is_token = np.ones(n, bool)
+            for first, rows, _ in self.embedded:
+                if first + len(rows) > n:
+                    raise InvalidRequest("rows of embeddings were cut off: clear() the batch and fill it again")
+                is_token[first : first + len(rows)] = False
+            token = token[is_token]
+        if token.size and (token.min() < 0 or token.max() >= n_vocab):
             raise InvalidRequest(f"the batch holds a token id outside the vocabulary (0 to {n_vocab - 1})")
         if pos.min() < 0:
             raise InvalidRequest("the batch holds a negative position")
@@ -185,3 +230,23 @@ class Batch:
         """struct llama_batch to pass by value, its n_tokens up to date; for a batch that was checked."""
         self._struct.n_tokens = self.n_tokens
         return self._struct[0]
+
+
+def checked_embeddings(
+    embeddings: npt.NDArray[np.float32], positions: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Both as contiguous arrays.
+
+    Raises:
+        InvalidRequest: a shape that does not fit, a negative position, or a number that is none.
+    """
+    rows, places = np.ascontiguousarray(embeddings, np.float32), np.ascontiguousarray(positions, np.int32)
+    if rows.ndim != 2 or not rows.size:
+        raise InvalidRequest(f"embeddings must be of shape (n, width), not {rows.shape}")
+    if places.shape not in ((len(rows),), (4, len(rows))) or int(places.min()) < 0:
+        raise InvalidRequest(
+            f"{len(rows)} embeddings need positions of shape (n,) or (4, n) from 0, not {places.shape}"
+        )
+    if not np.isfinite(rows).all():
+        raise InvalidRequest("an embedding that is not a finite number would spoil the sequences beside it")
+    return rows, places

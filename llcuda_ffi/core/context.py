@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from .context_settings import (
     native_params,
 )
 from .embedding_batch import EmbeddingBatch
+from .extended_batch import extended_batch
 from .memory import Memory
 from .model import Model
 from .outputs import Outputs
@@ -58,6 +60,7 @@ class Context(Outputs):
         n_ctx, n_batch, n_ubatch, n_seq_max: what libllama granted (it may round n_ctx up).
         n_ctx_seq: most tokens of one sequence.
         flash_attn: whether it computes with flash attention, which AUTO leaves to libllama.
+        mixes_embeddings: whether a batch may have embeddings beside tokens (`Batch.embed`).
     """
 
     def __init__(self, model: Model, params: ContextParams | None = None, **settings: Any) -> None:
@@ -131,6 +134,9 @@ class Context(Outputs):
         self._two_part = model.has_encoder and self._decodes
         self._encoded = False
         self._n_outputs = 0
+        self.mixes_embeddings = (
+            library.profile.has("llama_process.mixed") and self._causal and bool(self._memory) and not model.has_encoder
+        )
 
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""
@@ -161,12 +167,15 @@ class Context(Outputs):
         Raises:
             InvalidRequest: the batch is empty, too large, or holds a value out of range, or its positions do not
                 continue their sequences.
+            UnsupportedByBundle: it has embeddings, which the loaded bundle computes apart (`decode_embeddings`).
             NoKvSlot: the KV cache has no room. Nothing was computed.
             Cancelled: `abort` was called.
             BackendFailure: the backend failed.
         """
         with self.exclusive():
             pointer = self.pointer
+            if batch.embedded:
+                self._check_embedded(batch)
             if not self._memory:
                 self._check(batch, self.n_ubatch, "n_ubatch")
             else:
@@ -179,7 +188,7 @@ class Context(Outputs):
                 else:
                     self._check(batch, min(self.n_batch, self.n_ubatch), "n_ubatch, for attention that is not causal")
             self._count_outputs(batch)
-            self._compute(self._lib.llama_decode, pointer, batch)
+            self._compute(self._decoder(batch), pointer, batch)
 
     def decode_sound(self, batch: Batch) -> None:
         """Compute a batch of which the caller knows that it is sound, holding `exclusive()`: `decode` without checks.
@@ -187,7 +196,30 @@ class Context(Outputs):
         Raises:
             NoKvSlot, Cancelled, BackendFailure: as `decode`.
         """
-        self._compute(self._lib.llama_decode, self.pointer, batch)
+        self._compute(self._decoder(batch), self.pointer, batch)
+
+    def _decoder(self, batch: Batch) -> Callable[[Any, Any], int]:
+        """The call that computes a batch: llama_decode, or llama_process where it has embeddings too."""
+        if not batch.embedded:
+            decode: Callable[[Any, Any], int] = self._lib.llama_decode
+            return decode
+        lib = self._lib
+        extended = extended_batch(self._ffi, lib, self.pointer, batch)
+        return lambda context, _: lib.llama_process(context, lib.LLAMA_PROCESS_TYPE_DECODE, extended)
+
+    def _check_embedded(self, batch: Batch) -> None:
+        if not self.mixes_embeddings:
+            self.model.library.profile.require("llama_process.mixed")
+            raise UnsupportedModel(f"{self.model.path.name} computes embeddings apart: see decode_embeddings")
+        for rows in batch.embedded:
+            self._check_width(rows.embeddings.shape[1])
+
+    def _check_width(self, width: int) -> None:
+        wanted = self.model.n_embd_inp
+        if width != wanted:
+            raise InvalidRequest(
+                f"embeddings of {width} numbers do not fit {self.model.path.name}, which takes {wanted}"
+            )
 
     def decode_embeddings(self, batch: EmbeddingBatch, *, causal: bool = True) -> None:
         """Compute embeddings in place of tokens (llama_decode): pieces of images or of sounds, without outputs.
@@ -207,12 +239,9 @@ class Context(Outputs):
                     f"a piece of an image has {batch.n_tokens} embeddings, more than {most} at once "
                     f"({'n_batch' if causal else 'n_ubatch'}): make the Llama with a larger one"
                 )
-            width = int(self._lib.llama_model_n_embd_inp(self.model.pointer))
-            if batch.width != width or batch.sections != (4 if self.model.moves_positions else 1):
-                raise InvalidRequest(
-                    f"embeddings of {batch.width} numbers at {batch.sections} positions do not fit "
-                    f"{self.model.path.name}, which takes {width}"
-                )
+            self._check_width(batch.width)
+            if batch.sections != (4 if self.model.moves_positions else 1):
+                raise InvalidRequest(f"embeddings at {batch.sections} positions each do not fit {self.model.path.name}")
             for end in (batch.seq_ids.min(), batch.seq_ids.max()):
                 integer("a sequence id", int(end), 0, self.n_seq_max - 1)
             turn = causal != self._causal

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..errors import InvalidRequest
 from ..native.load import load
+from .batch import checked_embeddings
 
 
 class EmbeddingBatch:
@@ -33,16 +34,7 @@ class EmbeddingBatch:
         Raises:
             InvalidRequest: a shape that does not fit, a negative position, or a number that is none.
         """
-        rows = np.ascontiguousarray(embeddings, np.float32)
-        places = np.ascontiguousarray(positions, np.int32)
-        if rows.ndim != 2 or not len(rows):
-            raise InvalidRequest(f"embeddings must be of shape (n, width), not {rows.shape}")
-        if places.shape not in ((len(rows),), (4, len(rows))) or int(places.min()) < 0:
-            raise InvalidRequest(
-                f"{len(rows)} embeddings need positions of shape (n,) or (4, n) from 0, not {places.shape}"
-            )
-        if not np.isfinite(rows).all():
-            raise InvalidRequest("an embedding that is not a finite number would spoil the sequences beside it")
+        rows, places = checked_embeddings(embeddings, positions)
         self.n_tokens, self.width = rows.shape
         self.sections = places.ndim and (4 if places.ndim == 2 else 1)
         ffi = load().ffi

@@ -171,6 +171,11 @@ class Model(Handle):
         return int(self._ask("llama_model_n_embd"))
 
     @property
+    def n_embd_inp(self) -> int:
+        """Width of an embedding given in place of a token."""
+        return int(self._ask("llama_model_n_embd_inp"))
+
+    @property
     def n_embd_out(self) -> int:
         """Width of an output embedding."""
         if self.library.profile.has("llama_model_n_embd_out"):

@@ -1,22 +1,26 @@
 """Prompts with images and sounds: where embeddings stand in place of tokens, and how they are computed.
 
 In the prompt's token ids a piece of an image is a run of negative numbers made of its content: equal images are equal
-runs, so the prefix cache works on them as on tokens. Such runs of all requests that have come to one are computed in a
-batch of their own, at most one micro-batch a step, so that running streams wait no longer for it than for a part of
-another prompt.
+runs, so the prefix cache works on them as on tokens. They are part of a step's batch where the library computes
+embeddings beside tokens (`Context.mixes_embeddings`). Elsewhere, and where a piece attends to itself both ways, the
+runs of all requests that have come to one are computed in a batch of their own, at most one micro-batch a step, so that
+running streams wait no longer for it than for a part of another prompt.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from ..core.batch import checked_embeddings
 from ..core.context import Context
 from ..core.embedding_batch import EmbeddingBatch
+from ..core.model import Model
+from ..errors import InvalidRequest
 
 Tokens = npt.NDArray[np.int32]
 
@@ -62,13 +66,62 @@ class MediaPrompt:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def check(self, model: Model) -> None:
+        """Check that a model can compute it.
+
+        Raises:
+            InvalidRequest: spans that do not stand where the tokens say, embeddings of another shape or with numbers
+                that are none, positions of another kind, or a token outside the vocabulary.
+        """
+        text = np.ones(len(self.tokens), bool)
+        stop = 0
+        for span in self.spans:
+            embeddings, places = checked_embeddings(span.embeddings, _places(span))
+            if span.start < stop or span.stop >= len(self.tokens) or (self.tokens[span.start : span.stop] >= 0).any():
+                raise InvalidRequest("an image's embeddings must stand at tokens below 0, and a text must follow them")
+            if embeddings.shape[1] != model.n_embd_inp or (places.ndim == 2) != model.moves_positions:
+                raise InvalidRequest(
+                    f"embeddings of {embeddings.shape[1]} numbers at {4 if places.ndim == 2 else 1} positions do not "
+                    f"fit {model.path.name}, which takes {model.n_embd_inp}"
+                )
+            first = np.atleast_2d(places)[0]
+            most = span.n_pos if places.ndim == 2 else len(embeddings)
+            if not 0 < span.n_pos == most <= len(embeddings) or places.max() >= most or (np.diff(first) < 0).any():
+                raise InvalidRequest(f"{len(embeddings)} embeddings cannot take {span.n_pos} positions")
+            stop = span.stop
+            text[span.start : stop] = False
+        ids = self.tokens[text]
+        if not ids.size or int(ids.min()) < 0 or int(ids.max()) >= model.vocab.n_tokens:
+            raise InvalidRequest("a token of the prompt is outside the vocabulary")
+
     def at(self, n: int) -> MediaSpan | None:
         """The span that the token at `n` is of."""
         return next((span for span in self.spans if span.start <= n < span.stop), None)
 
-    def text_until(self, n: int) -> int:
-        """Up to where tokens follow each other from `n` on; `n` where an embedding stands there."""
-        return next((max(n, span.start) for span in self.spans if span.stop > n), len(self.tokens) + (1 << 30))
+    def text_until(self, n: int, mixes: bool) -> int:
+        """Up to where one batch may go from `n` on; `n` where an embedding stands there that is computed apart.
+
+        Args:
+            mixes: whether embeddings may stand beside tokens.
+        """
+        apart = (max(n, span.start) for span in self.spans if span.stop > n and (span.whole or not mixes))
+        return next(apart, len(self.tokens) + (1 << 30))
+
+    def pieces(self, begin: int, stop: int) -> Iterator[tuple[int, int, MediaSpan | None]]:
+        """The tokens from `begin` to `stop` in parts: where each begins and ends, and its span; None: a text."""
+        for span in self.spans:
+            if span.stop > begin and span.start < stop:
+                if begin < span.start:
+                    yield begin, span.start, None
+                begin, first = min(stop, span.stop), max(begin, span.start)
+                yield first, begin, span
+        if begin < stop:
+            yield begin, stop, None
+
+    def embedded(self, span: MediaSpan, begin: int, stop: int) -> tuple[npt.NDArray[np.float32], Tokens]:
+        """The embeddings of a span that stand at the tokens `begin` to `stop`, and their positions."""
+        part = slice(begin - span.start, stop - span.start)
+        return span.embeddings[part], _places(span)[..., part] + np.int32(span.start + self.moved(span.start))
 
     def moved(self, n: int) -> int:
         """How far positions are from tokens after the first `n`."""
@@ -84,6 +137,10 @@ class MediaPrompt:
             if inside and (span.whole or span.positions is not None):
                 n = span.start
         return n
+
+
+def _places(span: MediaSpan) -> Tokens:
+    return np.arange(len(span.embeddings), dtype=np.int32) if span.positions is None else span.positions
 
 
 def placeholders(content: bytes, n: int) -> Tokens:
@@ -129,16 +186,14 @@ class MediaDecoder:
             if counts and (span.whole or whole or not room):
                 break
             whole = span.whole
-            first = piece.n_past - span.start
-            left = len(span.embeddings) - first
-            stop = first + (left if whole else min(left, room))
-            begin = np.int32(span.start + piece.prompt.moved(piece.n_past))
-            places = np.arange(len(span.embeddings), dtype=np.int32) if span.positions is None else span.positions
-            rows.append(span.embeddings[first:stop])
-            positions.append(places[..., first:stop] + begin)
-            seqs.append(np.full(stop - first, piece.seq_id, np.int32))
-            counts.append(stop - first)
-            room -= stop - first
+            n = span.stop - piece.n_past
+            stop = piece.n_past + (n if whole else min(n, room))
+            embeddings, places = piece.prompt.embedded(span, piece.n_past, stop)
+            rows.append(embeddings)
+            positions.append(places)
+            counts.append(len(embeddings))
+            seqs.append(np.full(counts[-1], piece.seq_id, np.int32))
+            room -= counts[-1]
         batch = EmbeddingBatch(np.concatenate(rows), np.concatenate(positions, axis=-1), np.concatenate(seqs))
         self._context.decode_embeddings(batch, causal=not whole)
         return counts

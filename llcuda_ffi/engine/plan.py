@@ -49,6 +49,7 @@ class Planner:
         self.prompting: list[Slot] = []
         self.fillers: list[Slot] = []
         self._filling = 0  # their token: one that is computed anyway
+        self._mixes = context.mixes_embeddings
         self._gap = _widest_gap(context)
         self._n_ctx = context.n_ctx_seq
 
@@ -58,7 +59,8 @@ class Planner:
         In the order of their sequences: where each has cells of its own, libllama computes neighbours together, the
         n-th token of each with the n-th of the others, and all else apart (llama_batch_allocr::split_equal).
         """
-        self.batch.n_tokens = self.n_outputs = 0
+        self.batch.clear()
+        self.n_outputs = 0
         generating: list[Slot] = []
         prompting: list[Slot] = []
         rows: list[Row] = []
@@ -123,7 +125,7 @@ class Planner:
         """
         at = {slot.index: slot for slot in slots if slot.request is None and len(slot.cached_tokens) < self._n_ctx}
         first = chosen[0]
-        self._filling = first.last if first.state is _GENERATING else int(first.pending_tokens[first.n_past])
+        self._filling = first.last if first.state is _GENERATING else max(0, int(first.pending_tokens[first.n_past]))
         bridged = [first]
         for slot in chosen[1:]:
             gap = range(bridged[-1].index + 1, slot.index)
@@ -144,16 +146,26 @@ class Planner:
         return start + len(slot.run), slot
 
     def _prompt(self, slot: Slot, n: int) -> Row:
-        """Add the next `n` tokens of a slot's prompt."""
-        chunk = slot.pending_tokens[slot.n_past : slot.n_past + n]
-        last = slot.n_past + n == len(slot.pending_tokens)
+        """Add the next `n` tokens of a slot's prompt, images among them as embeddings."""
+        stop = slot.n_past + n
+        last = stop == len(slot.pending_tokens)
         scoring = slot.request is not None and slot.request.scoring
         output: Literal["all", "last", "none"] = "all" if scoring else "last" if last else "none"
-        start, stop = self.batch.extend(chunk, slot.n_past + slot.moved, slot.index, output=output)
+        media = None if slot.request is None else slot.request.media
+        if media is None:
+            chunk = slot.pending_tokens[slot.n_past : stop]
+            start, end = self.batch.extend(chunk, slot.n_past + slot.moved, slot.index, output=output)
+        else:
+            for first, beyond, span in media.pieces(slot.n_past, stop):
+                if span is not None:
+                    self.batch.embed(*media.embedded(span, first, beyond), slot.index)
+                    continue
+                chunk, position = slot.pending_tokens[first:beyond], first + media.moved(first)
+                start, end = self.batch.extend(chunk, position, slot.index, output=output if beyond == stop else "none")
         self.n_outputs += n if scoring else last
         if scoring:
             slot.scored, slot.n_scored = start, n
-        return stop - 1 if last else -n, slot
+        return end - 1 if last else -n, slot
 
     def _chunks(self, generating: Sequence[Slot], prompting: Sequence[Slot]) -> dict[Slot, int]:
         """How many tokens of which prompts to compute: in the order of arrival, and whole ones after the first.
@@ -175,7 +187,7 @@ class Planner:
             if scoring:
                 stop = min(stop, slot.n_past + scored)
             if request is not None and request.media is not None:
-                stop = min(stop, request.media.text_until(slot.n_past))
+                stop = min(stop, request.media.text_until(slot.n_past, self._mixes))
             if slot.wanted:
                 stop = min(stop, slot.wanted[0])
             n = min(stop, len(slot.pending_tokens)) - slot.n_past

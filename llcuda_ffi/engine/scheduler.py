@@ -104,8 +104,10 @@ class Scheduler(Lifecycle):
         return bool(rows) or seen
 
     def _see(self, slots: Sequence[Slot]) -> bool:
-        """Compute a micro-batch of the images and sounds that prompts have come to; returns whether there were any."""
-        waiting = [(slot, piece) for slot in slots if (piece := slot.media_piece()) is not None]
+        """Compute a micro-batch of what prompts have come to that cannot stand beside tokens (media.py); returns
+        whether there was any."""
+        mixes = self.context.mixes_embeddings
+        waiting = [(slot, piece) for slot in slots if (piece := slot.media_piece(mixes)) is not None]
         if not waiting:
             return False
         waiting.sort(key=lambda pair: pair[0].arrival())
@@ -116,9 +118,8 @@ class Scheduler(Lifecycle):
         except LlcudaError as error:
             self._fail(waiting[0][0], error)
         else:
-            for (slot, piece), count in zip(waiting, counts, strict=False):
-                slot.n_past += count
-                slot.moved = piece.prompt.moved(slot.n_past)
+            for (slot, _), count in zip(waiting, counts, strict=False):
+                slot.reach(slot.n_past + count)
                 slot.wanted = [n for n in slot.wanted if n > slot.n_past]
         return True
 
@@ -280,10 +281,10 @@ class Scheduler(Lifecycle):
             if slot.scored >= 0:
                 self._score(slot)
             if row < 0:
-                slot.n_past -= row
+                slot.reach(slot.n_past - row)
                 self.prefixes.prompted(slot)
                 continue
-            slot.n_past = len(slot.pending_tokens)
+            slot.reach(len(slot.pending_tokens))
             slot.cached_tokens = slot.pending_tokens
             slot.state = _GENERATING
             assert slot.request is not None

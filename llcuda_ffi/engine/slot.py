@@ -96,12 +96,23 @@ class Slot:
         self.cached_tokens = _NOTHING
         self.used = 0  # empty slots are alike: the next request's place does not hang on what was
 
-    def media_piece(self) -> MediaPiece | None:
-        """Where its prompt has come to an image or a sound; None where it has not."""
+    def media_piece(self, mixes: bool) -> MediaPiece | None:
+        """Where its prompt has come to an image or a sound that is computed apart; None where it has not.
+
+        Args:
+            mixes: whether embeddings may stand beside tokens.
+        """
         media = None if self.request is None else self.request.media
-        if self.state is not State.PROMPT or media is None or media.at(self.n_past) is None:
+        if self.state is not State.PROMPT or media is None:
             return None
-        return MediaPiece(media, self.n_past, self.index)
+        span = media.at(self.n_past)
+        return None if span is None or (mixes and not span.whole) else MediaPiece(media, self.n_past, self.index)
+
+    def reach(self, n: int) -> None:
+        """The first n tokens of its prompt are computed."""
+        self.n_past = n
+        if self.request is not None and self.request.media is not None:
+            self.moved = self.request.media.moved(n)
 
     def arrival(self) -> int:
         """The place in the order of arrival of its request."""

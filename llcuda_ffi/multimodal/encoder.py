@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,13 @@ class MediaProjector(Protocol):
     def encode(
         self, parts: Sequence[TextPart | Image | Sound], *, add_special: bool = True
     ) -> list[TokenChunk | MediaChunk]: ...
+
+
+class EncodedMedium(NamedTuple):
+    """What a medium became, and the hash of its content."""
+
+    key: bytes
+    chunks: list[TokenChunk | MediaChunk]
 
 
 class MediaEncoder:
@@ -64,16 +71,23 @@ class MediaEncoder:
             raise InvalidRequest(f"{self.projector.path.name} takes no sound")
         return value if isinstance(value, Sound) else read_sound(value, self.projector.sample_rate)
 
-    def chunks(self, medium: Image | Sound) -> tuple[bytes, list[TokenChunk | MediaChunk]]:
-        """What a medium becomes, and the key of its content."""
+    def encode(self, medium: Image | Sound) -> EncodedMedium:
+        """What a medium becomes: from what was kept, or by the projector.
+
+        Raises:
+            InvalidRequest: the projector does not take it.
+            BackendFailure: the encoder failed.
+        """
         array = medium.pixels if isinstance(medium, Image) else medium.samples
-        key = hashlib.sha256(repr((array.shape, type(medium).__name__)).encode() + array.tobytes()).digest()
+        digest = hashlib.sha256(repr((array.shape, type(medium).__name__)).encode())
+        digest.update(array.data)
+        key = digest.digest()
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
                 self._kept.move_to_end(key)
                 self.hits += 1
-                return key, found
+                return EncodedMedium(key, found)
         made = self.projector.encode([medium], add_special=False)
         size = sum(chunk.embeddings.nbytes for chunk in made if isinstance(chunk, MediaChunk))
         with self._lock:
@@ -84,9 +98,9 @@ class MediaEncoder:
                 while self._size > self._budget:
                     _, old = self._kept.popitem(last=False)
                     self._size -= sum(chunk.embeddings.nbytes for chunk in old if isinstance(chunk, MediaChunk))
-        return key, made
+        return EncodedMedium(key, made)
 
-    def prompt(self, parts: Sequence[Tokens | Image | Sound], text: str) -> MediaPrompt:
+    def prompt(self, parts: Sequence[Tokens | Image | Sound | EncodedMedium], text: str) -> MediaPrompt:
         """A prompt of token ids and media, in order.
 
         Args:
@@ -97,6 +111,8 @@ class MediaEncoder:
             InvalidRequest: a medium cannot be encoded, or the prompt ends with one.
             BackendFailure: the encoder failed.
         """
+        if not parts or not isinstance(parts[-1], np.ndarray) or not len(parts[-1]):
+            raise InvalidRequest("a prompt must not end with an image or a sound: add the text to go on from")
         tokens: list[Tokens] = []
         spans: list[MediaSpan] = []
         n = 0
@@ -105,7 +121,7 @@ class MediaEncoder:
                 tokens.append(part)
                 n += len(part)
                 continue
-            key, chunks = self.chunks(part)
+            key, chunks = part if isinstance(part, EncodedMedium) else self.encode(part)
             for chunk in chunks:
                 if isinstance(chunk, TokenChunk):
                     tokens.append(chunk.tokens)
@@ -115,6 +131,4 @@ class MediaEncoder:
                 tokens.append(placeholders(key + repr(chunk.media).encode(), count))
                 spans.append(MediaSpan(n, chunk.embeddings, chunk.positions, chunk.n_pos, chunk.whole))
                 n += count
-        if spans and spans[-1].stop == n:
-            raise InvalidRequest("a prompt must not end with an image or a sound: add the text to go on from")
         return MediaPrompt(np.concatenate(tokens), tuple(spans), text)

@@ -6,7 +6,9 @@ import functools
 
 import numpy as np
 
-from llcuda_ffi.errors import InvalidRequest, UnsupportedModel
+from llcuda_ffi.core.batch import Batch
+from llcuda_ffi.core.embedding_batch import EmbeddingBatch
+from llcuda_ffi.errors import InvalidRequest, UnsupportedByBundle, UnsupportedModel
 
 from .world import World, refuses, row
 
@@ -112,3 +114,47 @@ def more_outputs_than_n_outputs_max(w: World) -> None:
     context.decode(w.batch(2, output="all"))
     both = w.context(n_outputs_max=2, embeddings=True)
     refuses(InvalidRequest, lambda: both.decode(w.batch(3, output="none")))
+
+
+@row
+def embeddings_of_a_wrong_kind(w: World) -> None:
+    width = w.model().n_embd_inp
+    rows, places = np.zeros((4, width), np.float32), np.arange(4, dtype=np.int32)
+    for wrong in (rows[0], rows[:0], np.full_like(rows, np.nan), np.full_like(rows, np.inf)):
+        refuses(InvalidRequest, functools.partial(Batch(8).embed, wrong, places))
+    for wrong in (places[:3], places - 1, np.zeros((3, 4), np.int32), places[:, None]):
+        refuses(InvalidRequest, functools.partial(Batch(8).embed, rows, wrong))
+    refuses(InvalidRequest, lambda: Batch(3).embed(rows, places))
+    for seq_id in (-1, 2**31):
+        refuses(InvalidRequest, functools.partial(Batch(8).embed, rows, places, seq_id))
+    narrow = EmbeddingBatch(rows[:, : width - 1], places, np.zeros(4, np.int32))
+    refuses(InvalidRequest, lambda: w.context().decode_embeddings(narrow))
+
+
+@row
+def embeddings_beside_tokens(w: World) -> None:
+    def mixed(width: int, *, seq: int = 0, pos: int = 4) -> Batch:
+        batch = Batch(64)
+        batch.extend([1, 2, 3, 4])
+        batch.embed(np.zeros((4, width), np.float32), np.arange(pos, pos + 4, dtype=np.int32), seq)
+        batch.extend([5], pos + 4, seq)
+        return batch
+
+    context, width = w.context(), w.model().n_embd_inp
+    if not context.mixes_embeddings:
+        refuses(UnsupportedByBundle, lambda: context.decode(mixed(width)))
+        return
+    refuses(InvalidRequest, lambda: context.decode(mixed(width - 1)))
+    refuses(InvalidRequest, lambda: context.decode(mixed(width + 1)))
+    refuses(InvalidRequest, lambda: context.decode(mixed(width, seq=1)))
+    refuses(InvalidRequest, lambda: context.decode(mixed(width, pos=9)))
+    cut, token = mixed(width), mixed(width)
+    cut.n_tokens = 6
+    token.token[1] = -1
+    refuses(InvalidRequest, lambda: context.decode(cut))
+    refuses(InvalidRequest, lambda: context.decode(token))
+    refuses(InvalidRequest, lambda: w.context(n_batch=8).decode(mixed(width)))
+    context.decode(mixed(width))
+    for name in ("bert", "t5"):
+        other = w.context(name, embeddings=name == "bert")
+        refuses(UnsupportedModel, functools.partial(other.decode, mixed(w.model(name).n_embd_inp)))

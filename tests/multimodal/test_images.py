@@ -118,6 +118,30 @@ print("seen")
     assert out.strip() == "seen"
 
 
+def test_second_turn(folder: Path) -> None:
+    """Nothing of the first turn is computed again, though the model wrote other tokens than the tokenizer would; no
+    line is begun beside an image, as in llama-server; another image shares nothing of it."""
+    out = child(
+        folder,
+        """
+with Llama(folder / "text.gguf", bundle="v0.6.0-cpu", mmproj=folder / "idefics3.gguf", n_ctx=512, n_parallel=2) as llm:
+    SET = {"max_tokens": 24, "temperature": 3, "seed": 3, "grammar": "root ::= [the ]+"}
+    for image in (one, two):
+        messages = ask(image)
+        first = llm.chat(messages, **SET)
+        assert first.usage.cached_tokens < 20, first.usage
+        assert "user\\nlook:<image>what is it?<|im_end|>" in first.prompt, first.prompt
+        n = first.usage.completion_tokens
+        assert len(llm.vocab.tokenize(first.text, add_special=False)) != n, (n, first.text)
+        messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "and now?"}]
+        second = llm.chat(messages, **SET)
+        assert second.usage.cached_tokens == first.usage.prompt_tokens + n - 1, (first.usage, second.usage)
+print("kept")
+""",
+    )
+    assert out.strip() == "kept"
+
+
 def test_what_is_refused(folder: Path) -> None:
     """Each with one exception of ours; the Llama answers afterwards."""
     out = child(
