@@ -143,10 +143,12 @@ def require_text(messages: Sequence[Message]) -> None:
                 )
 
 
+# what clients of several providers write beside an answer that they send back; a template that reads one has it
+_HINTS = ("prefix", "cache_control", "reasoning_details", "thinking_blocks", "provider_specific_fields")
 # keys that OpenAI's messages and ours may have; what else a template reads is known by its text
 _KEYS = frozenset(
     ("role", "content", "name", "tool_calls", "tool_call_id", "refusal", "annotations", "audio", "function_call")
-) | frozenset(_REASONING)
+) | frozenset((*_REASONING, *_HINTS))
 _ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 # of OpenAI's answers: nothing in them is for a prompt
 _DROPPED = ("annotations", "audio")

@@ -36,6 +36,10 @@ _ABSENT = {
 
 def why_absent(path: str, allowed: str | None) -> str:
     """What to say of a path that is not here, or that takes only the methods `allowed`."""
+    if "//" in path:
+        return f"{path:.100} has // in it: give the client a base_url that ends without /"
+    if path.startswith("/v1/v1/"):
+        return f"{path:.100} has /v1 twice: this client adds it, so leave it out of its base_url"
     short = path.removeprefix("/v1").removeprefix("/v2")
     for start, why in _ABSENT.items():
         if short.startswith(start):

@@ -40,7 +40,7 @@ class BodyReader:
         """The fields of a JSON object.
 
         Raises:
-            Refused: 415 not said to be JSON, 413 too large, 408 too slow, 503 too many large ones at once.
+            Refused: 415 not said to be JSON, or compressed; 413 too large; 408 too slow; 503 too many large ones.
             InvalidRequest: not UTF-8, not JSON, NaN or Infinity, nested over 64 deep, not an object.
         """
         value = await self._value(request)
@@ -66,6 +66,9 @@ class BodyReader:
             raise Refused(
                 415, f"send Content-Type: application/json, not {kind or 'nothing'!r:.60}", "unsupported_type"
             )
+        coding = request.headers.get("content-encoding", "identity")
+        if coding.lower() != "identity":
+            raise Refused(415, f"send the body without Content-Encoding, not {coding!r:.60}", "unsupported_encoding")
         stated = request.headers.get("content-length", "")
         if stated.isdigit() and int(stated[:18]) > self.limit:
             raise self._too_large()
@@ -98,7 +101,7 @@ class BodyReader:
 
 def _parse(data: bytes) -> Any:
     try:
-        return plain(_decoder(len(data)).decode(data.decode()), "the body")
+        return plain(_decoder(len(data)).decode(data.decode("utf-8-sig")), "the body")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the body is not UTF-8: {error}") from None
     except RecursionError:
@@ -118,6 +121,11 @@ def _decoder(size: int) -> JSONDecoder:
 
 def _no_constant(name: str) -> NoReturn:
     raise InvalidRequest(f"the body holds {name}, which is not JSON")
+
+
+def whole(value: Any) -> Any:
+    """A number such as 8.0 as the integer that it is; anything else as it is."""
+    return int(value) if type(value) is float and value.is_integer() else value
 
 
 class Fields:
@@ -153,8 +161,8 @@ class Fields:
         return flag(name, self.take(name, default))
 
     def integer(self, name: str, low: int, high: int, default: int | None = None) -> int | None:
-        """An integer within [low, high], taken out."""
-        value = self.take(name)
+        """An integer within [low, high], taken out; JSON has one kind of number, so 8.0 is one."""
+        value = whole(self.take(name))
         return default if value is None else integer(name, value, low, high)
 
     def mapping(self, name: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from starlette.responses import JSONResponse, Response
 from ..chat.request import ChatRequest
 from ..engine.results import Usage
 from ..errors import InvalidRequest
-from ..params import integer
 from ..sampling_params import SamplingParams
 from .body import Fields
 from .chat_turn import EFFORTS, ChatTurn
@@ -202,7 +201,7 @@ def _options(fields: Fields) -> dict[str, Any]:
 def _logprobs(fields: Fields) -> int | None:
     probs = fields.integer("n_probs", 0, 20, 0)  # llama.cpp's name
     wanted = fields.flag("logprobs", bool(probs))
-    top = integer("top_logprobs", fields.take("top_logprobs", probs), 0, 20)
+    top = fields.integer("top_logprobs", 0, 20, probs)
     if top and not wanted:
         raise InvalidRequest("top_logprobs needs logprobs: true")
     return top if wanted else None

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from ..embedder import Embedder
 from ..errors import InvalidRequest
 from ..params import integer
-from .body import Fields
+from .body import Fields, whole
 from .events import while_connected
 from .prompts import Prompt, prompts_of
 from .state import ServerState
@@ -53,7 +53,7 @@ class Embeddings:
             form = fields.text("encoding_format", "float")
             if form not in ("float", "base64"):
                 raise InvalidRequest(f"encoding_format must be 'float' or 'base64', not {form!r:.60}")
-            dim = fields.take("dimensions")
+            dim = whole(fields.take("dimensions"))
             if dim is not None:
                 integer("dimensions", dim, 1, embedder.dim)
             truncate, most = _truncation(fields)

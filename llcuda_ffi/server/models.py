@@ -69,7 +69,7 @@ class Models:
         return iter(self._models)
 
     def find(self, name: object, kind: Kind | None = None) -> ServedModel:
-        """The model of a name; None means the first of the kind.
+        """The model of a name; None and "" mean the first of the kind.
 
         Raises:
             Refused: 404, no such model.
@@ -80,7 +80,7 @@ class Models:
             if kind is not None:
                 model.as_kind(kind)
             return model
-        if name is not None and not self.lenient:
+        if name not in (None, "") and not self.lenient:
             known = ", ".join(m.name for m in self._models[:20])
             raise Refused(404, f"no model is called {name!r:.100}: there is {known}", "model_not_found")
         fitting = [m for m in self._models if kind in (None, m.kind)]

@@ -10,6 +10,7 @@ from ..core.adapter import LoraAdapter
 from ..errors import InvalidRequest
 from ..params import integer, number, override
 from ..sampling_params import SamplingParams
+from .body import whole
 from .sampling_names import INSTEAD, NEUTRAL, OTHER_NAMES, REFUSED, SAMPLER_LETTERS, SAMPLER_OFF, WITHOUT_EFFECT
 from .served_model import ServedModel
 from .state import Asked
@@ -17,6 +18,7 @@ from .state import Asked
 # for the one who runs the server to say, or not of JSON's types
 _NOT_OVER_HTTP = {"priority", "logprobs", "prompt_logprobs", "echo", "logits_processors", "stopping_criteria", "lora"}
 _SETTINGS = {f.name for f in dataclasses.fields(SamplingParams)} - _NOT_OVER_HTTP
+_INTEGERS = {f.name for f in dataclasses.fields(SamplingParams) if f.type in ("int", "int | None")}
 _KNOWN = frozenset(_SETTINGS | OTHER_NAMES.keys() | WITHOUT_EFFECT | NEUTRAL.keys())
 
 _INT64 = 2**63
@@ -36,12 +38,11 @@ def sampling(asked: Asked, defaults: SamplingParams, logprobs: int | None, **ren
     """
     fields, model = asked.fields, asked.model
     given = fields.rest()
-    given |= {name: value for name, value in renamed.items() if value is not None}
-    settings: dict[str, Any] = {}
+    settings = {name: _value(name, value) for name, value in renamed.items() if value is not None}
     for name in [n for n in given if n not in WITHOUT_EFFECT]:
         meant = OTHER_NAMES.get(name, name)
         if meant in _SETTINGS:
-            value = given[name]
+            value = _value(meant, given[name])
             if settings.setdefault(meant, value) != value:
                 raise InvalidRequest(f"{name} and {meant} say different things: send one")
             del given[name]
@@ -85,6 +86,10 @@ def _translate(settings: dict[str, Any], model: ServedModel) -> None:
     schema = settings.get("json_schema")
     if schema is not None and not isinstance(schema, (dict, str, bool)):
         raise InvalidRequest(f"json_schema must be an object, not {schema!r:.60}")
+
+
+def _value(name: str, value: Any) -> Any:
+    return whole(value) if name in _INTEGERS else value
 
 
 def _stops(value: Any) -> list[str]:

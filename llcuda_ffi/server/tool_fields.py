@@ -31,8 +31,10 @@ def tool_options(fields: Fields) -> tuple[dict[str, Any], bool]:
         if choice is not None or not old:
             raise InvalidRequest("function_call goes with functions, tool_choice with tools")
         choice = {"type": "function", "function": call} if isinstance(call, dict) else call
+    if choice == "any":  # Mistral's word
+        choice = "required"
     tools, choice = allowed_tools(tools, "auto" if choice is None else choice)
-    if choice in ("required", "any") and not tools:
+    if choice == "required" and not tools:
         raise InvalidRequest(f"tool_choice={choice!r} needs tools")
     return {
         "tools": tools,

@@ -106,6 +106,7 @@ def _turn(asked: Asked, limit: int) -> ChatTurn:
     output = Fields(fields.mapping("output_config"), fields.lenient)
     form = output.take("format", fields.take("output_format"))
     effort = output.take("effort")
+    output.take("task_budget")
     output.end()
     variables = {} if not kind else {"enable_thinking": kind != "disabled"}
     if effort is not None:

@@ -54,7 +54,8 @@ def _assistant(blocks: Sequence[dict[str, Any]], what: str) -> dict[str, Any]:
             function = {"name": block.get("name"), "arguments": arguments}
             call = {"id": block.get("id"), "type": "function", "function": function}
             message.setdefault("tool_calls", []).append(call)
-        elif kind != "redacted_thinking":  # encrypted for another provider: nobody here can read it
+        elif kind not in ("redacted_thinking", "server_tool_use") and not str(kind).endswith("_tool_result"):
+            # those are of another provider, mostly encrypted: nobody here can read them
             raise InvalidRequest(f"{what}: a block of type {kind!r:.60} of the assistant cannot be read")
     if thinking:
         message["reasoning_content"] = thinking
@@ -68,16 +69,16 @@ def _user(role: str, blocks: Sequence[dict[str, Any]], what: str) -> list[dict[s
     for block in blocks:
         kind = block.get("type")
         if kind == "tool_result":
-            text = _text(block.get("content") or "", what)
-            if block.get("is_error"):
-                text = f"Error: {text}"
-            results.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text})
+            content = _result(block.get("content") or "", what, "Error: " if block.get("is_error") else "")
+            results.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content})
         elif kind == "text":
             parts.append({"type": "text", "text": _string(block.get("text"), what)})
         elif kind == "image":
             parts.append({"type": "image_url", "image_url": {"url": _image(block.get("source"), what)}})
         elif kind == "document" and isinstance(block.get("source"), dict) and block["source"].get("type") == "text":
             parts.append({"type": "text", "text": _string(block["source"].get("data"), what)})
+        elif kind == "document" and isinstance(block.get("source"), dict) and block["source"].get("type") == "content":
+            parts.append({"type": "text", "text": _text(block["source"].get("content") or "", what)})
         elif kind == "search_result":
             head = [_string(block.get(name, ""), what) for name in ("title", "source")]
             parts.append({"type": "text", "text": "\n".join([*head, _text(block.get("content") or "", what)])})
@@ -86,6 +87,24 @@ def _user(role: str, blocks: Sequence[dict[str, Any]], what: str) -> list[dict[s
         else:
             raise InvalidRequest(f"{what}: a block of type {kind!r:.60} cannot be read")
     return [*results, {"role": role, "content": parts}] if parts else results
+
+
+def _result(value: Any, what: str, before: str) -> str | list[dict[str, Any]]:
+    """What a tool gave, after `before`: a text, or parts where there are images; names of tools are texts."""
+    if not isinstance(value, list) or not all(isinstance(block, dict) for block in value):
+        return before + _text(value, what)
+    parts: list[dict[str, Any]] = []
+    for block in value:
+        kind = block.get("type")
+        if kind == "image":
+            parts.append({"type": "image_url", "image_url": {"url": _image(block.get("source"), what)}})
+        elif kind == "tool_reference":
+            parts.append({"type": "text", "text": _string(block.get("tool_name"), what)})
+        else:
+            parts.append({"type": "text", "text": _text([block], what)})
+    if all(part["type"] == "text" for part in parts):
+        return before + "\n".join(part["text"] for part in parts)
+    return [{"type": "text", "text": before}, *parts] if before else parts
 
 
 def _image(source: Any, what: str) -> str:
@@ -115,18 +134,20 @@ def _string(value: Any, what: str) -> str:
 
 
 def tools_of(fields: Fields) -> dict[str, Any]:
-    """The chat layer's arguments about tools.
+    """The chat layer's arguments about tools. Those that Anthropic's models know are left out beside others.
 
     Raises:
-        InvalidRequest: a tool that Anthropic's own servers would run.
+        InvalidRequest: there are only tools that Anthropic's models know, or one of them is to be called.
     """
-    tools = []
-    for i, tool in enumerate(fields.objects("tools", MOST_TOOLS) or ()):
-        if tool.get("type", "custom") != "custom":
-            raise InvalidRequest(
-                f"tools[{i}] is of type {tool['type']!r:.60}, which Anthropic's models know: give a tool of your own, "
-                "with an input_schema"
-            )
+    tools: list[dict[str, Any]] = []
+    given = fields.objects("tools", MOST_TOOLS) or []
+    own = [tool for tool in given if (tool.get("type") or "custom") == "custom"]
+    if given and not own:
+        raise InvalidRequest(
+            f"tools[0] is of type {given[0]['type']!r:.60}, which Anthropic's models know: give a tool of your own, "
+            "with an input_schema"
+        )
+    for tool in own:
         function: dict[str, Any] = {
             "name": tool.get("name"),
             "parameters": tool.get("input_schema") or {"type": "object"},

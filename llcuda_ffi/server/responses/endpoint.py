@@ -36,12 +36,12 @@ _INCLUDES = (
     "code_interpreter_call.outputs",
 )  # fmt: skip
 # fields that may say one thing only, and why
-_ONLY = {
+_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "background": ((False,), "the answer comes with the request"),
     "truncation": (("disabled", "auto"), "an input that is too long is refused"),
     "conversation": ((), "send input, or previous_response_id"),
     "prompt": ((), "prompts are not stored: send input and instructions"),
-    "context_management": ((), "send input, or previous_response_id"),
+    "context_management": (([],), "send input, or previous_response_id"),
 }
 
 
@@ -63,14 +63,14 @@ class Responses:
                 prepared = await job.turn.prepared(model)
                 return asked.stream(self._events(asked, job, prepared), _error_event)
             answer = await job.turn.answer(asked)
-            output = OutputWriter()
+            output = OutputWriter(job.namespaces)
             output.whole(answer, job.logprobs(answer.choices[0].logprobs, model))
             done = job.finished(answer, output.items, model)
         self._keep(request, job, done)
         return JSONResponse({**done, "timings": timings_dict(answer.timings, answer.usage)})
 
     async def _events(self, asked: Asked, job: _Job, prepared: ChatRequest) -> AsyncGenerator[bytes, None]:
-        model, output, number = asked.model, OutputWriter(), 0
+        model, output, number = asked.model, OutputWriter(job.namespaces), 0
 
         def written(events: list[Event]) -> bytes:
             nonlocal number
@@ -145,13 +145,14 @@ class _Job:
         turn: the conversation to be answered.
         items: the conversation as items, the request's own input last.
         store: whether the response is to be kept.
+        namespaces: the groups of functions that have one, by their names.
     """
 
     def __init__(self, asked: Asked, earlier: tuple[str | None, list[Item]]) -> None:
         fields = asked.fields
         self.items = [*earlier[1], *input_items(fields.take("input", ""))]
         instructions = fields.text("instructions", "") or None
-        tools, shown_tools = tools_of(fields)
+        tools, shown_tools, self.namespaces = tools_of(fields)
         form, text = response_format(fields)
         reasoning = Fields(fields.mapping("reasoning"), fields.lenient)
         effort = reasoning.take("effort")
@@ -173,7 +174,8 @@ class _Job:
             value = fields.take(name)
             if value is not None and value not in allowed:
                 raise InvalidRequest(f"{name}={value!r:.60} is not supported: {why}")
-        fields.take("stream_options")
+        for name in ("stream_options", "client_metadata"):
+            fields.take(name)
         fields.integer("max_tool_calls", 1, 1 << 30)  # of tools that a provider runs: there are none
         params = sampling(asked, SamplingParams(max_tokens=None, overflow="stop"), self._top, max_tokens=limit)
         options = {**tools, "response_format": form}

@@ -34,6 +34,8 @@ def input_items(value: Any) -> list[Item]:
 def messages_of(items: Sequence[Item], instructions: str | None = None) -> list[dict[str, Any]]:
     """A chat's messages. Reasoning, text and calls that follow each other are one message of the assistant.
 
+    Searches of another provider are left out; calls of custom tools, whose input is a text, are calls with `input`.
+
     Raises:
         InvalidRequest: an item of a type that a text model cannot read.
     """
@@ -41,7 +43,9 @@ def messages_of(items: Sequence[Item], instructions: str | None = None) -> list[
     answer: dict[str, Any] | None = None  # the assistant's message that is being put together
     for i, item in enumerate(items):
         kind, what = item.get("type", "message"), f"input[{i}]"
-        assistant = kind in ("reasoning", "function_call") or item.get("role") == "assistant"
+        if kind == "web_search_call":
+            continue
+        assistant = kind in ("reasoning", "function_call", "custom_tool_call") or item.get("role") == "assistant"
         if assistant:
             if answer is None or (kind == "message" and answer["content"] is not None):
                 answer = {"role": "assistant", "content": None}
@@ -57,14 +61,21 @@ def messages_of(items: Sequence[Item], instructions: str | None = None) -> list[
         elif kind == "reasoning" and answer is not None:
             parts = item.get("content") or item.get("summary") or []
             answer["reasoning_content"] = _joined(parts, what)
-        elif kind == "function_call" and answer is not None:
-            function = {"name": item.get("name"), "arguments": item.get("arguments") or "{}"}
+        elif kind in ("function_call", "custom_tool_call") and answer is not None:
+            arguments = item.get("arguments") or "{}"
+            if kind == "custom_tool_call":
+                arguments = json.dumps({"input": item.get("input")}, ensure_ascii=False)
+            function = {"name": item.get("name"), "arguments": arguments}
             call = {"id": item.get("call_id") or item.get("id"), "type": "function", "function": function}
             answer.setdefault("tool_calls", []).append(call)
-        elif kind == "function_call_output":
+        elif kind in ("function_call_output", "custom_tool_call_output"):
             output = item.get("output")
-            text = output if isinstance(output, str) else _joined(output, what)
-            out.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
+            if not isinstance(output, (str, list)):
+                output = json.dumps(output, ensure_ascii=False)
+            content = _content(output, what, ".output")
+            if isinstance(content, list) and all(part["type"] == "text" for part in content):
+                content = "".join(part["text"] for part in content)
+            out.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
         else:
             raise InvalidRequest(
                 f"{what} is of type {kind!r:.60}: messages, reasoning, function calls and their outputs are taken"
@@ -75,12 +86,12 @@ def messages_of(items: Sequence[Item], instructions: str | None = None) -> list[
     return out
 
 
-def _content(value: Any, what: str) -> str | list[dict[str, Any]]:
-    """A message's content, its parts under the chat's names."""
+def _content(value: Any, what: str, field: str = ".content") -> str | list[dict[str, Any]]:
+    """A message's content or a tool's output, its parts under the chat's names."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
-        raise InvalidRequest(f"{what}.content must be a text or a list of parts, not {value!r:.60}")
+        raise InvalidRequest(f"{what}{field} must be a text or a list of parts, not {value!r:.60}")
     parts = []
     for part in value:
         if part.get("type") == "refusal":
@@ -90,41 +101,58 @@ def _content(value: Any, what: str) -> str | list[dict[str, Any]]:
         elif part.get("type") == "input_image":
             parts.append({"type": "image_url", "image_url": {"url": part.get("image_url")}})
         else:
-            raise InvalidRequest(f"{what}.content: a part of type {part.get('type')!r:.60} cannot be read")
+            raise InvalidRequest(f"{what}{field}: a part of type {part.get('type')!r:.60} cannot be read")
     return parts
 
 
 def _joined(value: Any, what: str) -> str:
-    if not isinstance(value, list):
-        return json.dumps(value, ensure_ascii=False)
-    texts = [part.get("text") for part in value if isinstance(part, dict) and part.get("type") in _TEXTS]
-    if len(texts) != len(value) or not all(isinstance(text, str) for text in texts):
+    parts = value if isinstance(value, list) else [value]
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") in _TEXTS]
+    if len(texts) != len(parts) or not all(isinstance(text, str) for text in texts):
         raise InvalidRequest(f"{what}: only parts with text can be read")
     return "".join(texts)  # type: ignore[arg-type]
 
 
-def tools_of(fields: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The chat layer's arguments about tools, and the same fields as the answer repeats them.
+def tools_of(fields: Fields) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """The chat layer's arguments about tools, the same fields as the answer repeats them, and functions' namespaces.
+
+    Tools that a provider would run are left out where functions stand beside them, as coding agents send them always.
 
     Raises:
-        InvalidRequest: a tool that is no function: this server runs none of its own.
+        InvalidRequest: there are only tools that are no functions: this server runs none of its own.
     """
     given = fields.objects("tools", MOST_TOOLS) or []
+    given, namespaces = _functions(given)
     choice = fields.take("tool_choice", "auto")
     parallel = fields.flag("parallel_tool_calls", True)
     tools = []
-    for i, tool in enumerate(given):
-        if tool.get("type") != "function":
-            raise InvalidRequest(
-                f"tools[{i}] is of type {tool.get('type')!r:.60}: this server has only the functions that you give it"
-            )
+    for tool in [one for shown in given for one in (shown["tools"] if shown["type"] == "namespace" else [shown])]:
         function = {k: v for k, v in tool.items() if k in ("name", "description", "parameters", "strict")}
         tools.append({"type": "function", "function": {k: v for k, v in function.items() if v is not None}})
     kept, chosen = allowed_tools(tools or None, choice)
     if isinstance(chosen, dict) and "name" in chosen:
         chosen = {"type": "function", "function": {"name": chosen["name"]}}
     options = {"tools": kept, "tool_choice": chosen, "parallel_tool_calls": parallel}
-    return options, {"tools": given, "tool_choice": choice, "parallel_tool_calls": parallel}
+    return options, {"tools": given, "tool_choice": choice, "parallel_tool_calls": parallel}, namespaces
+
+
+def _functions(tools: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The functions among tools, and groups of functions; the group of each function that has one."""
+    kept: list[dict[str, Any]] = []
+    namespaces: dict[str, str] = {}
+    for tool in tools:
+        inner = tool.get("tools")
+        if tool.get("type") == "function":
+            kept.append(tool)
+        elif tool.get("type") == "namespace" and isinstance(inner, list):
+            functions = [one for one in inner if isinstance(one, dict) and one.get("type") == "function"]
+            namespaces |= {str(one.get("name")): str(tool.get("name")) for one in functions}
+            kept.append({**tool, "tools": functions})
+    if tools and not kept:
+        raise InvalidRequest(
+            f"tools[0] is of type {tools[0].get('type')!r:.60}: this server has only the functions that you give it"
+        )
+    return kept, namespaces
 
 
 def response_format(fields: Fields) -> tuple[dict[str, Any] | None, dict[str, Any]]:

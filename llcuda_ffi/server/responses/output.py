@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...chat.results import ChatChunk, ChatCompletion
@@ -18,7 +18,9 @@ class OutputWriter:
         items: reasoning, messages and calls so far, as the response holds them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, namespaces: Mapping[str, str] | None = None) -> None:
+        """Begin without items; `namespaces`: the groups of functions that have one, by their names."""
+        self._namespaces = namespaces or {}
         self.items: list[dict[str, Any]] = []
         self._open = ""  # the type of the last item while it may still grow
         self._call = -1
@@ -66,7 +68,8 @@ class OutputWriter:
         if index != self._call:
             events = self.close()
             self._call = index
-            events += self._begin("function_call", "fc", call_id=call_id, name=name, arguments="")
+            group = {} if name not in self._namespaces else {"namespace": self._namespaces[str(name)]}
+            events += self._begin("function_call", "fc", call_id=call_id, name=name, arguments="", **group)
         if arguments:
             self.items[-1]["arguments"] += arguments
             events.append(self._event("function_call_arguments.delta", delta=arguments))
