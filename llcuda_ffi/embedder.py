@@ -23,7 +23,7 @@ from .fetch.progress import Progress, on_screen
 from .html_view import table
 from .hub.registry import prompts_of
 from .keywords import names_methods, names_unknown
-from .params import ModelParams, flag, integer
+from .params import ModelParams, flag, integer, items, mapping, shown
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +83,9 @@ class Embedder(TextModel):
             InvalidRequest: an argument is out of range.
         """
         self._asked = _pooling(pooling)
+        given = mapping("prompts", prompts)
+        if not all(isinstance(text, str) for text in (*given, *given.values())):
+            raise InvalidRequest("prompts must be texts by their names")
         super().__init__(
             model,
             device=device,
@@ -98,9 +101,7 @@ class Embedder(TextModel):
         )
         self.dim = self.model.n_embd_out
         stated = {key[len(_PROMPT) :]: text for key, text in self.model.metadata.items() if key.startswith(_PROMPT)}
-        self.prompts: Mapping[str, str] = MappingProxyType(
-            {**prompts_of(self.model.path.name), **stated, **(prompts or {})}
-        )
+        self.prompts: Mapping[str, str] = MappingProxyType({**prompts_of(self.model.path.name), **stated, **given})
 
     def _suits(self) -> None:
         self._pooling = self._asked if self._asked is not None else _model_pooling(self.model)
@@ -175,9 +176,16 @@ class Embedder(TextModel):
 
     @staticmethod
     def similarity(a: Array, b: Array) -> Array:
-        """The cosine of every vector of `a` with every one of `b`: (n, m) float32; rows need not be normalized."""
-        left, right = (normalized(np.atleast_2d(np.asarray(one, np.float32))) for one in (a, b))
-        product: Array = left @ right.T
+        """The cosine of every vector of `a` with every one of `b`: (n, m) float32; rows need not be normalized.
+
+        Raises:
+            InvalidRequest: they are no vectors of numbers, or not of one width.
+        """
+        try:
+            left, right = (normalized(np.atleast_2d(np.asarray(one, np.float32))) for one in (a, b))
+            product: Array = left @ right.T
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidRequest(f"similarity() takes vectors of one width: {error}") from None
         return product
 
     def encode_tokenized(
@@ -199,7 +207,8 @@ class Embedder(TextModel):
         if self._pooling == PoolingType.NONE:
             raise InvalidRequest("this embedder does not pool: make it with another pooling")
         queue, vocab = self._queue(self._pooling), self.model.vocab
-        fitting = [self._fit(vocab.ids(ids), i, flag("truncate", truncate)) for i, ids in enumerate(tokens)]
+        flag("truncate", truncate)
+        fitting = [self._fit(vocab.ids(ids), i, truncate) for i, ids in enumerate(items("tokens", tokens))]
         found = queue.compute(fitting, self.batch_tokens) if fitting else []
         return self._vectors(found, normalize, dim), sum(map(len, fitting))
 
@@ -234,8 +243,9 @@ class Embedder(TextModel):
 
     def tokenize(self, text: str, prompt: str | None = None, prompt_name: str | None = None) -> npt.NDArray[np.int32]:
         """The tokens that `encode` computes for a text, of any length."""
+        (given,) = check_texts([text])
         with self._call():
-            return self._tokens(self._prompt(prompt, prompt_name) + text)
+            return self._tokens(self._prompt(prompt, prompt_name) + given)
 
     def _compute(
         self,
@@ -272,12 +282,12 @@ class Embedder(TextModel):
             return prompt or ""
         if prompt is not None:
             raise InvalidRequest("prompt is a text and prompt_name the name of one: give one of them")
-        found = self.prompts.get(name)
+        found = self.prompts.get(name) if isinstance(name, str) else None
         if found is None:
             known = ", ".join(map(repr, self.prompts)) or "none"
             raise InvalidRequest(
-                f"{self.model.path.name} has no prompt {name!r}; it has {known}: give the text itself as prompt=, or "
-                "Embedder(prompts={...})"
+                f"{self.model.path.name} has no prompt {shown(name)}; it has {known}: give the text itself as "
+                "prompt=, or Embedder(prompts={...})"
             )
         return found
 
@@ -287,8 +297,8 @@ def _pooling(pooling: str | PoolingType | None) -> PoolingType | None:
     if pooling is None:
         return None
     found = known.get(pooling.lower()) if isinstance(pooling, str) else pooling
-    if found is None:
-        raise InvalidRequest(f"pooling must be one of {', '.join(known)}, not {pooling!r}")
+    if not isinstance(found, PoolingType):
+        raise InvalidRequest(f"pooling must be one of {', '.join(known)}, not {shown(pooling)}")
     return found
 
 

@@ -139,7 +139,7 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 def unknown_keyword(name: str, owner: str, known: Iterable[str]) -> UnknownSetting:
     """The exception for a keyword that `owner` does not take: it says which one was probably meant."""
     known = list(known)
-    near = nearest(name, known)
+    near = nearest(str(name), known)
     if name in ELSEWHERE:
         hint = f"here it is {ELSEWHERE[name]}"
     elif near:

@@ -33,7 +33,7 @@ from .isolated.opening import open_isolated
 from .keywords import names_methods, names_unknown
 from .llama_settings import LlamaSettings
 from .multimodal.encoder import MediaEncoder
-from .params import ContextParams, ModelParams, byte_size, flag, integer, override
+from .params import INT32_MAX, ContextParams, ModelParams, byte_size, checked, flag, integer, override
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -154,6 +154,10 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
             self.n_ctx, self._can_shift = int(remote.ready["n_ctx"]), bool(remote.ready["can_shift"])
             return
         n_parallel = integer("n_parallel", n_parallel, 1, 256)
+        sizes = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_ubatch, "kv_cells": kv_cells}
+        for name, size in sizes.items():
+            if size is not None:
+                integer(name, size, 1, INT32_MAX)
         types = kv_types(kv_type)
         if kv_cells is None and n_ctx is None and not isinstance(model, Model):
             kv_cells = cells_that_fit(model, device, n_parallel, types)
@@ -168,13 +172,13 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
             integer("n_threads", n_threads, 1, 512)
         flag("prefix_cache", prefix_cache)
         if not flag("trial", trial):
-            model_params = override(model_params or ModelParams(), {"trial": False})
+            model_params = override(checked("model_params", model_params, ModelParams), {"trial": False})
         if backend_sampling not in ("auto", "rows"):
             flag("backend_sampling", backend_sampling)
         if backend_sampling in (True, "rows") and draft is not None:
             raise InvalidRequest("backend_sampling gives one token per sequence and step: it does not go with draft")
         try:
-            base = context_params or ContextParams()
+            base = checked("context_params", context_params, ContextParams)
             ubatch = n_ubatch or base.n_ubatch
             if isinstance(model, Model):
                 self.model = model

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,27 +31,35 @@ def override(params: _Params, changes: Mapping[str, Any]) -> _Params:
     return dataclasses.replace(params, **changes)  # type: ignore[type-var]
 
 
+def shown(value: object) -> str:
+    """The beginning of a value's repr, for a message; Python refuses to write an int of over 4,300 digits."""
+    try:
+        return f"{value!r:.60}"
+    except ValueError:
+        return f"one of {value.bit_length()} bits" if isinstance(value, int) else "one that cannot be written"
+
+
 def integer(name: str, value: object, low: int, high: int) -> int:
     """`value` as int within [low, high], or InvalidRequest."""
     # the first look is for speed: an abstract class is asked for long
     if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
-        raise InvalidRequest(f"{name} must be an integer, not {type(value).__name__} ({value!r:.60})")
+        raise InvalidRequest(f"{name} must be an integer, not {type(value).__name__} ({shown(value)})")
     whole = int(value)
     if not low <= whole <= high:
-        raise InvalidRequest(f"{name} must be from {low} to {high}, not {whole}")
+        raise InvalidRequest(f"{name} must be from {low} to {high}, not {shown(whole)}")
     return whole
 
 
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     """`value` as a finite float within [low, high], or InvalidRequest."""
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
-        raise InvalidRequest(f"{name} must be a number, not {type(value).__name__} ({value!r:.60})")
+        raise InvalidRequest(f"{name} must be a number, not {type(value).__name__} ({shown(value)})")
     try:
         real = float(value)
     except OverflowError:
         real = math.inf
     if not math.isfinite(real) or not low <= real <= high:
-        raise InvalidRequest(f"{name} must be a finite number from {low} to {high}, not {value}")
+        raise InvalidRequest(f"{name} must be a finite number from {low} to {high}, not {shown(value)}")
     return real
 
 
@@ -68,15 +76,39 @@ def byte_size(name: str, value: object) -> int:
         return integer(name, value, 0, 1 << 62)
     found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([a-z]*)", value.strip().lower())
     if found is None or found[2] not in _UNITS:
-        raise InvalidRequest(f"{name} must be a number of bytes, such as 1000000 or '16GiB', not {value!r:.60}")
+        raise InvalidRequest(f"{name} must be a number of bytes, such as 1000000 or '16GiB', not {shown(value)}")
     return integer(name, int(float(found[1]) * _UNITS[found[2]]), 0, 1 << 62)
 
 
 def flag(name: str, value: object) -> bool:
     """`value` if it is a bool, or InvalidRequest."""
     if not isinstance(value, bool):
-        raise InvalidRequest(f"{name} must be True or False, not {value!r:.60}")
+        raise InvalidRequest(f"{name} must be True or False, not {shown(value)}")
     return value
+
+
+def items(name: str, value: object) -> tuple[Any, ...]:
+    """What a list, an array or another iterable holds; InvalidRequest for anything else, a text too."""
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, Mapping)):
+        try:
+            return tuple(value)
+        except TypeError:  # numpy's scalar arrays say that they are iterable
+            pass
+    raise InvalidRequest(f"{name} must be a list, not {type(value).__name__} ({shown(value)})")
+
+
+def mapping(name: str, value: object) -> Mapping[Any, Any]:
+    """`value` if it is a mapping, {} for None, or InvalidRequest."""
+    if value is not None and not isinstance(value, Mapping):
+        raise InvalidRequest(f"{name} must be a mapping, not {type(value).__name__} ({shown(value)})")
+    return value or {}
+
+
+def checked(name: str, value: object, kind: type[_Params]) -> _Params:
+    """`value` if it is of that kind of settings, the defaults for None, or InvalidRequest."""
+    if value is not None and not isinstance(value, kind):
+        raise InvalidRequest(f"{name} must be {kind.__name__}, not {type(value).__name__} ({shown(value)})")
+    return kind() if value is None else value
 
 
 _Enum = TypeVar("_Enum")
@@ -92,7 +124,7 @@ def member(name: str, value: object, kind: type[_Enum]) -> _Enum:
     except (KeyError, ValueError):
         pass
     names = ", ".join(m.name for m in kind)  # type: ignore[attr-defined]
-    raise InvalidRequest(f"{name} must be one of {names}, not {value!r:.60}")
+    raise InvalidRequest(f"{name} must be one of {names}, not {shown(value)}")
 
 
 class _Checked:
@@ -153,15 +185,16 @@ class ModelParams(_Checked):
         if self.use_extra_bufts is not None:
             flag("use_extra_bufts", self.use_extra_bufts)
         if self.tensor_split is not None:
-            shares = tuple(number("tensor_split", share, 0.0) for share in self.tensor_split)
+            shares = tuple(number("tensor_split", share, 0.0) for share in items("tensor_split", self.tensor_split))
             if not shares or sum(shares) <= 0:
                 raise InvalidRequest("tensor_split needs at least one share above 0")
             self._set("tensor_split", shares)
         if self.devices is not None:
-            if isinstance(self.devices, str) or not all(isinstance(d, str) for d in self.devices):
+            devices = items("devices", self.devices)
+            if not all(isinstance(d, str) for d in devices):
                 raise InvalidRequest("devices must be a list of device names")
-            self._set("devices", tuple(self.devices))
-        for key, value in self.kv_overrides.items():
+            self._set("devices", devices)
+        for key, value in mapping("kv_overrides", self.kv_overrides).items():
             _text("a kv_overrides key", key, 127)
             if isinstance(value, str):
                 _text(f"kv_overrides[{key!r}]", value, 127)
@@ -169,7 +202,7 @@ class ModelParams(_Checked):
                 number(f"kv_overrides[{key!r}]", value)
             elif not isinstance(value, bool):
                 integer(f"kv_overrides[{key!r}]", value, -(2**63), 2**63 - 1)
-        for pattern, target in self.tensor_buft_overrides.items():
+        for pattern, target in mapping("tensor_buft_overrides", self.tensor_buft_overrides).items():
             _text("a tensor_buft_overrides pattern", pattern, 4096)
             _text(f"tensor_buft_overrides[{pattern!r}]", target, 127)
             check_regex(pattern)
@@ -177,7 +210,7 @@ class ModelParams(_Checked):
 
 def _text(name: str, value: object, limit: int) -> None:
     if not isinstance(value, str) or not value or "\0" in value or len(value.encode("utf-8", "replace")) > limit:
-        raise InvalidRequest(f"{name} must be a text of 1 to {limit} bytes without NUL, not {value!r:.60}")
+        raise InvalidRequest(f"{name} must be a text of 1 to {limit} bytes without NUL, not {shown(value)}")
 
 
 def check_regex(pattern: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import InvalidRequest
 from .keywords import names_unknown
-from .params import INT32_MAX, UINT32_MAX, _Checked, flag, integer, number, override
+from .params import INT32_MAX, UINT32_MAX, _Checked, flag, integer, items, mapping, number, override, shown
 from .sampling_settings import LogitsProcessor, Overflow
 
 
@@ -115,13 +115,11 @@ class SamplingParams(_Checked):
     lora: Any = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens == -1:
+        if self.max_tokens is not None and integer("max_tokens", self.max_tokens, -1, INT32_MAX) == -1:
             self._set("max_tokens", None)
-        if self.max_tokens is not None:
-            integer("max_tokens", self.max_tokens, 0, INT32_MAX)
         integer("min_tokens", self.min_tokens, 0, INT32_MAX if self.max_tokens is None else self.max_tokens)
         number("temperature", self.temperature, 0.0)
-        self._set("logit_bias", self.logit_bias or {})
+        self._set("logit_bias", mapping("logit_bias", self.logit_bias))
         for token, bias in self.logit_bias.items():
             integer("a logit_bias token", token, 0, INT32_MAX)
             if bias != float("-inf"):
@@ -134,9 +132,8 @@ class SamplingParams(_Checked):
             number(name, getattr(self, name), 0.0)
         integer("dry_allowed_length", self.dry_allowed_length, 0, INT32_MAX)
         integer("dry_penalty_last_n", self.dry_penalty_last_n, -1, INT32_MAX)
-        if self.top_k == -1:
+        if integer("top_k", self.top_k, -1, INT32_MAX) == -1:
             self._set("top_k", 0)
-        integer("top_k", self.top_k, 0, INT32_MAX)
         for name in ("typical_p", "top_p", "min_p", "xtc_probability", "xtc_threshold"):
             number(name, getattr(self, name), 0.0, 1.0)
         integer("mirostat", self.mirostat, 0, 2)
@@ -144,15 +141,15 @@ class SamplingParams(_Checked):
         number("adaptive_p_decay", self.adaptive_p_decay, 0.0, 0.99)
         if self.seed is not None:
             integer("seed", self.seed, 0, UINT32_MAX - 1)
-        self._set("stop", _texts("stop", self.stop or ()))
+        self._set("stop", _texts("stop", self.stop))
         self._set("dry_breakers", _texts("dry_breakers", self.dry_breakers))
-        self._set("bad_words", _texts("bad_words", self.bad_words or ()))
-        self._set("stop_token_ids", _ids("stop_token_ids", self.stop_token_ids or ()))
+        self._set("bad_words", _texts("bad_words", self.bad_words))
+        self._set("stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
         if self.allowed_token_ids is not None:
             self._set("allowed_token_ids", _ids("allowed_token_ids", self.allowed_token_ids))
             if not self.allowed_token_ids:
                 raise InvalidRequest("allowed_token_ids names no token: leave it out, or name some")
-        self._set("logits_processors", _functions("logits_processors", self.logits_processors or ()))
+        self._set("logits_processors", _functions("logits_processors", self.logits_processors))
         for name in ("ignore_eos", "prefix_cache", "echo", "include_stop_str_in_output"):
             flag(name, getattr(self, name))
         if self.max_reasoning_tokens is not None:
@@ -163,8 +160,8 @@ class SamplingParams(_Checked):
             if getattr(self, name) is not None:
                 integer(name, getattr(self, name), 0, 1000)
         integer("n", self.n, 1, 1024)
-        if self.overflow not in ("error", "stop", "shift"):
-            raise InvalidRequest(f"overflow must be 'error', 'stop' or 'shift', not {self.overflow!r:.60}")
+        if not isinstance(self.overflow, str) or self.overflow not in ("error", "stop", "shift"):
+            raise InvalidRequest(f"overflow must be 'error', 'stop' or 'shift', not {shown(self.overflow)}")
         integer("keep", self.keep, 0, INT32_MAX)
         integer("priority", self.priority, -INT32_MAX, INT32_MAX)
         if self.timeout is not None:
@@ -222,23 +219,25 @@ def params_of_each(
 
 
 def _texts(name: str, value: object) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else None
-    if texts is None or not all(isinstance(t, str) and t for t in texts):
-        raise InvalidRequest(f"{name} must be a text, or a list of texts, none empty; not {value!r:.60}")
+    texts = ((value,) if value else ()) if isinstance(value, str) else _listed(name, value)
+    if not all(isinstance(t, str) and t for t in texts):
+        raise InvalidRequest(f"{name} must be a text, or a list of texts, none empty; not {shown(value)}")
     if len(texts) > 256:
         raise InvalidRequest(f"{name} holds {len(texts)} texts, more than 256")
     return texts
 
 
 def _ids(name: str, value: object) -> tuple[int, ...]:
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise InvalidRequest(f"{name} must be a list of token ids, not {value!r:.60}")
-    return tuple(integer(f"a token of {name}", token, 0, INT32_MAX) for token in value)
+    return tuple(integer(f"a token of {name}", token, 0, INT32_MAX) for token in _listed(name, value))
 
 
 def _functions(name: str, value: object) -> tuple[Any, ...]:
-    found = (value,) if callable(value) else tuple(value) if isinstance(value, Iterable) else (value,)
+    found = (value,) if callable(value) else _listed(name, value)
     for function in found:
         if not callable(function):
-            raise InvalidRequest(f"{name} must be functions (token_ids, logits) → logits, not {function!r:.60}")
+            raise InvalidRequest(f"{name} must be functions (token_ids, logits) → logits, not {shown(function)}")
     return found
+
+
+def _listed(name: str, value: object) -> tuple[Any, ...]:
+    return () if value is None else items(name, value)

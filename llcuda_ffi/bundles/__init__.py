@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..errors import BundleNotFound
+from ..errors import BundleNotFound, InvalidRequest
 from . import own, pins, store
 from .installed import InstalledBundle
 
@@ -25,7 +25,9 @@ def ensure(name: str | None = None, *, progress: bool | None = None) -> Installe
         ChecksumError: What arrived is not what was pinned.
     """
     pins.require_linux()
-    chosen = name or chosen_name()
+    chosen = os.fspath(name) if isinstance(name, os.PathLike) else name or chosen_name()
+    if not isinstance(chosen, str):
+        raise InvalidRequest(f"a bundle is a name, a folder or an archive, not {type(chosen).__name__}")
     built = own.named(chosen)
     if built is not None:
         return built

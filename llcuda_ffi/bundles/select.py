@@ -17,6 +17,7 @@ from ..hardware.cpu import cpu_features
 from ..hardware.fatbin import read_fatbin
 from ..hardware.glibc import glibc_version
 from ..hardware.gpu import Gpu, GpuReport, survey
+from ..params import shown
 from . import elf, pins
 from .installed import InstalledBundle
 
@@ -201,7 +202,7 @@ def parse_device(device: str) -> tuple[str, int | None]:
     """
     match = re.fullmatch(r"(auto|cpu|cuda)(?::(\d{1,3}))?", device) if isinstance(device, str) else None
     if match is None or (match[2] and match[1] != "cuda"):
-        raise InvalidRequest(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', not {device!r:.60}")
+        raise InvalidRequest(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', not {shown(device)}")
     return match[1], int(match[2]) if match[2] else None
 
 

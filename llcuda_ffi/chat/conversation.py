@@ -13,7 +13,7 @@ from ..engine.media import MediaPrompt
 from ..engine.sampling.reasoning_budget import ReasoningBudget
 from ..errors import InvalidRequest
 from ..multimodal.encoder import MediaEncoder
-from ..params import flag
+from ..params import flag, shown
 from ..sampling_params import SamplingParams
 from ..structured.grammars import constrained
 from .media import ChatMedia
@@ -51,6 +51,8 @@ class Chat:
         Raises:
             InvalidRequest: the model has none and none was given, or no built-in one has that name.
         """
+        if source is not None and not isinstance(source, str):
+            raise InvalidRequest(f"template must be a Jinja text or a name, not {type(source).__name__}")
         key = (source or "", tools)
         found = self._templates.get(key)
         if found is None:
@@ -102,7 +104,7 @@ class Chat:
             )
         if tool_format is not None and not (isinstance(tool_format, str) and tool_format in FORMATS):
             raise InvalidRequest(
-                f"no tool format is called {tool_format!r:.60}: there are {', '.join(sorted(FORMATS))}"
+                f"no tool format is called {shown(tool_format)}: there are {', '.join(sorted(FORMATS))}"
             )
         if isinstance(documents, (str, bytes)) or not isinstance(documents, (Sequence, type(None))):
             raise InvalidRequest(f"documents must be a list of mappings, not {type(documents).__name__}")
@@ -215,7 +217,7 @@ def _variables(given: Any) -> dict[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise InvalidRequest(f"chat_template_kwargs must be a mapping of names, not {given!r:.60}")
+        raise InvalidRequest(f"chat_template_kwargs must be a mapping of names, not {shown(given)}")
     taken = sorted(_TAKEN & given.keys())
     if taken:
         raise InvalidRequest(f"chat_template_kwargs cannot set {taken[0]!r}: it is an argument of its own")

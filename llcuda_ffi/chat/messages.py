@@ -104,6 +104,8 @@ def _check_content(content: Any, what: str) -> None:
     for j, part in enumerate(content):
         if not isinstance(part, dict) or "type" not in part:
             raise InvalidRequest(f"{what}['content'][{j}] must be a part like {{'type': 'text', 'text': …}}")
+        if not isinstance(part["type"], str):
+            raise InvalidRequest(f"{what}['content'][{j}] has a 'type' that is no text")
         if part["type"] == "text" and not isinstance(part.get("text"), str):
             raise InvalidRequest(f"{what}['content'][{j}] is a text part without a 'text'")
 

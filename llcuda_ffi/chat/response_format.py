@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidRequest
+from ..params import shown
 from ..sampling_params import SamplingParams
 
 
@@ -33,7 +34,7 @@ def with_response_format(params: SamplingParams, response_format: Mapping[str, A
             return dataclasses.replace(params, json_schema=schema)
     raise InvalidRequest(
         "response_format must be {'type': 'text' | 'json_object'} or {'type': 'json_schema', 'json_schema': "
-        f"{{'schema': …}}}}, not {response_format!r:.100}; regex, choices and grammar are settings of their own"
+        f"{{'schema': …}}}}, not {shown(response_format)}; regex, choices and grammar are settings of their own"
     )
 
 

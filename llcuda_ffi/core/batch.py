@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..errors import InvalidRequest
 from ..native.load import load
-from ..params import INT32_MAX, integer
+from ..params import INT32_MAX, flag, integer, items, shown
 
 
 class EmbeddedRows(NamedTuple):
@@ -94,7 +94,7 @@ class Batch:
             InvalidRequest: the batch is full, or a value is out of range.
         """
         row = self._room(1)
-        ids = [seq_ids] if isinstance(seq_ids, int) else list(seq_ids)
+        ids = [seq_ids] if isinstance(seq_ids, int) else items("seq_ids", seq_ids)
         if not 1 <= len(ids) <= self.n_seq_max:
             raise InvalidRequest(
                 f"a token belongs to 1 to {self.n_seq_max} sequences (the batch's n_seq_max), not {len(ids)}"
@@ -104,7 +104,7 @@ class Batch:
         for i, seq in enumerate(ids):
             self.seq[row, i] = integer("a sequence id", seq, 0, INT32_MAX)
         self.n_seq[row] = len(ids)
-        self.output[row] = output
+        self.output[row] = flag("output", output)
         self.n_tokens = row + 1
         return row
 
@@ -128,8 +128,8 @@ class Batch:
         start = self._room(n)
         stop = start + n
         pos = integer("a position", pos, 0, INT32_MAX - n)
-        if output not in ("last", "all", "none"):
-            raise InvalidRequest(f"output must be 'last', 'all' or 'none', not {output!r}")
+        if not isinstance(output, str) or output not in ("last", "all", "none"):
+            raise InvalidRequest(f"output must be 'last', 'all' or 'none', not {shown(output)}")
         self.token[start:stop] = ids
         self.pos[start:stop] = np.arange(pos, pos + n, dtype=np.int32)
         self.seq[start:stop, 0] = integer("a sequence id", seq_id, 0, INT32_MAX)

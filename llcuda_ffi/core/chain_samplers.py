@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequest
 from ..native.handle import Handle
-from ..params import INT32_MAX, UINT32_MAX, integer, number
+from ..params import INT32_MAX, UINT32_MAX, integer, items, mapping, number
 from .model import Model
 
 if TYPE_CHECKING:
@@ -127,9 +127,10 @@ class ChainBuilder(Handle):
         length = integer("dry_allowed_length", allowed_length, 0, INT32_MAX)
         n = self._last_n("dry_penalty_last_n", last_n)
         ffi = self._ffi
-        if isinstance(breakers, str) or not all(isinstance(s, str) and "\0" not in s for s in breakers):
+        given = items("dry_breakers", breakers)
+        if not all(isinstance(s, str) and "\0" not in s for s in given):
             raise InvalidRequest("dry_breakers must be a list of texts without NUL")
-        texts = [ffi.new("char[]", s.encode("utf-8", "replace")[:1024]) for s in breakers if s]
+        texts = [ffi.new("char[]", s.encode("utf-8", "replace")[:1024]) for s in given if s]
         array = ffi.new("const char *[]", texts)
         former = self.model.library.profile.has("llama_sampler_init_dry.n_ctx_train")
         trained = [self.model.n_ctx_train] if former else []
@@ -141,12 +142,12 @@ class ChainBuilder(Handle):
     def logit_bias(self, bias: Mapping[int, float]) -> Self:
         """Add to the logits of some tokens; float("-inf") bans one."""
         n_vocab = self.model.vocab.n_tokens
-        items = []
-        for token, value in bias.items():
+        pairs = []
+        for token, value in mapping("logit_bias", bias).items():
             allowed = value if value == float("-inf") else number(f"logit_bias[{token}]", value)
-            items.append((integer("a logit_bias token", token, 0, n_vocab - 1), allowed))
-        array = self._ffi.new("llama_logit_bias[]", items)
-        return self._append("logit_bias", self._lib.llama_sampler_init_logit_bias(n_vocab, len(items), array))
+            pairs.append((integer("a logit_bias token", token, 0, n_vocab - 1), allowed))
+        array = self._ffi.new("llama_logit_bias[]", pairs)
+        return self._append("logit_bias", self._lib.llama_sampler_init_logit_bias(n_vocab, len(pairs), array))
 
     def infill(self) -> Self:
         """For fill-in-the-middle: prefer to end, merge tokens with a common prefix."""

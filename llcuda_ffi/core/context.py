@@ -12,9 +12,10 @@ import numpy as np
 from ..enums import AttentionType, FlashAttnType, PoolingType
 from ..errors import InvalidRequest, ModelError, UnsupportedModel
 from ..native import cuda_graphs as graphs
+from ..native.handle import Handle
 from ..native.log import listen
 from ..native.status import check_decode
-from ..params import ContextParams, integer, override
+from ..params import ContextParams, checked, flag, integer, override
 from .batch import Batch
 from .context_settings import (
     check_cache_types,
@@ -61,6 +62,7 @@ class Context(Outputs):
         n_ctx_seq: most tokens of one sequence.
         flash_attn: whether it computes with flash attention, which AUTO leaves to libllama.
         mixes_embeddings: whether a batch may have embeddings beside tokens (`Batch.embed`).
+        samplers: the chains that run in its graph, by sequence (`SamplerChain.attach`).
     """
 
     def __init__(self, model: Model, params: ContextParams | None = None, **settings: Any) -> None:
@@ -73,7 +75,7 @@ class Context(Outputs):
             InvalidModelFile: a context of this kind ended the process that tried it (ModelParams.trial).
             ModelError: libllama refused, mostly for lack of memory; the message carries its log.
         """
-        params = override(params or ContextParams(), settings)
+        params = override(checked("params", params, ContextParams), settings)
         if not isinstance(model, Model):
             raise InvalidRequest(f"a Context is made from a Model, not from {type(model).__name__}")
         if model.params.vocab_only:
@@ -137,6 +139,7 @@ class Context(Outputs):
         self.mixes_embeddings = (
             library.profile.has("llama_process.mixed") and self._causal and bool(self._memory) and not model.has_encoder
         )
+        self.samplers: dict[int, Handle] = {}
 
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""
@@ -231,6 +234,8 @@ class Context(Outputs):
             InvalidRequest: too many, of another width than the model takes, or of another kind of positions.
             NoKvSlot, Cancelled, BackendFailure: as `decode`.
         """
+        if not isinstance(batch, EmbeddingBatch):
+            raise InvalidRequest(f"an EmbeddingBatch is wanted, not {type(batch).__name__}")
         with self.exclusive():
             pointer = self.pointer
             most = self.n_batch if causal else min(self.n_batch, self.n_ubatch)
@@ -270,7 +275,9 @@ class Context(Outputs):
             self._encoded = True
 
     def _check(self, batch: Batch, most: int, limit: str) -> None:
-        if batch.n_tokens > most:
+        if not isinstance(batch, Batch):
+            raise InvalidRequest(f"a Batch is wanted, not {type(batch).__name__}")
+        if integer("batch.n_tokens", batch.n_tokens, 0, batch.capacity) > most:
             raise InvalidRequest(
                 f"the batch holds {batch.n_tokens} tokens, more than {most} ({limit}): send it in parts"
             )
@@ -308,10 +315,11 @@ class Context(Outputs):
 
     def detach_sampler(self, seq_id: int) -> None:
         """Sample a sequence on the CPU again (llama_set_sampler with no chain); see `SamplerChain.attach`."""
+        seq = integer("a sequence id", seq_id, 0, self.n_seq_max - 1)
+        self.model.library.profile.require("llama_set_sampler")
         with self.exclusive():
-            self._lib.llama_set_sampler(
-                self.pointer, integer("a sequence id", seq_id, 0, self.n_seq_max - 1), self._ffi.NULL
-            )
+            self._lib.llama_set_sampler(self.pointer, seq, self._ffi.NULL)
+            self.samplers.pop(seq, None)
 
     # --- settings that may change ---
 
@@ -337,14 +345,14 @@ class Context(Outputs):
     def set_causal(self, causal: bool) -> None:
         """Switch between causal attention and attention in both directions (llama_set_causal_attn)."""
         with self.exclusive():
-            self._lib.llama_set_causal_attn(self.pointer, bool(causal))
-            self._causal = bool(causal)
+            self._lib.llama_set_causal_attn(self.pointer, flag("causal", causal))
+            self._causal = causal
 
     def set_embeddings(self, embeddings: bool) -> None:
         """Switch the output of embeddings on or off (llama_set_embeddings)."""
         with self.exclusive():
-            self._lib.llama_set_embeddings(self.pointer, bool(embeddings))
-            self._embeddings = bool(embeddings)
+            self._lib.llama_set_embeddings(self.pointer, flag("embeddings", embeddings))
+            self._embeddings = embeddings
 
     def perf(self) -> ContextPerf:
         """Timings since the start or `reset_perf` (llama_perf_context)."""

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..errors import InvalidRequest
 from ..native.handle import Handle
 from ..native.log import listen
+from ..params import shown
 from .candidates import CANDIDATE
 from .gbnf import Grammar, read_grammar
 from .grammar_paths import MOST, count_paths
@@ -34,9 +35,9 @@ def check_grammar(grammar: object, root: object = "root", *, repeats_nothing: bo
         InvalidRequest: not a text, NUL inside, over 1 MiB, no GBNF, or too large or ambiguous (gbnf.py).
     """
     if not isinstance(grammar, str) or not grammar.strip():
-        raise InvalidRequest(f"a grammar must be a text in GBNF, not {grammar!r:.60}")
+        raise InvalidRequest(f"a grammar must be a text in GBNF, not {shown(grammar)}")
     if not isinstance(root, str) or not root or "\0" in root:
-        raise InvalidRequest(f"the grammar's root must be a rule's name, not {root!r:.60}")
+        raise InvalidRequest(f"the grammar's root must be a rule's name, not {shown(root)}")
     if "\0" in grammar:
         raise InvalidRequest("the grammar holds a NUL character")
     try:
@@ -48,7 +49,7 @@ def check_grammar(grammar: object, root: object = "root", *, repeats_nothing: bo
     read = read_grammar(grammar)
     if root not in read.rules:  # older bundles end the process here
         names = ", ".join(sorted(name[:60] for name in read.rules)[:8])
-        raise InvalidRequest(f"the grammar has no rule {root!r:.60}: it has {names or 'none'}")
+        raise InvalidRequest(f"the grammar has no rule {shown(root)}: it has {names or 'none'}")
     ways = count_paths(read)
     if ways.begins > MAX_BEGINS or ways.skips > MAX_SKIPS:
         raise InvalidRequest(

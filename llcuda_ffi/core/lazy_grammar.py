@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..errors import InvalidRequest
+from ..params import shown
 from .vocab import Vocab
 
 
@@ -36,7 +37,7 @@ def compile_patterns(patterns: Sequence[str]) -> tuple[re.Pattern[bytes], ...]:
         try:
             compiled.append(re.compile(pattern.encode()))
         except (re.error, AttributeError, UnicodeError, OverflowError, RecursionError) as error:
-            raise InvalidRequest(f"{pattern!r:.100} is not a regular expression: {error}") from None
+            raise InvalidRequest(f"{shown(pattern)} is not a regular expression: {error}") from None
     return tuple(compiled)
 
 
@@ -136,4 +137,4 @@ def _tokens_of(vocab: Vocab, raw: bytes) -> list[int]:
             table[piece[0]] = token
             if len(table) == len(wanted):
                 return [table[byte] for byte in raw]
-    raise InvalidRequest(f"the vocabulary cannot write {raw!r:.100}, which triggers the lazy grammar")
+    raise InvalidRequest(f"the vocabulary cannot write {shown(raw)}, which triggers the lazy grammar")

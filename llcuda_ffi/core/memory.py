@@ -8,7 +8,7 @@ from typing import Any
 from ..enums import RopeType
 from ..errors import InvalidRequest, UnsupportedModel
 from ..native.handle import Handle
-from ..params import INT32_MAX, integer
+from ..params import INT32_MAX, flag, integer
 
 
 class MemoryKind(enum.Enum):
@@ -175,7 +175,7 @@ class Memory:
     def clear(self, *, data: bool = True) -> None:
         """Forget everything; `data` also zeroes the buffers."""
         with self._context.exclusive():
-            self._lib.llama_memory_clear(self._held, data)
+            self._lib.llama_memory_clear(self._held, flag("data", data))
 
     def positions(self, seq_id: int) -> tuple[int, int] | None:
         """The lowest and highest position held of a sequence, or None when it is empty."""

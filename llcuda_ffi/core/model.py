@@ -15,11 +15,11 @@ from ..errors import Cancelled, InvalidRequest, ModelError, ModelNotFound, Unsup
 from ..native.handle import Handle, leaving
 from ..native.load import Library, load
 from ..native.log import interrupted, keep
-from ..params import ModelParams, override
+from ..params import INT32_MAX, ModelParams, checked, integer, override, shown
 from .model_settings import native_params
 from .placement import Placement, computes_on_cuda, from_log, shortage, spare_unusable
 from .trial import tried
-from .vocab import Vocab
+from .vocab import Vocab, encode
 
 
 class Model(Handle):
@@ -70,7 +70,9 @@ class Model(Handle):
             Cancelled: `progress` returned False.
             LoadError, BundleError: the libraries could not be loaded.
         """
-        params = override(params or ModelParams(), settings)
+        params = override(checked("params", params, ModelParams), settings)
+        if progress is not None and not callable(progress):
+            raise InvalidRequest(f"progress must be a function of the share loaded, not {shown(progress)}")
         parts = [_file(p) for p in (path if isinstance(path, (list, tuple)) else [path])]
         if not parts:
             raise InvalidRequest("a model needs at least one file")
@@ -156,8 +158,9 @@ class Model(Handle):
     def chat_template(self, name: str | None = None) -> str | None:
         """The Jinja chat template in the file, or None (llama_model_chat_template)."""
         ffi = self.library.ffi
+        named = ffi.NULL if name is None else encode(name)
         with self.shared():
-            text = self.library.lib.llama_model_chat_template(self.pointer, ffi.NULL if name is None else name.encode())
+            text = self.library.lib.llama_model_chat_template(self.pointer, named)
             return None if text == ffi.NULL else str(ffi.string(text).decode("utf-8", "replace"))
 
     @property
@@ -209,7 +212,7 @@ class Model(Handle):
 
     def cls_label(self, i: int) -> str | None:
         """The label of classifier output `i`, or None."""
-        if not 0 <= i < self.n_cls_out:
+        if integer("a classifier output", i, 0, INT32_MAX) >= self.n_cls_out:
             raise InvalidRequest(f"this model has {self.n_cls_out} classifier outputs: there is no number {i}")
         with self.shared():
             label = self.library.lib.llama_model_cls_label(self.pointer, i)
@@ -305,10 +308,10 @@ def read_metadata(
 
 def _file(path: object) -> Path:
     if not isinstance(path, (str, os.PathLike)) or "\0" in os.fspath(path):
-        raise InvalidRequest(f"a model path must be a str or a Path without NUL, not {path!r:.80}")
+        raise InvalidRequest(f"a model path must be a str or a Path without NUL, not {shown(path)}")
     found = Path(path)
-    if found.is_dir():
+    if os.path.isdir(found):  # os.path, unlike Path, also answers for a name that is too long
         raise ModelNotFound(f"{found} is a folder: name the .gguf file in it")
-    if not found.is_file():
+    if not os.path.isfile(found):
         raise ModelNotFound(f"there is no model file {found}")
     return found

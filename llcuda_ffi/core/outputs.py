@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ class Outputs(Handle):
         self._n_outputs = 0
 
     def _row(self, row: int) -> int:
-        if not -self._n_outputs <= row < self._n_outputs:
+        if not -self._n_outputs <= integer("a row", row, -sys.maxsize, sys.maxsize) < self._n_outputs:
             raise IndexError(f"there is no row {row}: the last batch had {self._n_outputs} tokens")
         return row
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +34,10 @@ class SamplerChain(ChainBuilder):
     Attributes:
         names: the samplers in order, as llama.h calls them.
         attached: whether it was attached to a context once.
+        seq_id: the sequence that it was attached to.
     """
+
+    seq_id = 0
 
     def __init__(self, model: Model) -> None:
         if not isinstance(model, Model):
@@ -44,17 +49,33 @@ class SamplerChain(ChainBuilder):
         self.names: list[str] = []
         self._grammars: list[Any] = []
         self.attached = False
+        self._host: Context | None = None
         self._lazy: dict[int, LazyGrammar] = {}  # by its place in `names`
         free = freeing(self._lib, self._lazy.values())
         with model.shared():
             model.pointer  # noqa: B018 - raises when the model is closed
-            self._own(_made(self._lib.llama_sampler_chain_init(params[0])), free, model)
+            self._own(
+                _made(self._lib.llama_sampler_chain_init(params[0])),
+                free,
+                model,
+                unlink=partial(_detach, weakref.ref(self)),
+            )
 
     def __repr__(self) -> str:
         return f"<SamplerChain {' → '.join(self.names) or 'empty'}{' closed' if self.closed else ''}>"
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def host(self) -> Context | None:
+        """The context in whose graph it runs, or None."""
+        host = self._host
+        return host if host is not None and host.usable and host.samplers.get(self.seq_id) is self else None
+
+    def _changeable(self) -> None:
+        if self.host is not None:
+            raise InvalidRequest("the chain runs in a context's compute graph: detach_sampler() first")
 
     def _append(self, name: str, sampler: Any, lazy: LazyGrammar | None = None) -> Self:
         if not sampler:
@@ -63,6 +84,7 @@ class SamplerChain(ChainBuilder):
         try:
             with self.exclusive():
                 chain = self.pointer
+                self._changeable()
                 if self.names and self.names[-1] in SELECTING:
                     raise InvalidRequest(
                         f"nothing can follow {self.names[-1]}, which selects the token: add {name} before it"
@@ -128,10 +150,9 @@ class SamplerChain(ChainBuilder):
             InvalidRequest: the chain selects nothing, or belongs to another model, or its other samplers left no
                 token that its grammar allows.
         """
+        self._belongs(context)
         with self.exclusive(), context.exclusive():
             self._selecting()
-            if context.model is not self.model:
-                raise InvalidRequest("the chain and the context belong to different models")
             logits = context.row_logits(row)
             if not self._grammars and not self._lazy:
                 return int(self._lib.llama_sampler_sample(self.pointer, context.pointer, row))
@@ -148,7 +169,10 @@ class SamplerChain(ChainBuilder):
         Returns:
             the token ids left, their logits (both in the chain's order), and the selected token or None.
         """
-        row = np.ascontiguousarray(logits, np.float32)
+        try:
+            row = np.ascontiguousarray(logits, np.float32)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidRequest(f"logits must be an array of numbers: {error}") from None
         if row.shape != (self.model.vocab.n_tokens,):
             raise InvalidRequest(f"logits must have shape ({self.model.vocab.n_tokens},), not {row.shape}")
         if np.isnan(row).any():
@@ -220,22 +244,43 @@ class SamplerChain(ChainBuilder):
             raise InvalidRequest("a chain that ends with dist() can get a new seed, no other")
         with self.exclusive():
             lib, chain = self._lib, self.pointer
+            self._changeable()
             lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, self._index(len(self.names) - 1)))
             lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(checked_seed(seed)))
 
     def attach(self, context: Context, seq_id: int) -> bool:
         """Run the chain in the compute graph of one sequence (llama_set_sampler), until `Context.detach_sampler`.
 
-        libllama allows it once in the chain's life, and aborts at the second time.
+        libllama allows it once in the chain's life, and aborts at the second time. The context keeps the chain, to
+        which nothing can be added meanwhile; closing the chain detaches it.
 
         Returns:
             whether it is attached now.
+
+        Raises:
+            InvalidRequest: the chain has a grammar, or belongs to another model; no such sequence.
+            UnsupportedByBundle: the loaded llama.cpp cannot do it.
         """
+        self._belongs(context)
+        self.model.library.profile.require("llama_set_sampler")
+        seq = integer("a sequence id", seq_id, 0, context.n_seq_max - 1)
         with self.exclusive(), context.exclusive():
+            if self._grammars or self._lazy:
+                raise InvalidRequest("a chain with a grammar cannot run in the compute graph")
             if self.attached:
                 return False
             self.attached = True
-            return bool(self._lib.llama_set_sampler(context.pointer, seq_id, self.pointer))
+            if not self._lib.llama_set_sampler(context.pointer, seq, self.pointer):
+                return False
+            self._host, self.seq_id = context, seq
+            context.samplers[seq] = self
+            return True
+
+    def _belongs(self, context: Context) -> None:
+        if not isinstance(context, Context):
+            raise InvalidRequest(f"a Context is wanted, not {type(context).__name__}")
+        if context.model is not self.model:
+            raise InvalidRequest("the chain and the context belong to different models")
 
     def accept_all(self, tokens: Iterable[int]) -> None:
         """As `accept` for each token, without its checks: of the vocabulary, and the chain has no grammar."""
@@ -251,9 +296,12 @@ class SamplerChain(ChainBuilder):
             other.model, other._ffi, other._lib = self.model, self._ffi, self._lib
             other.names = list(self.names)
             other.attached = False
+            other._host = None
             lib, pointer = self._lib, _made(self._lib.llama_sampler_clone(self.pointer))
             other._lazy = {}
-            other._own(pointer, freeing(lib, other._lazy.values()), self.model)
+            other._own(
+                pointer, freeing(lib, other._lazy.values()), self.model, unlink=partial(_detach, weakref.ref(other))
+            )
             other._grammars = []
             for place, name in enumerate(self.names):
                 lazy = self._lazy.get(place)
@@ -273,6 +321,13 @@ class SamplerChain(ChainBuilder):
         with self.exclusive():
             seed = int(self._lib.llama_sampler_get_seed(self.pointer))
             return None if seed == UINT32_MAX else seed
+
+
+def _detach(chain: weakref.ref[SamplerChain]) -> None:
+    """Take a chain that is being closed out of its context's graph. One that nobody holds is in none."""
+    alive = chain()
+    if alive is not None and alive.host is not None:
+        alive.host.detach_sampler(alive.seq_id)
 
 
 def sample_rows(context: Context, jobs: Sequence[tuple[SamplerChain, int]]) -> list[int]:

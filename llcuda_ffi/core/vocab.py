@@ -13,7 +13,7 @@ from ..enums import TokenAttr, VocabType
 from ..errors import InvalidRequest
 from ..native.handle import Handle
 from ..native.load import Library
-from ..params import INT32_MAX, integer
+from ..params import INT32_MAX, flag, integer, shown
 
 _T = TypeVar("_T")
 
@@ -98,6 +98,8 @@ class Vocab:
             ClosedError: the model is closed.
         """
         raw = encode(text)
+        flag("add_special", add_special)
+        flag("parse_special", parse_special)
         if self.type == VocabType.NONE:
             raise InvalidRequest("this model has no vocabulary: it cannot tokenize text")
         if len(raw) > _LONG_TEXT:
@@ -126,16 +128,17 @@ class Vocab:
             InvalidRequest: the id is not in the vocabulary.
         """
         cache = self._special_pieces if special else self._pieces
-        found = cache.get(token)
-        if found is None:
+        try:
+            return cache[token]
+        except (KeyError, TypeError):  # TypeError: a list, which check_id refuses
             found = cache[token] = self._piece(self.check_id(token), special)
-        return found
+            return found
 
     def _piece(self, token: int, special: bool) -> bytes:
         ffi, size = self._ffi, 64
         while True:
             buffer = ffi.new("char[]", size)
-            n = self._ask(self._lib.llama_token_to_piece, token, buffer, size, 0, special)
+            n = self._ask(self._lib.llama_token_to_piece, token, buffer, size, 0, flag("special", special))
             if n >= 0:
                 return bytes(ffi.buffer(buffer, n))
             size = -n
@@ -157,6 +160,8 @@ class Vocab:
             InvalidRequest: an id is not in the vocabulary.
         """
         ids = self.ids(tokens)
+        flag("remove_special", remove_special)
+        flag("special", special)
         ffi, n = self._ffi, len(ids)
         if not n:
             return b""
@@ -185,7 +190,10 @@ class Vocab:
         Raises:
             InvalidRequest: not integers, or an id outside the vocabulary.
         """
-        array = tokens if isinstance(tokens, np.ndarray) else np.array(list(tokens))
+        try:
+            array = tokens if isinstance(tokens, np.ndarray) else np.array(list(tokens))
+        except (TypeError, ValueError):  # nothing that can be listed, or rows of several lengths
+            raise InvalidRequest(f"token ids must be a list of integers, not {shown(tokens)}") from None
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
             raise InvalidRequest(
                 f"token ids must be integers in one dimension, not {array.dtype} of shape {array.shape}"
@@ -211,10 +219,11 @@ class Vocab:
 
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a generation (llama_vocab_is_eog)."""
-        found = self._eog.get(token)
-        if found is None:
+        try:
+            return self._eog[token]
+        except (KeyError, TypeError):
             found = self._eog[token] = bool(self._ask(self._lib.llama_vocab_is_eog, self.check_id(token)))
-        return found
+            return found
 
     @property
     def eog_tokens(self) -> tuple[int, ...]:
@@ -235,8 +244,8 @@ class Vocab:
         Args:
             name: bos, eos, eot, sep, nl, pad, mask, fim_pre, fim_suf, fim_mid, fim_pad, fim_rep or fim_sep.
         """
-        if name not in SPECIAL:
-            raise InvalidRequest(f"no special token is called {name!r}: it takes {', '.join(SPECIAL)}")
+        if not isinstance(name, str) or name not in SPECIAL:
+            raise InvalidRequest(f"no special token is called {shown(name)}: it takes {', '.join(SPECIAL)}")
         token = self._ask(getattr(self._lib, f"llama_vocab_{name}"))
         return int(token) if 0 <= token < self.n_tokens else None
 

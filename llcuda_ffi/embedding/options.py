@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..errors import InvalidRequest
 from ..keywords import check_keywords
-from ..params import flag, integer
+from ..params import flag, integer, shown
 from .precision import Precision, check_precision
 
 
@@ -85,7 +85,10 @@ def encode_options(given: Mapping[str, Any]) -> Options:
     options = Options(**found)
     check_precision(options.precision)
     flag("normalize", options.normalize)
-    kind = np.dtype(options.dtype)
+    try:
+        kind = np.dtype(options.dtype)
+    except (TypeError, ValueError):
+        raise InvalidRequest(f"dtype must be a floating-point type, not {shown(options.dtype)}") from None
     if kind.kind != "f":
         raise InvalidRequest(f"dtype must be a floating-point type, not {kind}: precision= gives integers")
     return options

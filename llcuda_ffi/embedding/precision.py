@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidRequest
+from ..params import shown
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
@@ -18,7 +19,7 @@ Array = npt.NDArray[Any]
 def check_precision(precision: str) -> None:
     """Raise InvalidRequest where there is none of that name."""
     if precision not in PRECISIONS:
-        raise InvalidRequest(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r:.60}")
+        raise InvalidRequest(f"precision must be one of {', '.join(PRECISIONS)}, not {shown(precision)}")
 
 
 def quantize_embeddings(

@@ -18,7 +18,7 @@ from ..engine.assembly import open_model
 from ..enums import FlashAttnType, PoolingType
 from ..errors import ClosedError, ConcurrentUseError, ContextOverflow, InvalidRequest
 from ..hardware.cpu import usable_cores
-from ..params import ModelParams, flag, integer, override
+from ..params import ModelParams, checked, flag, integer, override
 from .packing import PackingQueue, open_contexts
 from .wordpiece import WordPiece, needs_wordpiece
 
@@ -80,7 +80,7 @@ class TextModel:
             self.model = model
         else:
             if not flag("trial", trial):
-                model_params = override(model_params or ModelParams(), {"trial": False})
+                model_params = override(checked("model_params", model_params, ModelParams), {"trial": False})
             room = Room(n_cells=_SMALL, n_ubatch=_SMALL, n_contexts=GPU_CONTEXTS)
             self.model = open_model(model, device, n_gpu_layers, bundle, model_params, None, room)
         self._lock = threading.Lock()
@@ -119,15 +119,17 @@ class TextModel:
         self.batch_tokens = integer("batch_tokens", batch_tokens, 1, 1 << 17)
         # Threads of one context meet at barriers several times per layer; contexts of one thread each never wait.
         cores = usable_cores()
+        if n_threads is not None:
+            integer("n_threads", n_threads, 1, 512)
         if n_contexts is None:
             small = max(self.batch_tokens, self.max_tokens) <= _SMALL
             n_contexts = (GPU_CONTEXTS if small else 1) if on_gpu else max(1, cores // (n_threads or 1))
         self._n_contexts = integer("n_contexts", n_contexts, 1, 256)
-        self._n_threads = integer("n_threads", n_threads or max(1, cores // self._n_contexts), 1, 512)
-        enabled = {None: FlashAttnType.AUTO, True: FlashAttnType.ENABLED, False: FlashAttnType.DISABLED}
-        if flash_attn not in enabled:
-            raise InvalidRequest(f"flash_attn must be True, False or None, not {flash_attn!r}")
-        self._flash_attn = enabled[flash_attn]
+        self._n_threads = n_threads or max(1, cores // self._n_contexts)
+        if flash_attn is None:
+            self._flash_attn = FlashAttnType.AUTO
+        else:
+            self._flash_attn = FlashAttnType.ENABLED if flag("flash_attn", flash_attn) else FlashAttnType.DISABLED
 
     def _queue(self, pooling: PoolingType) -> PackingQueue:
         """The contexts of one kind of pooling, made when they are first needed.

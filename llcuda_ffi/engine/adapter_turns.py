@@ -11,6 +11,7 @@ from typing import Any
 from ..core.adapter import LoraAdapter, active_adapters, check_adapters, set_adapters
 from ..core.context import Context
 from ..errors import ClosedError, InvalidRequest
+from ..params import shown
 from .request import Adapters, Request
 from .slot import Slot
 
@@ -28,7 +29,7 @@ def adapters_of(context: Context, lora: Any) -> Adapters | None:
         return None
     chosen = {lora: 1.0} if isinstance(lora, LoraAdapter) else lora
     if not isinstance(chosen, dict) or not chosen:
-        raise InvalidRequest(f"lora must be a LoraAdapter, or a dict of adapters and scales, not {lora!r:.80}")
+        raise InvalidRequest(f"lora must be a LoraAdapter, or a dict of adapters and scales, not {shown(lora)}")
     checked = check_adapters(context.model, chosen)
     for adapter in checked:
         adapter.pointer  # noqa: B018  # raises when it was closed

@@ -24,7 +24,18 @@ from ..gguf import GGUFReader
 from ..hardware.cpu import usable_cores
 from ..hardware.memory import free_memory, free_system_memory
 from ..hub.references import is_pinned, resolve
-from ..params import INT32_MAX, KV_TYPES, ContextParams, ModelParams, byte_size, integer, member, override
+from ..params import (
+    INT32_MAX,
+    KV_TYPES,
+    ContextParams,
+    ModelParams,
+    byte_size,
+    checked,
+    integer,
+    member,
+    override,
+    shown,
+)
 from .scheduler import Scheduler
 from .speculative import Drafter, DraftModel, PromptLookup
 from .state import LocalEngine
@@ -44,7 +55,7 @@ def open_model(
 ) -> Model:
     """Fetch a model where it is missing, choose the libraries and where its layers go, and load it."""
     require_linux()
-    params = params or ModelParams()
+    params = checked("model_params", params, ModelParams)
     if n_gpu_layers != "auto":
         params = override(params, {"n_gpu_layers": n_gpu_layers})
     parse_device(device)
@@ -94,11 +105,11 @@ def longest_request(model: Model, n_ctx: int | None) -> int:
 
 def kv_types(kv_type: str | GGMLType | tuple[str | GGMLType, str | GGMLType]) -> tuple[GGMLType, GGMLType]:
     """The types of the K and the V cache."""
-    type_k, type_v = kv_type if isinstance(kv_type, tuple) else (kv_type, kv_type)
+    type_k, type_v = kv_type if isinstance(kv_type, tuple) and len(kv_type) == 2 else (kv_type, kv_type)
     for one in (type_k, type_v):
         if isinstance(one, str) and one.upper() not in KV_TYPES:
             names = ", ".join(KV_TYPES).lower()
-            raise InvalidRequest(f"kv_type must be one of {names}, or a pair of them, not {one!r:.60}")
+            raise InvalidRequest(f"kv_type must be one of {names}, or a pair of them, not {shown(one)}")
     return member("kv_type", type_k, GGMLType), member("kv_type", type_v, GGMLType)
 
 

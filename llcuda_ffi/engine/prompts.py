@@ -9,6 +9,7 @@ import numpy as np
 
 from ..core.vocab import Vocab
 from ..errors import InvalidRequest
+from ..params import shown
 from .media import MediaPrompt
 from .request import Tokens
 
@@ -33,11 +34,11 @@ def split_prompts(prompt: Prompt | Iterable[Prompt]) -> tuple[list[Prompt], bool
         return [prompt], False
     if hasattr(prompt, "columns"):  # pandas and Polars would give the names of the columns, or the columns
         raise InvalidRequest("a table is no list of prompts: give one of its columns, such as table['prompt']")
-    if isinstance(prompt, np.ndarray):
+    if isinstance(prompt, np.ndarray) and prompt.ndim:
         if prompt.ndim == 1 and prompt.dtype.kind in "iu":
             return [prompt], False
         return [_plain(one) for one in prompt], True
-    if not isinstance(prompt, Iterable):
+    if not isinstance(prompt, Iterable) or isinstance(prompt, np.ndarray):
         raise InvalidRequest(f"a prompt must be {_FORMS}, or a list of those, not {_what(prompt)}")
     found = [_plain(one) for one in prompt]
     if found and isinstance(found[0], (int, np.integer)):
@@ -83,7 +84,7 @@ def _inner(prompt: Mapping[str, Any]) -> Any:
 
 
 def _what(value: object) -> str:
-    return "None" if value is None else f"{type(value).__name__} ({value!r:.60})"
+    return "None" if value is None else f"{type(value).__name__} ({shown(value)})"
 
 
 def _plain(one: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import ClosedError, InvalidModelFile, MissingExtra, ModelNotFound, UnsupportedModel
+from ..errors import ClosedError, InvalidModelFile, InvalidRequest, MissingExtra, ModelNotFound, UnsupportedModel
 from ..regular_file import open_regular
 from .layout import Field, Layout, TensorInfo, parse
 from .types import BLOCKS, NUMBERS, NUMPY, GGMLType, ValueType
@@ -95,6 +95,8 @@ class GGUFReader:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise InvalidRequest(f"a GGUF file is named by a path, not {type(path).__name__}")
         self.path = Path(path)
         self._map: memoryview | None = _map(self.path)
         self.layout = parse(self._map, str(self.path))

@@ -194,7 +194,8 @@ def _existing(reference: str | os.PathLike[str]) -> Path | None:
     path = Path(os.path.expanduser(reference))
     text = str(reference)
     # A folder that happens to have a model's name does not hide the model.
-    if path.is_file() or (text and path.exists() and models.find(text) is None):
+    # os.path, unlike Path, also answers for a name that is too long
+    if os.path.isfile(path) or (text and os.path.exists(path) and models.find(text) is None):
         return path
     looks_like_path = text.startswith(("/", "./", "../", "~")) or (
         text.endswith(".gguf") and not _HF_URL.fullmatch(text) and not _REPO_FILE.fullmatch(text)

@@ -21,10 +21,12 @@ _WHERE = {
     "get_cuda_device_info": "machine",
     "get_recommended_gpu_layers": "machine",
     "print_system_info": "machine",
+    "GGUFTensorInfo": "models",
     "ModelInfo": "models",
     "ModelManager": "models",
     "download_model": "models",
     "get_model_recommendations": "models",
+    "inspect_gguf": "models",
     "list_models": "models",
     "list_registry_models": "models",
     "load_model_smart": "models",
@@ -47,6 +49,14 @@ _ELSEWHERE = {
     "dequantize_nf4": "quantization",
     "quantize_nf4": "quantization",
     "save_gguf": "conversion.tensors",
+    "ChatWidget": "jupyter",
+    "compare_temperatures": "jupyter",
+    "display_metrics": "jupyter",
+    "progress_generate": "jupyter",
+    "stream_generate": "jupyter",
+    "visualize_tokens": "jupyter",
+    "Device": "tensor",
+    "Tensor": "tensor",
 }
 
 __all__ = sorted([*_WHERE, *_ELSEWHERE])  # noqa: PLE0605

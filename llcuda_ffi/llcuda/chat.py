@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
+from ..params import INT32_MAX, integer, shown
 from .engine import InferenceEngine
 
 
@@ -32,16 +33,17 @@ class ChatEngine:
         Args:
             max_history: most messages that are sent; the oldest are left out first.
         """
-        if max_history < 1:
-            raise InvalidRequest(f"max_history must be at least 1, not {max_history}")
         self.engine, self.system_prompt = engine, system_prompt
-        self.max_history, self.max_tokens, self.temperature = max_history, max_tokens, temperature
+        self.max_history = integer("max_history", max_history, 1, INT32_MAX)
+        self.max_tokens, self.temperature = max_tokens, temperature
         self.history: list[dict[str, str]] = []
 
     def add_message(self, role: str, content: str) -> None:
         """Append a message."""
         if role not in ("system", "user", "assistant"):
-            raise InvalidRequest(f"a role is system, user or assistant, not {role!r:.40}")
+            raise InvalidRequest(f"a role is system, user or assistant, not {shown(role)}")
+        if not isinstance(content, str):
+            raise InvalidRequest(f"a message is a text, not {type(content).__name__}")
         self.history.append({"role": role, "content": content})
 
     def add_system_message(self, content: str) -> None:

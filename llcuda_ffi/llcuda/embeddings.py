@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from ..core.model import Model
 from ..embedder import Embedder
+from ..embedding.text_model import check_texts
 from ..errors import InvalidRequest, MissingExtra
-from ..params import INT32_MAX, integer
+from ..params import INT32_MAX, integer, items
 from .engine import InferenceEngine
 
 Floats = npt.NDArray[np.float32]
@@ -35,13 +36,14 @@ class EmbeddingEngine:
         normalize: bool = True,
         cache_size: int = 1000,
     ) -> None:
+        self.cache_size = integer("cache_size", cache_size, 0, INT32_MAX)
         self._owned = not isinstance(engine, Embedder)
         if isinstance(engine, Embedder):
             self.embedder = engine
         else:
             model = engine.llm.model if isinstance(engine, InferenceEngine) else engine
             self.embedder = Embedder(model, pooling=pooling)
-        self.normalize, self.cache_size = normalize, cache_size
+        self.normalize = normalize
         self._cache: OrderedDict[str, Floats] = OrderedDict()
 
     @property
@@ -56,7 +58,7 @@ class EmbeddingEngine:
 
     def embed_batch(self, texts: Sequence[str]) -> Floats:
         """The vectors of texts, float32 of shape (n, dimension); those not remembered are computed together."""
-        wanted = list(texts)
+        wanted = check_texts(texts)
         missing = [text for text in dict.fromkeys(wanted) if text not in self._cache]
         fresh = (
             dict(zip(missing, self.embedder.encode(missing, normalize=self.normalize), strict=True)) if missing else {}
@@ -91,21 +93,22 @@ class SemanticSearch:
 
     def add_documents(self, documents: Sequence[str], metadata: Sequence[Any] | None = None) -> None:
         """Add documents, each with something to remember with it."""
-        if metadata is not None and len(metadata) != len(documents):
-            raise InvalidRequest(f"{len(metadata)} metadata for {len(documents)} documents: give one for each")
-        vectors = self.embedder.embed_batch(documents)
+        added = check_texts(documents)
+        about = [None] * len(added) if metadata is None else list(items("metadata", metadata))
+        if len(about) != len(added):
+            raise InvalidRequest(f"{len(about)} metadata for {len(added)} documents: give one for each")
+        vectors = self.embedder.embed_batch(added)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         self._vectors = np.concatenate([self._vectors, vectors / np.where(norms > 0, norms, 1)])
-        self.documents += documents
-        self.metadata += metadata if metadata is not None else [None] * len(documents)
+        self.documents += added
+        self.metadata += about
 
     def search(self, query: str, top_k: int = 5) -> list[tuple[str, float, Any]]:
         """(document, cosine, metadata) of the nearest documents, nearest first."""
-        if top_k < 1:
-            raise InvalidRequest(f"top_k must be at least 1, not {top_k}")
+        most = integer("top_k", top_k, 1, INT32_MAX)
         vector = self.embedder.embed(query)
         scores = self._vectors @ (vector / (np.linalg.norm(vector) or 1))
-        nearest = np.argsort(-scores, kind="stable")[:top_k]
+        nearest = np.argsort(-scores, kind="stable")[:most]
         return [(self.documents[i], float(scores[i]), self.metadata[i]) for i in nearest]
 
 
@@ -124,16 +127,17 @@ class TextClustering:
             InvalidRequest: fewer texts than groups.
             LlcudaError: scikit-learn is not installed.
         """
-        if len(texts) < self.n_clusters:
-            raise InvalidRequest(f"{len(texts)} texts cannot make {self.n_clusters} groups")
+        given = check_texts(texts)
+        if len(given) < self.n_clusters:
+            raise InvalidRequest(f"{len(given)} texts cannot make {self.n_clusters} groups")
         try:
             k_means = import_module("sklearn.cluster").KMeans
         except ImportError:
             raise MissingExtra("TextClustering needs scikit-learn: pip install scikit-learn") from None
-        vectors = self.embedder.embed_batch(texts)
-        n_groups = min(self.n_clusters, len(set(texts)))
+        vectors = self.embedder.embed_batch(given)
+        n_groups = min(self.n_clusters, len(set(given)))
         labels = k_means(n_groups, n_init=10, random_state=self.seed).fit_predict(vectors)
         groups: dict[int, list[str]] = {}
-        for text, label in zip(texts, labels, strict=True):
+        for text, label in zip(given, labels, strict=True):
             groups.setdefault(int(label), []).append(text)
         return list(groups.values())

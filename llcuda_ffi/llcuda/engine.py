@@ -17,6 +17,7 @@ from ..engine.results import Completion
 from ..errors import InvalidRequest, LlcudaError
 from ..hub.references import resolve
 from ..llama import Llama
+from ..params import INT32_MAX, integer, items
 from ..sampling_params import SamplingParams
 from .remote import RemoteLlama
 
@@ -114,7 +115,8 @@ class InferenceEngine:
         path = resolve(model_name_or_path, progress=None if told else False)
         self.unload_model()
         layers: Any = gpu_layers if gpu_layers is not None else "auto" if auto_configure else 0
-        arguments: dict[str, Any] = {"n_ctx": ctx_size, "n_gpu_layers": layers, "n_parallel": max(n_parallel, _SLOTS)}
+        slots = max(integer("n_parallel", n_parallel, 1, 256), _SLOTS)
+        arguments: dict[str, Any] = {"n_ctx": ctx_size, "n_gpu_layers": layers, "n_parallel": slots}
 
         def load() -> Llama:
             llm = _open(path, {**arguments, **settings}, n_parallel)
@@ -184,7 +186,7 @@ class InferenceEngine:
             a result; of a request that could not be computed with success=False.
         """
         arguments = (max_tokens, temperature, top_p, top_k, seed, stop_sequences)
-        return self._infer(arguments, settings, lambda params: [self._answering.generate(prompt, params)], 1)[0]
+        return self._infer(arguments, settings, lambda params: [self._answering.generate(_one(prompt), params)], 1)[0]
 
     def infer_stream(
         self, prompt: str, callback: Callable[[str], object], *arguments: Any, **settings: Any
@@ -193,7 +195,7 @@ class InferenceEngine:
 
         def compute(params: SamplingParams) -> list[Completion]:
             completion = None
-            for chunk in self._answering.stream(prompt, params):
+            for chunk in self._answering.stream(_one(prompt), params):
                 completion = chunk.completion
                 if chunk.text:
                     callback(chunk.text)
@@ -203,8 +205,12 @@ class InferenceEngine:
         return self._infer(arguments, settings, compute, 1)[0]
 
     def batch_infer(self, prompts: Sequence[str], max_tokens: int = 128, **settings: Any) -> list[InferResult]:
-        """Answer many prompts, computed together; results in their order."""
-        texts = list(prompts)
+        """Answer many prompts, computed together; results in their order.
+
+        Raises:
+            InvalidRequest: prompts is no list of them.
+        """
+        texts = list(items("prompts", prompts))
         return self._infer((max_tokens,), settings, lambda p: self._answering.generate(texts, p), len(texts))
 
     def _infer(
@@ -300,8 +306,16 @@ def _params(arguments: Sequence[Any], settings: dict[str, Any]) -> SamplingParam
     if len(arguments) > len(_DEFAULTS):
         raise InvalidRequest(f"{len(arguments)} settings by position: there are {', '.join(_DEFAULTS)}")
     values = {**_DEFAULTS, **dict(zip(_DEFAULTS, arguments, strict=False)), **settings}
-    stop = values.pop("stop_sequences") or ()
-    return SamplingParams().replace(**{"stop": stop, **values})
+    params = SamplingParams().replace(**{"stop": values.pop("stop_sequences"), **values})
+    if params.n != 1:
+        raise InvalidRequest("a result has one text: n is a setting of Llama.generate")
+    return params
+
+
+def _one(prompt: str) -> str:
+    if not isinstance(prompt, str):
+        raise InvalidRequest(f"prompt must be a text, not {type(prompt).__name__}: batch_infer() takes a list of them")
+    return prompt
 
 
 def _open(path: Path, arguments: dict[str, Any], n_parallel: int) -> Llama:
@@ -312,8 +326,9 @@ def _open(path: Path, arguments: dict[str, Any], n_parallel: int) -> Llama:
 
         with GGUFReader(path) as reader:
             trained = reader.metadata.get(f"{reader.architecture}.context_length", DEFAULT_N_CTX)
-        length = arguments["n_ctx"] or min(int(trained), DEFAULT_N_CTX)
-        arguments["kv_cells"] = -(-length // 256) * 256 * max(1, n_parallel)
+        asked = arguments["n_ctx"]
+        length = min(int(trained), DEFAULT_N_CTX) if asked is None else integer("ctx_size", asked, 1, INT32_MAX)
+        arguments["kv_cells"] = -(-length // 256) * 256 * n_parallel
     return Llama(path, **arguments)
 
 

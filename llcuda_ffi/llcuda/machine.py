@@ -11,15 +11,18 @@ from typing import Any
 
 from ..core.placement import Device
 from ..devices.placement import Room, fit
-from ..errors import InvalidRequest
 from ..gguf import GGUFReader
 from ..hardware import gpu
 from ..hardware.cpu import usable_cores
 from ..hardware.memory import free_system_memory
 from ..hardware.platform import hosted
 from ..hub.references import models_folder
+from ..params import INT32_MAX, integer, items, number
 
 GB = 1 << 30
+
+# one folder, some, or None
+Folders = Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None
 
 
 def detect_platform() -> str:
@@ -55,6 +58,7 @@ def get_cuda_device_info() -> dict[str, Any] | None:
 
 def check_gpu_compatibility(min_compute_cap: float = 5.0) -> dict[str, Any]:
     """Whether a GPU has the compute capability asked for, which one, and why not."""
+    least = number("min_compute_cap", min_compute_cap)
     report = gpu.survey()
     if not report.gpus:
         return {
@@ -63,13 +67,13 @@ def check_gpu_compatibility(min_compute_cap: float = 5.0) -> dict[str, Any]:
         }  # fmt: skip
     best = max(report.gpus, key=lambda one: one.compute)
     capability = best.compute[0] + best.compute[1] / 10
-    good = capability >= min_compute_cap
+    good = capability >= least
     return {
         "compatible": good,
         "compute_capability": capability,
         "gpu_name": best.name,
         "platform": hosted(),
-        "reason": None if good else f"{best.name} has compute capability {capability}, below {min_compute_cap}",
+        "reason": None if good else f"{best.name} has compute capability {capability}, below {least:g}",
     }
 
 
@@ -78,9 +82,9 @@ def get_recommended_gpu_layers(model_size_gb: float, vram_gb: float, n_layers: i
 
     With the file at hand, `auto_configure_for_model` is exact.
     """
-    if model_size_gb <= 0 or vram_gb < 0:
-        raise InvalidRequest("model_size_gb must be above 0, vram_gb not below 0")
-    return min(n_layers, int(n_layers * vram_gb * 0.8 / model_size_gb))
+    size = number("model_size_gb", model_size_gb, 1e-6)
+    layers = integer("n_layers", n_layers, 0, INT32_MAX)
+    return min(layers, int(layers * number("vram_gb", vram_gb, 0.0) * 0.8 / size))
 
 
 def auto_configure_for_model(
@@ -95,16 +99,17 @@ def auto_configure_for_model(
         gpu_layers, ctx_size, batch_size, ubatch_size, n_parallel, n_layers, and the estimate in words.
     """
     path = Path(model_path)
+    parallel = integer("n_parallel", n_parallel, 1, 256)
     with GGUFReader(path) as reader:
         arch = reader.architecture
         layers = int(reader.metadata.get(f"{arch}.block_count", 0))
         trained = int(reader.metadata.get(f"{arch}.context_length", 4096))
-    length = ctx_size or min(trained, 4096)
-    free = [one.memory_free for one in gpu.survey().gpus] if vram_gb is None else [int(vram_gb * GB)]
+    length = min(trained, 4096) if ctx_size is None else integer("ctx_size", ctx_size, 1, INT32_MAX)
+    free = [one.memory_free for one in gpu.survey().gpus] if vram_gb is None else [_bytes(vram_gb)]
     chosen, note = 0, "no GPU: all layers on the CPU"
     if free:
         targets = [Device(f"GPU {i}", "", "gpu", size, size) for i, size in enumerate(free)]
-        found = fit(path, targets, Room(length * n_parallel))
+        found = fit(path, targets, Room(length * parallel))
         # libllama counts the output as one layer more
         chosen = layers + 1 if found.n_gpu_layers is None else found.n_gpu_layers
         note = found.note
@@ -113,15 +118,19 @@ def auto_configure_for_model(
         "ctx_size": length,
         "batch_size": 512,
         "ubatch_size": 512,
-        "n_parallel": n_parallel,
+        "n_parallel": parallel,
         "n_layers": layers,
         "reason": note,
     }
 
 
-def find_gguf_models(directories: Sequence[str | os.PathLike[str]] | None = None) -> list[Path]:
+def find_gguf_models(directories: Folders = None) -> list[Path]:
     """GGUF files in folders and below them; by default in the cache of downloaded models and the current folder."""
-    folders = [Path(d) for d in directories] if directories is not None else [models_folder(), Path.cwd()]
+    if isinstance(directories, (str, os.PathLike)):
+        directories = [directories]  # one folder, not its letters
+    folders = (
+        [models_folder(), Path.cwd()] if directories is None else [Path(d) for d in items("directories", directories)]
+    )
     found: dict[Path, None] = {}
     for folder in folders:
         if folder.is_dir():
@@ -129,6 +138,10 @@ def find_gguf_models(directories: Sequence[str | os.PathLike[str]] | None = None
                 if path.is_file():
                     found[path] = None
     return list(found)
+
+
+def _bytes(gigabytes: float) -> int:
+    return int(number("vram_gb", gigabytes, 0.0, 1e9) * GB)
 
 
 def print_system_info() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,23 @@ from typing import Any
 from .. import hub
 from ..errors import LlcudaError, ModelNotFound
 from ..gguf import GGUFReader
+from ..gguf import TensorInfo as GGUFTensorInfo
 from ..hub import registry
+from ..params import number, shown
 from .engine import InferenceEngine
-from .machine import GB, find_gguf_models
+from .machine import GB, Folders, find_gguf_models
+
+__all__ = [
+    "GGUFTensorInfo",
+    "ModelInfo",
+    "ModelManager",
+    "download_model",
+    "get_model_recommendations",
+    "inspect_gguf",
+    "list_models",
+    "list_registry_models",
+    "load_model_smart",
+]
 
 
 @dataclass(frozen=True)
@@ -59,15 +72,29 @@ class ModelInfo:
             )
 
 
+def inspect_gguf(path: str | os.PathLike[str]) -> ModelInfo:
+    """Print the metadata and the tensors of a file (`llcuda-ffi gguf` has more); returns what it is.
+
+    Raises:
+        ModelNotFound, InvalidModelFile: as GGUFReader.
+    """
+    with GGUFReader(path) as reader:
+        for key, value in reader.metadata.items():
+            print(f"{key} = {shown(value)}")
+        for tensor in reader.tensors.values():
+            print(f"{tensor.name}: {tensor.ggml_type.name} {tensor.shape}")
+    return ModelInfo.from_file(path)
+
+
 class ModelManager:
     """The models in some folders (by default the cache and the current folder)."""
 
-    def __init__(self, directories: Sequence[str | os.PathLike[str]] | None = None) -> None:
+    def __init__(self, directories: Folders = None) -> None:
         self.directories = directories
         self.models: list[ModelInfo] = []
         self.scan_directories()
 
-    def scan_directories(self, directories: Sequence[str | os.PathLike[str]] | None = None) -> list[ModelInfo]:
+    def scan_directories(self, directories: Folders = None) -> list[ModelInfo]:
         """Look again. Files that are no sound GGUF are left out."""
         found = []
         for path in find_gguf_models(directories or self.directories):
@@ -92,7 +119,7 @@ class ModelManager:
         return max(fitting, key=lambda model: model.size_gb, default=None)
 
 
-def list_models(directories: Sequence[str | os.PathLike[str]] | None = None) -> list[ModelInfo]:
+def list_models(directories: Folders = None) -> list[ModelInfo]:
     """The models on the disk."""
     return ModelManager(directories).models
 
@@ -113,7 +140,7 @@ def list_registry_models() -> dict[str, dict[str, Any]]:
 
 def get_model_recommendations(vram_gb: float = 8.0) -> list[str]:
     """Names of the registry that fit into so much memory, largest first."""
-    return [model.name for model in registry.recommended(int(vram_gb * GB))]
+    return [model.name for model in registry.recommended(int(number("vram_gb", vram_gb, 0.0, 1e9) * GB))]
 
 
 def download_model(repo_id: str, filename: str | None = None) -> Path:

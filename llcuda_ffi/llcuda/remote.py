@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import http.client
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import Any
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from ..engine.results import Chunk, Completion, Timings, Usage
 from ..errors import BackendFailure, InvalidRequest
+from ..params import shown
 from ..sampling_params import SamplingParams
 
 _DEFAULTS = SamplingParams()
@@ -25,19 +26,23 @@ class RemoteLlama:
     """`generate` and `stream` of texts, over the /v1/completions of a server such as `llcuda-ffi serve`."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url if isinstance(url, str) else "")
+        wrong = InvalidRequest(f"server_url must be like http://127.0.0.1:8090, not {shown(url)}")
+        try:
+            parts = urlsplit(url if isinstance(url, str) else "")
+            port = parts.port
+        except ValueError:  # a port that is none, half an IPv6 address
+            raise wrong from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise InvalidRequest(f"server_url must be like http://127.0.0.1:8090, not {url!r:.100}")
+            raise wrong
         self.url = url
-        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
+        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, port
         self._path = parts.path.rstrip("/").removesuffix("/v1")
 
     @contextlib.contextmanager
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Iterator[http.client.HTTPResponse]:
+    def _ask(self, method: str, path: str, data: str | None = None) -> Iterator[http.client.HTTPResponse]:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         with contextlib.closing(kind(self._host, self._port, timeout=600)) as connection:
             try:
-                data = None if body is None else json.dumps(body)
                 connection.request(method, self._path + path, data, {"Content-Type": "application/json"})
                 answer = connection.getresponse()
                 text = "" if answer.status == 200 else answer.read().decode("utf-8", "replace")
@@ -90,7 +95,11 @@ class RemoteLlama:
         began = perf_counter()
         text, reason, usage, timings = "", None, Usage(0, 0, 0), None
         first = 0.0
-        with self._ask("POST", "/v1/completions", {n: v for n, v in body.items() if v is not None}) as answer:
+        try:
+            data = json.dumps({n: v for n, v in body.items() if v is not None})
+        except (TypeError, ValueError) as error:  # functions, adapters, classes
+            raise InvalidRequest(f"a setting cannot be sent to the server at {self.url}: {error}") from None
+        with self._ask("POST", "/v1/completions", data) as answer:
             for event in self._events(answer):
                 if event.get("usage"):
                     counts = event["usage"]

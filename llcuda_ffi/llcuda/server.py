@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from ..child_process import python_command
 from ..errors import InvalidRequest, LoadError
 from ..hub.references import resolve
+from ..params import INT32_MAX, integer, number, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,8 +66,15 @@ class ServerManager:
             ModelError: no such model.
             LoadError: the server ended or did not answer in time; the message has its last words.
         """
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0:
-            raise InvalidRequest(f"timeout must be a positive number of seconds, not {timeout!r:.60}")
+        number("timeout", timeout, 1e-3)
+        integer("port", port, 1, 65535)
+        for name, value in (("ctx_size", ctx_size), ("batch_size", batch_size), ("ubatch_size", ubatch_size)):
+            integer(name, value, 1, INT32_MAX)
+        integer("n_parallel", n_parallel, 1, 256)
+        if gpu_layers is not None:
+            integer("gpu_layers", gpu_layers, -1, INT32_MAX)
+        if not isinstance(host, str) or not host:
+            raise InvalidRequest(f"host must be a name or an address, not {shown(host)}")
         arguments = {
             "port": port,
             "host": host,

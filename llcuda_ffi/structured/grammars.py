@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 from ..errors import InvalidRequest
+from ..params import shown
 from ..sampling_params import SamplingParams
 from .types import type_schema, value_of, without_nullable
 
@@ -59,14 +60,14 @@ def grammar_of(params: SamplingParams) -> tuple[list[str], Read]:
     """
     if params.regex is not None:
         if not isinstance(params.regex, str) or not params.regex:
-            raise InvalidRequest(f"regex must be a text, not {params.regex!r:.60}")
+            raise InvalidRequest(f"regex must be a text, not {shown(params.regex)}")
         check_length(params.regex)
         return [_dump({"grammars": [{"lark_grammar": f"start: /{_slashes(params.regex)}/"}]})], _same
     if params.choices is not None:
         return [_choices(params.choices)], _same
     if params.lark is not None:
         if not isinstance(params.lark, str) or not params.lark.strip():
-            raise InvalidRequest(f"lark must be a grammar in Lark's syntax, not {params.lark!r:.60}")
+            raise InvalidRequest(f"lark must be a grammar in Lark's syntax, not {shown(params.lark)}")
         check_length(params.lark)
         return [_dump({"grammars": [{"lark_grammar": params.lark}]})], _same
     return _json(params.json_schema)
@@ -74,7 +75,7 @@ def grammar_of(params: SamplingParams) -> tuple[list[str], Read]:
 
 def _choices(choices: Sequence[str]) -> str:
     if isinstance(choices, str) or not isinstance(choices, Sequence) or not choices:
-        raise InvalidRequest(f"choices must be a list of texts, not {choices!r:.60}")
+        raise InvalidRequest(f"choices must be a list of texts, not {shown(choices)}")
     if not all(isinstance(choice, str) and choice for choice in choices):
         raise InvalidRequest("choices must be texts, none empty")
     # one terminal: llguidance takes few alternatives of a rule, and many of a terminal
@@ -92,7 +93,7 @@ def _json(schema: Any) -> tuple[list[str], Read]:
     if schema is True:
         schema = {}
     elif schema is None or isinstance(schema, (bool, int, float, str, list)):
-        raise InvalidRequest(f"json_schema must be a JSON schema, which is an object, or a type: not {schema!r:.60}")
+        raise InvalidRequest(f"json_schema must be a JSON schema, which is an object, or a type: not {shown(schema)}")
     elif not isinstance(schema, Mapping):
         hint = schema
         schema, read = type_schema(hint, getattr(hint, "__name__", "json_schema")), _typed(hint)

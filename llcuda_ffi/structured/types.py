@@ -40,6 +40,10 @@ def _schema(hint: Any, what: str, inside: tuple[Any, ...]) -> dict[str, Any]:
         return schema if text is None else {**schema, "description": text}
     if hint is Any:
         return {}
+    try:
+        hash(hint)
+    except TypeError:
+        raise InvalidRequest(f"{what} must be a JSON schema or a type, not {type(hint).__name__}") from None
     if hint in SCALARS:
         return {"type": SCALARS[hint]}
     if isinstance(hint, type) and issubclass(hint, enum.Enum):

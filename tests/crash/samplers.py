@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 
 from llcuda_ffi.core.sampler import SamplerChain
 from llcuda_ffi.errors import InvalidRequest
@@ -106,3 +107,37 @@ def numbers_that_no_sampler_takes(w: World) -> None:
     make().penalties(2**31 - 1, 1.1, 1e30, 1e30).dry(1e30, last_n=2**31 - 1).temperature(1e-30).dist().sample(
         w.decoded()
     )
+
+
+@row
+def freeing_a_chain_that_a_graph_runs(w: World) -> None:
+    """The context would call the freed chain in its next batch: it keeps the chain, and close() detaches it."""
+    context = w.context()
+    assert SamplerChain(w.model()).greedy().attach(context, 0)
+    gc.collect()
+    context.decode(w.batch(4))
+    chain = context.samplers[0]
+    chain.close()
+    assert not context.samplers
+    context.memory.clear()  # type: ignore[union-attr]
+    context.decode(w.batch(4))
+
+
+@row
+def changing_a_chain_that_a_graph_runs(w: World) -> None:
+    context = w.context()
+    chain = SamplerChain(w.model()).top_k(4)
+    assert chain.attach(context, 0)
+    refuses(InvalidRequest, lambda: chain.greedy())
+    context.detach_sampler(0)
+    chain.greedy()
+
+
+@row
+def attaching_what_cannot_be(w: World) -> None:
+    context = w.context()
+    grammar = SamplerChain(w.model()).grammar('root ::= "a"').greedy()
+    refuses(InvalidRequest, lambda: grammar.attach(context, 0))
+    for seq_id in (-1, context.n_seq_max, 2**40, "0"):
+        refuses(InvalidRequest, lambda seq_id=seq_id: SamplerChain(w.model()).greedy().attach(context, seq_id))  # type: ignore[misc]
+    refuses(InvalidRequest, lambda: SamplerChain(w.model()).greedy().attach(w.model(), 0))  # type: ignore[arg-type]

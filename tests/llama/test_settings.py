@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from llcuda_ffi import ContextParams, Embedder, Llama, Reranker, SamplingParams
+from llcuda_ffi import ContextParams, Embedder, Llama, ModelParams, Reranker, SamplingParams
 from llcuda_ffi.errors import InvalidRequest, UnknownSetting
 
 STORY = "Once upon a time"
@@ -80,6 +81,11 @@ def test_grammar(llm: Llama) -> None:
         ({"grammar": "root ::= " + "(" * 5000}, "grammar"),
         ({"mirostat": 3}, "mirostat"),
         ({"repeat_penalty": 0.0}, "repeat_penalty"),
+        ({"max_tokens": 10**5000}, "max_tokens"),  # an int that Python does not write out
+        ({"logit_bias": [[1, 2.0]]}, "logit_bias"),
+        ({"stop_token_ids": np.array(3)}, "stop_token_ids"),
+        ({"top_k": np.array([1, 2])}, "top_k"),
+        ({"overflow": np.array(["a", "b"])}, "overflow"),
     ],
 )
 def test_bad_settings(llm: Llama, settings: dict[str, object], words: str) -> None:
@@ -111,12 +117,32 @@ def test_bad_prompts(llm: Llama, prompt: object) -> None:
         {"flash_attn": "maybe"},
         {"device": "tpu"},
         {"n_ctx": 2**31 - 1, "n_parallel": 8},
+        {"n_ctx": "512"},
+        {"n_batch": "512"},
+        {"n_ubatch": 0.5},
+        {"kv_cells": [1]},
+        {"kv_type": ("f16",)},
+        {"bundle": 5},
+        {"progress": 5},
+        {"model_params": {"main_gpu": 0}},
+        {"context_params": SamplingParams()},
     ],
 )
 def test_bad_llama_settings(smollm2: Path, settings: dict[str, object]) -> None:
     """A bad setting of Llama is one InvalidRequest; nothing stays loaded."""
     with pytest.raises(InvalidRequest):
         Llama(smollm2, **settings)  # type: ignore[arg-type]
+
+
+def test_lists_of_any_kind() -> None:
+    """Where a list is wanted, an array, a set and a generator do; a text, a number and a mapping do not."""
+    given = SamplingParams(stop={"a"}, stop_token_ids=np.array([1, 2]), allowed_token_ids=iter([3]))  # type: ignore[arg-type]
+    assert (given.stop, given.stop_token_ids, given.allowed_token_ids) == (("a",), (1, 2), (3,))
+    assert ModelParams(tensor_split=np.array([1, 3])).tensor_split == (1, 3)
+    for name in ("devices", "tensor_split", "kv_overrides", "tensor_buft_overrides"):
+        for wrong in ("CUDA0", 5, np.array(5)):
+            with pytest.raises(InvalidRequest, match=name):
+                ModelParams(**{name: wrong})
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,50 @@ def test_greedy_seed_stop_and_errors(tiny: Path, capsys: pytest.CaptureFixture[s
     assert not captured.out + captured.err
 
 
+def test_wrong_arguments(tiny: Path, tmp_path: Path) -> None:
+    """A text in the place of a list is not read letter by letter; what is out of range names itself."""
+    make_tiny_bert(tmp_path / "bert.gguf")
+    with llcuda.InferenceEngine() as engine:
+        for wrong in ({"n_parallel": 0}, {"n_parallel": "2"}, {"ctx_size": "512"}):
+            with pytest.raises(InvalidRequest, match=next(iter(wrong))):
+                engine.load_model(tiny, silent=True, **wrong)  # type: ignore[arg-type]
+        engine.load_model(tiny, silent=True)
+        assert "batch_infer" in str(engine.infer(["a", "b"]).error_message)  # type: ignore[arg-type]
+        assert "n is" in str(engine.infer("a", n=2).error_message)
+        with pytest.raises(InvalidRequest, match="prompts"):
+            engine.batch_infer("abc")
+        with pytest.raises(InvalidRequest, match="max_history"):
+            llcuda.ChatEngine(engine, max_history="2")  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match="a text"):
+            llcuda.ChatEngine(engine).add_user_message(None)  # type: ignore[arg-type]
+    texts = llcuda.EmbeddingEngine(tmp_path / "bert.gguf")
+    try:
+        search = llcuda.SemanticSearch(texts)
+        search.add_documents(iter(["the quick", "brown fox"]))
+        with pytest.raises(InvalidRequest, match="one text"):
+            search.add_documents("the quick")
+        with pytest.raises(InvalidRequest, match="one text"):
+            llcuda.TextClustering(texts).cluster("the quick")
+        with pytest.raises(InvalidRequest, match="top_k"):
+            search.search("fox", top_k="2")  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match="text 0"):
+            texts.embed([1])  # type: ignore[arg-type]
+        assert search.documents == ["the quick", "brown fox"]
+    finally:
+        texts.close()
+    assert [path.name for path in llcuda.find_gguf_models(str(tmp_path))] == ["bert.gguf"]
+    for call in (
+        lambda: llcuda.get_recommended_gpu_layers("1", 2),  # type: ignore[arg-type]
+        lambda: llcuda.get_model_recommendations(float("nan")),
+        lambda: llcuda.auto_configure_for_model(tiny, vram_gb=float("inf")),
+        lambda: llcuda.auto_configure_for_model(tiny, n_parallel="2"),  # type: ignore[arg-type]
+        lambda: llcuda.check_gpu_compatibility("7.5"),  # type: ignore[arg-type]
+        lambda: llcuda.find_gguf_models(5),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidRequest):
+            call()
+
+
 def test_chat(smollm2: Path, tmp_path: Path) -> None:
     """A conversation with a system prompt, streamed and not, saved, loaded, cut to max_history."""
     with llcuda.InferenceEngine() as engine:
@@ -189,7 +233,9 @@ def test_machine(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "usable cores" in capsys.readouterr().out
 
 
-def test_models(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Files on the disk by size and architecture; the registry; loading by a part of a name."""
     make_tiny_llama(tmp_path / "a-tiny-llama.gguf", {"general.name": "A"})
     make_tiny_bert(tmp_path / "sub.gguf")
@@ -202,6 +248,8 @@ def test_models(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert best is not None
     assert best.n_layers == 2
     assert manager.get_best_for_vram(0) is None
+    assert llcuda.ModelInfo.from_file(tiny) == llcuda.inspect_gguf(tiny)
+    assert "general.architecture = 'llama'" in capsys.readouterr().out
     assert llcuda.ModelInfo.from_file(tiny).file_type == "F32"
     registry = llcuda.list_registry_models()
     assert registry["gemma-3-1b-Q4_K_M"]["repo"] == "unsloth/gemma-3-1b-it-GGUF"

@@ -95,17 +95,20 @@ def _ask_through_an_engine(url: str) -> None:
     gone = llcuda.InferenceEngine(server_url=f"http://127.0.0.1:{_free_port()}/v1")
     assert not gone.is_loaded
     assert "does not answer" in str(gone.infer("a").error_message)
-    with pytest.raises(InvalidRequest, match="server_url"):
-        llcuda.InferenceEngine(server_url="127.0.0.1:8090")
+    assert "cannot be sent" in str(gone.infer("a", logits_processors=[len]).error_message)
+    for wrong in ("127.0.0.1:8090", "http://127.0.0.1:99999", "http://[::1", 8090):
+        with pytest.raises(InvalidRequest, match="server_url"):
+            llcuda.InferenceEngine(server_url=wrong)  # type: ignore[arg-type]
 
 
 def test_loud_failures(smollm2: Path, tmp_path: Path) -> None:
-    """No such model, a setting that the server refuses, a file that is no model: each raises and leaves no process."""
+    """No such model, a wrong setting, a file that is no model: each raises and leaves no process."""
     manager = llcuda.ServerManager()
     with pytest.raises(ModelNotFound):
         manager.start_server("no-such-model")
-    with pytest.raises(LoadError, match="parallel"):
-        manager.start_server(smollm2, port=_free_port(), n_parallel=1000)
+    for wrong in ({"n_parallel": 1000}, {"port": 99999}, {"port": "8090"}, {"host": None}, {"batch_size": "x"}):
+        with pytest.raises(InvalidRequest, match=next(iter(wrong))):
+            manager.start_server(smollm2, **wrong)  # type: ignore[arg-type]
     (tmp_path / "x.gguf").write_bytes(b"no model")
     with pytest.raises(LoadError, match=r"status 1: error: .*x\.gguf"):
         manager.start_server(tmp_path / "x.gguf", port=_free_port())

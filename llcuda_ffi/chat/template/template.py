@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from ...errors import InvalidRequest
+from ...params import shown
 from ..messages import (
     Message,
     check_known,
@@ -47,11 +48,11 @@ class ChatTemplate:
                 tokenizer_config.json.
         """
         if not isinstance(source, str) or not source:
-            raise InvalidRequest(f"a chat template must be a Jinja text or a name, not {source!r:.60}")
+            raise InvalidRequest(f"a chat template must be a Jinja text or a name, not {shown(source)}")
         self.source = TEMPLATES.get(source) or of_config(source) or source
         if self.source is source and "{" not in source:
             raise InvalidRequest(
-                f"no built-in chat template is called {source!r:.60}, and it is no Jinja text. "
+                f"no built-in chat template is called {shown(source)}, and it is no Jinja text. "
                 f"Names: {', '.join(sorted(TEMPLATES))}"
             )
         self.variables = plain(dict(variables or {}), "the template's variables")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...core.model import Model
 from ...errors import InvalidRequest
+from ...params import shown
 from ...structured.grammars import check_ends, check_patterns, close_objects, guidance, json_grammar
 from ...structured.guided import guide_of
 from ...structured.types import without_nullable
@@ -101,7 +102,7 @@ def chosen(choice: Any, names: Sequence[str]) -> tuple[str, str | None]:
     if name not in names:
         raise InvalidRequest(
             f"tool_choice must be 'auto', 'none', 'required' or one of the tools "
-            f"({', '.join(names) or 'there are none'}), not {choice!r:.80}"
+            f"({', '.join(names) or 'there are none'}), not {shown(choice)}"
         )
     return "required", str(name)
 
