@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from llcuda_ffi import Embedder, Llama, bundles, hub
+from llcuda_ffi.devices.placement import library_for
 
 from .support.loopback import Loopback
 from .support.server_process import SLOTS, Server
@@ -64,7 +65,11 @@ def llm(smollm2: Path) -> Iterator[Llama]:
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
-    """The real embedding model in F16: fetched and converted once into the user's cache."""
+    """The real embedding model in F16: fetched and converted once into the user's cache.
+
+    The libraries are loaded first, those for a Llama: an Embedder would load the ones that read F16 faster.
+    """
+    library_for("auto")
     return hub.resolve("all-minilm-l6-v2", progress=False)
 
 

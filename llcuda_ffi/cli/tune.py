@@ -39,6 +39,7 @@ def command(model: str, rounds: int, cpu_time: bool, forget: bool, as_json: bool
 
     Each runs in processes of its own, in turn. What is found is kept in the cache for models with the same types of
     weights: a Llama for which no bundle is named, on the CPU, uses the fastest, and tells so in its `placement.note`.
+    An Embedder uses the one that is the fastest at prompts. An embedding model may be measured too.
     """
     if forget:
         tuned.forget()
@@ -58,14 +59,16 @@ def command(model: str, rounds: int, cpu_time: bool, forget: bool, as_json: bool
         click.echo(json.dumps({**how, "best": asdict(found.best), **asdict(found)}))
         return
     told = "one thread, by its CPU time" if cpu_time else f"{threads} threads"
-    click.echo(f"{types}: {PROMPT} tokens of prompt, {ANSWER} of answer, best of {rounds}, {told}", err=True)
+    reading = rows[0].answer is None
+    what = f"{PROMPT} tokens" if reading else f"{PROMPT} tokens of prompt, {ANSWER} of answer"
+    click.echo(f"{types}: {what}, best of {rounds}, {told}", err=True)
     for row in sorted(rows, key=lambda row: row.seconds):
+        answer = "" if row.answer is None else f"answer {row.answer:7.1f} tokens/s, "
         click.echo(
-            f"{row.bundle:16} {_layout(row):14} prompt {row.prompt:8.1f} tokens/s, answer {row.answer:7.1f} tokens/s, "
-            f"{row.seconds:.2f} s in all"
+            f"{row.bundle:16} {_layout(row):14} prompt {row.prompt:8.1f} tokens/s, {answer}{row.seconds:.2f} s in all"
         )
     best = f"{found.best.bundle} {_layout(found.best)}".strip()
-    click.echo(f"for {types} a Llama on the CPU uses {best}", err=True)
+    click.echo(f"for {types} {'an Embedder' if reading else 'a Llama'} on the CPU uses {best}", err=True)
     if (chosen := bundles.selected()) is not None:
         click.echo(f"but {chosen} was selected (LLCUDA_FFI_BUNDLE or `bundle use`), which comes first", err=True)
 
@@ -117,7 +120,8 @@ def _measure(path: Path, rounds: int, threads: int, cpu_time: bool) -> list[Row]
             name,
             candidates[name],
             repack if len(layouts[name]) > 1 else None,
-            *(max(run[what][int(cpu_time)] for run in runs[name, repack]) for what in ("prompt", "answer")),
+            max(run["prompt"][int(cpu_time)] for run in runs[name, repack]),
+            max((run["answer"][int(cpu_time)] for run in runs[name, repack] if run["answer"]), default=None),
         )
         for name in candidates
         for repack in layouts[name]

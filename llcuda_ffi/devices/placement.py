@@ -14,6 +14,8 @@ from pathlib import Path
 from ..bundles import InstalledBundle, ensure, select, selected
 from ..core.placement import Device, gpus
 from ..enums import GGMLType
+from ..errors import BundleNotFound, DownloadError
+from ..fetch.cache import offline
 from ..gguf import GGUFReader
 from ..gguf.types import BLOCKS
 from ..gguf.types import GGMLType as FileType
@@ -56,11 +58,19 @@ class Fit:
     note: str
 
 
-def library_for(device: str, bundle: str | InstalledBundle | None = None, model: Path | None = None) -> Library:
+def library_for(
+    device: str,
+    bundle: str | InstalledBundle | None = None,
+    model: Path | None = None,
+    *,
+    reading: bool = False,
+) -> Library:
     """Load the bundle for a device: the one named, the loaded one, the one that the user selected, else the best.
 
     Args:
         model: on the CPU, the best is the one that `bundle tune` found for this model's types.
+        reading: nothing is generated, so only the speed of prompts counts; without a verdict the best is the one that
+            is known to be faster at them on such a processor, where it can be had.
 
     Raises:
         IncompatibleGpu: a GPU was asked for and no bundle runs on it; the message has the table of verdicts.
@@ -76,10 +86,18 @@ def library_for(device: str, bundle: str | InstalledBundle | None = None, model:
         choice = select.choose_here(device)
         if choice.note:
             logger.warning("%s", choice.note)
-        measured = tuned.bundle_for(model) if model is not None and not choice.gpus else None
-        if measured is not None:
-            return load(measured)
         bundle = choice.bundle
+        if model is not None and not choice.gpus:
+            measured = tuned.bundle_for(model, reading=reading)
+            if measured is not None:
+                return load(measured)
+            faster = tuned.faster_reader(model) if reading else None
+            if faster is not None:
+                try:
+                    return load(ensure(faster))
+                except (BundleNotFound, DownloadError) as error:
+                    level = logging.INFO if offline() else logging.WARNING
+                    logger.log(level, "bundle %s, which reads this model faster, is not to be had: %s", faster, error)
     return load(ensure(bundle))
 
 

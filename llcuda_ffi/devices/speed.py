@@ -14,7 +14,6 @@ from typing import Any
 from ..core.batch import Batch
 from ..core.context import Context
 from ..core.model import Model
-from ..errors import UnsupportedModel
 from ..params import ContextParams
 
 _STRETCH = 8
@@ -24,29 +23,30 @@ PROMPT, ANSWER = 128, 32  # tokens: long enough to tell kernels apart, seconds i
 def measure(path: str, use_extra_bufts: bool, n_threads: int) -> dict[str, Any]:
     """Tokens per second of wall clock and of CPU time, of a prompt and of the answer after it, after a short warm-up.
 
-    The best of three prompts, and of the answer's stretches of 8 tokens.
+    The best of three prompts, and of the answer's stretches of 8 tokens. A model that only reads (BERT) has no answer.
 
     Returns:
-        "prompt" and "answer", each [tokens per second, tokens per CPU second], and "repacked": whether libllama keeps
-        weights in another layout than the file's.
+        "prompt" and "answer", each [tokens per second, tokens per CPU second] or None, and "repacked": whether libllama
+        keeps weights in another layout than the file's.
     """
     with Model.load(path, n_gpu_layers=0, use_extra_bufts=use_extra_bufts, trial=False) as model:
         params = ContextParams(
-            n_ctx=PROMPT + ANSWER, n_batch=PROMPT, n_ubatch=PROMPT, n_threads=n_threads, n_threads_batch=n_threads
-        )
+            n_ctx=PROMPT + ANSWER, n_batch=PROMPT, n_ubatch=PROMPT, n_threads=n_threads, n_threads_batch=n_threads,
+            embeddings=model.metadata.get(f"{model.architecture}.attention.causal") == "false",
+        )  # fmt: skip
         with Context(model, params) as context:
             _decode(context, 0, 8)
-            _decode(context, 8, 1)
-            if context.memory is None:
-                raise UnsupportedModel(f"{model.path.name} has no KV cache: its answer cannot be timed")
             runs = []
             for _ in range(3):
-                context.memory.clear()
+                if context.memory is not None:
+                    context.memory.clear()
                 runs.append(_rates(context, [(0, PROMPT)]))
             prompt = _best(runs)
-            # the fastest stretch is the one that others disturbed least
-            starts = range(PROMPT, PROMPT + ANSWER, _STRETCH)
-            answer = _best([_rates(context, [(at + i, 1) for i in range(_STRETCH)]) for at in starts])
+            answer = None
+            if context.memory is not None:
+                # the fastest stretch is the one that others disturbed least
+                starts = range(PROMPT, PROMPT + ANSWER, _STRETCH)
+                answer = _best([_rates(context, [(at + i, 1) for i in range(_STRETCH)]) for at in starts])
     repacked = any("REPACK" in name or "AMX" in name for name in model.placement.buffers)
     return {"prompt": prompt, "answer": answer, "repacked": repacked}
 
@@ -67,7 +67,8 @@ def _rates(context: Context, steps: list[tuple[int, int]]) -> tuple[float, float
 def _decode(context: Context, begin: int, n: int) -> None:
     batch = Batch(n)
     for i in range(n):  # which tokens they are does not change how long they take
-        batch.add((begin + i) % context.model.vocab.n_tokens, begin + i, output=i == n - 1)
+        output = i == n - 1 or context.memory is None
+        batch.add((begin + i) % context.model.vocab.n_tokens, begin + i, output=output)
     context.decode(batch)
 
 

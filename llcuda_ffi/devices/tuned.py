@@ -1,7 +1,8 @@
 """What `llcuda-ffi bundle tune` measured on this machine, and which bundle and layout of weights follow from it.
 
 Speeds differ by the types of a model's weights, so a verdict is kept for each mixture of them, with the hashes of the
-bundles that were measured: a bundle that was built again has to be measured again.
+bundles that were measured: a bundle that was built again has to be measured again. Models without a cache (BERT) have
+verdicts of their own: they only read.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..bundles import InstalledBundle, installed
+from ..bundles import InstalledBundle, installed, pins
 from ..errors import InvalidModelFile
 from ..fetch.cache import cache_root, disk_error, folder
 from ..gguf import GGUFReader
@@ -27,6 +28,10 @@ from .speed import ANSWER, PROMPT
 CLOSE = 1.03  # within this a bundle that was listed earlier is kept: the default comes first
 # repacking takes these from the tiled kernels, which are faster at prompts
 _TILED = (GGMLType.Q4_K, GGMLType.Q2_K)
+# Reading, the newer libraries compute these 1.2 to 2.4 times as fast where the processor has AVX2 and no AVX512, and
+# half as fast where it has (bench/bundles.py).
+_READ_FASTER = (GGMLType.F16, GGMLType.BF16, GGMLType.Q5_K, GGMLType.Q6_K)
+_NEWER = "v0.6.0-cpu"
 
 
 @dataclass(frozen=True)
@@ -36,19 +41,19 @@ class Row:
     Attributes:
         digest: of the bundle's libraries.
         repack: whether it may repack weights; None where it has nothing to repack of these types.
-        prompt, answer: tokens per second.
+        prompt, answer: tokens per second; no answer of a model that only reads.
     """
 
     bundle: str
     digest: str
     repack: bool | None
     prompt: float
-    answer: float
+    answer: float | None
 
     @property
     def seconds(self) -> float:
-        """The time of one turn: a prompt of 128 tokens, an answer of 32."""
-        return PROMPT / self.prompt + ANSWER / self.answer
+        """The time of one turn: a prompt of 128 tokens, and an answer of 32 where there is one."""
+        return PROMPT / self.prompt + (ANSWER / self.answer if self.answer else 0.0)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class Verdict:
     def best(self) -> Row:
         """The fastest row, or an earlier one that is as fast within 3%."""
         return _best(self.rows)
+
+    @property
+    def reading(self) -> Verdict:
+        """The same for one who has texts read only: the answers do not count."""
+        return replace(self, rows=tuple(replace(row, answer=None) for row in self.rows))
 
     def of(self, bundle: InstalledBundle) -> Row | None:
         """The best row of one bundle; None where it was not measured as it is."""
@@ -101,16 +111,23 @@ def _shares(reader: GGUFReader) -> dict[GGMLType, float]:
     return {kind: size / total for kind, size in sizes.items()}
 
 
-def verdict(path: Path) -> Verdict | None:
-    """What was measured here for the types of a model's weights."""
+def verdict(path: Path, *, reading: bool = False) -> Verdict | None:
+    """What was measured here for the types of a model's weights.
+
+    Args:
+        reading: for one who has texts read only.
+    """
     known = _read().get(_machine())
     if not known:
         return None
+    types = weight_types(path)
+    own = _key(types, reading=reading)
     try:
-        found = known[weight_types(path)]
-        return Verdict(found["model"], found["date"], tuple(Row(**row) for row in found["rows"]))
+        found = known[own if own in known else types]
+        kept = Verdict(found["model"], found["date"], tuple(Row(**row) for row in found["rows"]))
     except (LookupError, TypeError):
         return None
+    return kept.reading if reading else kept
 
 
 def keep(types: str, found: Verdict) -> Path:
@@ -120,8 +137,13 @@ def keep(types: str, found: Verdict) -> Path:
         DownloadError: the cache cannot be written.
     """
     known = _read()
-    known.setdefault(_machine(), {})[types] = asdict(found)
+    reading = all(row.answer is None for row in found.rows)
+    known.setdefault(_machine(), {})[_key(types, reading=reading)] = asdict(found)
     return _write(known)
+
+
+def _key(types: str, *, reading: bool) -> str:
+    return f"{types}, reading" if reading else types
 
 
 def forget() -> None:
@@ -135,20 +157,28 @@ def forget() -> None:
         _write(known)
 
 
-def bundle_for(path: Path) -> InstalledBundle | None:
+def bundle_for(path: Path, *, reading: bool = False) -> InstalledBundle | None:
     """The bundle that was the fastest for a model's types, if it is still there as it was measured."""
-    found = verdict(path)
+    found = verdict(path, reading=reading)
     if found is None:
         return None
     best = found.best
     return next((one for one in installed() if one.name == best.bundle and digest(one) == best.digest), None)
 
 
-def layout(library: Library, path: Path, params: ModelParams) -> tuple[ModelParams, str]:
+def faster_reader(path: Path) -> str | None:
+    """The pin that is known to read texts faster than the default one on processors like this, for a model's types."""
+    features = cpu_features()
+    if pins.default_name() != "v0.5.0-cpu" or "avx2" not in features or "avx512f" in features:
+        return None
+    return _NEWER if _share(path, _READ_FASTER) > 0.5 and pins.get(_NEWER).why_unsupported() is None else None
+
+
+def layout(library: Library, path: Path, params: ModelParams, *, reading: bool = False) -> tuple[ModelParams, str]:
     """Settings with `use_extra_bufts` decided where the user left it open, and why ("" where libllama decides)."""
     if params.use_extra_bufts is not None or library.bundle.backend != "cpu":
         return params, ""
-    found = verdict(path)
+    found = verdict(path, reading=reading)
     row = found.of(library.bundle) if found is not None else None
     if found is not None and row is not None:
         how = {None: "", True: ", weights repacked", False: ", weights not repacked"}[row.repack]
@@ -157,6 +187,8 @@ def layout(library: Library, path: Path, params: ModelParams) -> tuple[ModelPara
     if tiled(library, path):
         note = f"weights not repacked: bundle {library.bundle.name} has faster kernels for {weight_types(path)}"
         return override(params, {"use_extra_bufts": False}), note
+    if reading and library.bundle.name == faster_reader(path):
+        return params, f"bundle {library.bundle.name}: reads {weight_types(path)} faster on this processor"
     return params, ""
 
 
@@ -167,11 +199,17 @@ def tiled(library: Library, path: Path) -> bool:
     """
     if not library.has_kernel("ggml_compute_forward_mul_mat_tiled") or "amx_int8" in cpu_features():
         return False
+    return _share(path, _TILED) > 0.5
+
+
+def _share(path: Path, kinds: Sequence[GGMLType]) -> float:
+    """The part of all matrices' bytes that some types have; 0 where the file cannot be read."""
     try:
         with GGUFReader(path) as reader:
-            return sum(_shares(reader).get(kind, 0.0) for kind in _TILED) > 0.5
+            shares = _shares(reader)
+            return sum(shares.get(kind, 0.0) for kind in kinds)
     except (InvalidModelFile, OSError):
-        return False
+        return 0.0  # the load says what is wrong with it
 
 
 def _machine() -> str:

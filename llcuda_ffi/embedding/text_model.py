@@ -82,7 +82,7 @@ class TextModel:
             if not flag("trial", trial):
                 model_params = override(checked("model_params", model_params, ModelParams), {"trial": False})
             room = Room(n_cells=_SMALL, n_ubatch=_SMALL, n_contexts=GPU_CONTEXTS)
-            self.model = open_model(model, device, n_gpu_layers, bundle, model_params, None, room)
+            self.model = open_model(model, device, n_gpu_layers, bundle, model_params, None, room, reading=True)
         self._lock = threading.Lock()
         self._closed = False
         self._queues: dict[PoolingType, PackingQueue] = {}

@@ -52,8 +52,14 @@ def open_model(
     params: ModelParams | None,
     progress: Callable[[float], object] | None,
     room: Room,
+    *,
+    reading: bool = False,
 ) -> Model:
-    """Fetch a model where it is missing, choose the libraries and where its layers go, and load it."""
+    """Fetch a model where it is missing, choose the libraries and where its layers go, and load it.
+
+    Args:
+        reading: nothing is generated: the libraries are chosen by the speed of prompts.
+    """
     require_linux()
     params = checked("model_params", params, ModelParams)
     if n_gpu_layers != "auto":
@@ -62,8 +68,8 @@ def open_model(
     path = resolve(model)
     if is_pinned(model):
         params = override(params, {"trial": False})
-    library = library_for(device, bundle, path)
-    params, layout = tuned.layout(library, path, params)
+    library = library_for(device, bundle, path, reading=reading)
+    params, layout = tuned.layout(library, path, params, reading=reading)
 
     def measure(params: ModelParams) -> tuple[int, int]:
         need = dry_load(library, path, params, room)

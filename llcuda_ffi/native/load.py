@@ -121,9 +121,11 @@ def _load(bundle: InstalledBundle) -> Library:
 
         cuda.prepare(bundle)
     openmp = _needs_openmp(bundle)
-    if openmp:
-        # its threads spin at every barrier: on a busy machine, or with more threads than cores, decoding stands still
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if openmp and "OMP_WAIT_POLICY" not in os.environ:
+        # Its threads spin at every barrier: on a busy machine, or with more threads than cores, decoding stands still.
+        # Without any spinning an idle machine decodes a third slower, so libgomp has them spin for some microseconds.
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     llama, path = open_core(bundle.path, list(bundle.libraries))
     guard.check_single(bundle.path, loaded=True)
     guard.check(llama, abi, exact=bundle.verified)

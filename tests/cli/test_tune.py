@@ -47,6 +47,12 @@ def tell(model: Path, cache: Path, **environment: str) -> list[str]:
     return run_child(TELL, model, LLCUDA_FFI_CACHE=str(cache), **environment, timeout=120).strip().split("|")
 
 
+def read(model: Path, cache: Path, **environment: str) -> list[str]:
+    """The same of an Embedder."""
+    told = TELL.replace("Llama", "Embedder").replace("n_ctx=64, ", "")
+    return run_child(told, model, LLCUDA_FFI_CACHE=str(cache), **environment, timeout=120).strip().split("|")
+
+
 def test_tune(
     bundle: InstalledBundle, newer: InstalledBundle, bundle_b7698: InstalledBundle, cache: Path, tiny: Path
 ) -> None:
@@ -75,6 +81,53 @@ def test_tune(
     assert note.startswith(f"bundle {other}: measured with")
     assert run(command, ["tune", "--forget"]).exit_code == 0
     assert tell(tiny, cache)[::2] == [bundle.name, ""]
+
+
+def test_models_that_only_read(
+    bundle: InstalledBundle, newer: InstalledBundle, cache: Path, minilm: Path, tmp_path: Path
+) -> None:
+    """An embedding model is measured too; its verdict is for embedders of its types and moves no Llama."""
+    place = store.bundles_folder()
+    place.mkdir(parents=True)
+    for one in (newer, bundle):
+        (place / one.name).symlink_to(one.path)
+    done = CliRunner().invoke(command, ["tune", str(minilm), "-r", "1", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert all(row["prompt"] > 0 and row["answer"] is None for row in found["rows"])
+    best = found["best"]["bundle"]
+    name, _, note = read(minilm, cache)
+    assert name == best
+    assert "measured with all-MiniLM-L6-v2-f16.gguf" in note
+    make_tiny_llama(tmp_path / "f16.gguf", kind=1)
+    assert tell(tmp_path / "f16.gguf", cache)[::2] == [bundle.name, ""]
+
+
+def test_embedder_takes_what_reads_faster(
+    bundle: InstalledBundle, newer: InstalledBundle, cache: Path, tmp_path: Path
+) -> None:
+    """F16 on a processor with AVX2 and no AVX512: the newer libraries, where they can be had; not for a Llama."""
+    make_tiny_llama(tmp_path / "f16.gguf", kind=1)
+    make_tiny_llama(tmp_path / "q8.gguf", kind=8)
+    place = store.bundles_folder()
+    place.mkdir(parents=True)
+    (place / bundle.name).symlink_to(bundle.path)
+    assert read(tmp_path / "f16.gguf", cache, LLCUDA_FFI_OFFLINE="1")[0] == bundle.name
+    (place / newer.name).symlink_to(newer.path)
+    features = set(cpu_features())
+    faster = newer if "avx2" in features and "avx512f" not in features else bundle
+    name, _, note = read(tmp_path / "f16.gguf", cache)
+    assert name == faster.name
+    assert note == (f"bundle {newer.name}: reads F16 faster on this processor" if faster is newer else "")
+    assert read(tmp_path / "q8.gguf", cache)[0] == bundle.name
+    assert read(tmp_path / "f16.gguf", cache, LLCUDA_FFI_BUNDLE=bundle.name)[0] == bundle.name
+    assert tell(tmp_path / "f16.gguf", cache)[0] == bundle.name
+
+
+def test_reading_counts_prompts_only() -> None:
+    """What decodes faster and reads slower is the best for a Llama and not for an Embedder."""
+    found = Verdict("", "", (Row("decodes", "", None, 100.0, 100.0), Row("reads", "", None, 150.0, 20.0)))
+    assert (found.best.bundle, found.reading.best.bundle) == ("decodes", "reads")
 
 
 def test_verdict_of_what_is_loaded(cache: Path, tiny: Path) -> None:
