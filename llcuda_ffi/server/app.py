@@ -37,6 +37,7 @@ from .page import FILES, page
 from .request_log import RequestLog
 from .rerank import Rerank
 from .responses.endpoint import Responses
+from .responses.store import ResponseKeeper, ResponseStore
 from .served_model import ServedModel
 from .state import ServerState
 
@@ -57,6 +58,7 @@ def create_app(
     cors_origins: Sequence[str] = (),
     access_log: bool = False,
     ui: bool = True,
+    responses: ResponseKeeper | None = None,
 ) -> Starlette:
     """The server as an ASGI application, for uvicorn or to be mounted in another one.
 
@@ -71,6 +73,7 @@ def create_app(
             machine, any port); none by default.
         access_log: log each request as a line of JSON (logger llcuda_ffi.access).
         ui: serve the page at /.
+        responses: keeps the responses that later ones go on from; by default this server's memory.
     """
     parallel = [int(m.settings.get("n_parallel", _USUAL_PARALLEL)) for m in models if m.kind == "text"]
     gate = Gate(max(parallel, default=_USUAL_PARALLEL) + max_queue)
@@ -99,7 +102,7 @@ def create_app(
         idle.cancel()
 
     app = Starlette(
-        routes=_routes(state) + ([Route(path, page) for path in FILES] if ui else []),
+        routes=_routes(state, responses or ResponseStore()) + ([Route(path, page) for path in FILES] if ui else []),
         middleware=middleware,
         lifespan=lifespan,
         exception_handlers={
@@ -114,10 +117,10 @@ def create_app(
     return app
 
 
-def _routes(state: ServerState) -> list[Route]:
+def _routes(state: ServerState, kept: ResponseKeeper) -> list[Route]:
     status = _Status(state)
     chat, completions, embeddings = ChatCompletions(state), Completions(state), Embeddings(state)
-    responses, messages = Responses(state), Messages(state)
+    responses, messages = Responses(state, kept), Messages(state)
     rerank, tokens, native, properties = Rerank(state), Tokens(state), NativeCompletion(state), Properties(state)
     # with and without /v1, as clients are given either base URL
     both = {

@@ -56,14 +56,37 @@ def test_the_whole_api(address: str) -> None:
     assert _post(f"{address}/v1/messages", messages=hello, max_tokens=4)[0] == 200
     status, body = _post(f"{address}/v1/completions", prompt="a", temprature=1)
     assert (status, b"did you mean temperature" in body) == (400, True)
-    status, body = _post(f"{address}/v1/responses", input="a", max_output_tokens=2)
-    made = json.loads(body)
-    assert (status, made["store"]) == (200, False)
-    assert _post(f"{address}/v1/responses", input="a", previous_response_id=made["id"])[0] == 400
-    assert _post(f"{address}/v1/responses/{made['id']}/input_items")[0] == 404
     assert _post(f"{address}/v1/responses/input_tokens", input="a")[0] == 200
     with urllib.request.urlopen(f"{address}/v1/models", timeout=60) as answer:
         assert json.loads(answer.read())["data"][0]["id"] == "tiny"
+
+
+def test_responses_go_on_on_any_replica(address: str) -> None:
+    """Conversations by previous_response_id, streamed or not: whichever replica answers knows the earlier turns,
+    and the one that has them in its cache is asked; what was deleted is gone for all."""
+    for session in range(4):
+        fields: dict[str, Any] = {"input": f"{session} {LONG * 5}"}
+        before, cached = 0, []
+        for turn in range(3):
+            stream = turn != 1
+            status, body = _post(f"{address}/v1/responses", max_output_tokens=4, stream=stream, **fields)
+            assert status == 200, body
+            last = body.split(b"data: ")[-1] if stream else body
+            response = json.loads(last)["response"] if stream else json.loads(last)
+            assert response["store"] is True
+            used = response["usage"]
+            if turn:
+                cached.append(used["input_tokens_details"]["cached_tokens"] / before)
+            before = used["input_tokens"]
+            fields = {"input": f"{turn} and again", "previous_response_id": response["id"]}
+        assert min(cached) > 0.6, cached
+        with urllib.request.urlopen(f"{address}/v1/responses/{response['id']}/input_items", timeout=60) as answer:
+            assert len(json.loads(answer.read())["data"]) == 5
+    gone = urllib.request.Request(f"{address}/v1/responses/{response['id']}", method="DELETE")
+    with urllib.request.urlopen(gone, timeout=60) as answer:
+        assert json.loads(answer.read())["deleted"]
+    for _ in range(3):
+        assert _post(f"{address}/v1/responses", **fields)[0] == 404
 
 
 def test_sessions_find_their_cache(address: str) -> None:

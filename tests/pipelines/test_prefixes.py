@@ -27,6 +27,15 @@ def test_a_next_turn_goes_on() -> None:
     assert prefix_keys({"prompt": list(range(200))})[:2] == prefix_keys({"prompt": list(range(300))})[:2]
 
 
+def test_a_response_goes_on_with_its_keys() -> None:
+    """What goes on from a response begins with the keys of that one's prompt, and another input ends otherwise."""
+    earlier = prefix_keys({"input": LONG})
+    one, other = (prefix_keys({"input": text}, earlier) for text in ("and?", "or?"))
+    assert one[: len(earlier)] == other[: len(earlier)] == earlier
+    assert len(one) == len(earlier) + 1
+    assert one[-1] != other[-1] != prefix_keys({"input": "or?"})[-1]
+
+
 def test_the_longest_prefix_wins() -> None:
     """The holder of the longest prefix among the living replicas; the oldest prefixes are forgotten."""
     table = PrefixTable(limit=6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -153,16 +154,20 @@ def test_items_to_messages() -> None:
 
 def test_store_is_bounded() -> None:
     """The oldest go when there are too many or they take too much; a key sees only its own."""
-    store = ResponseStore(most=3)
-    for i in range(5):
-        store.put("a", {"id": f"r{i}"}, [])
-    assert store.get("a", "r4").response == {"id": "r4"}
-    for key, name in (("a", "r1"), ("b", "r4"), (None, "r4"), ("a", ["r4"])):
+
+    async def keep() -> None:
+        store = ResponseStore(most=3)
+        for i in range(5):
+            await store.put("a", {"id": f"r{i}"}, [])
+        assert (await store.get("a", "r4")).response == {"id": "r4"}
+        for key, name in (("a", "r1"), ("b", "r4"), (None, "r4"), ("a", ["r4"])):
+            with pytest.raises(Refused):
+                await store.get(key, name)
+        small = ResponseStore(characters=500)
+        await small.put(None, {"id": "x"}, [{"content": "c" * 300}])
+        await small.put(None, {"id": "y"}, [{"content": "c" * 300}])
+        assert await small.get(None, "y")
         with pytest.raises(Refused):
-            store.get(key, name)
-    small = ResponseStore(characters=500)
-    small.put(None, {"id": "x"}, [{"content": "c" * 300}])
-    small.put(None, {"id": "y"}, [{"content": "c" * 300}])
-    assert small.get(None, "y")
-    with pytest.raises(Refused):
-        small.get(None, "x")
+            await small.get(None, "x")
+
+    asyncio.run(keep())

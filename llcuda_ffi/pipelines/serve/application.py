@@ -53,13 +53,14 @@ def application(
 
     from .ingress import Ingress
     from .replica import Replica
+    from .responses import Keeper
 
     least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
     if not 0 <= least <= most or most < 1 or parallel < 1:
         raise InvalidRequest(f"replicas={replicas}, parallel={parallel}: give at least one of each")
-    made = {"n_parallel": parallel, **(settings or {})}
-    if not num_gpus:
-        made = {"n_threads": max(1, int(num_cpus)), "device": "cpu", **made}
+    # beside a GPU HTTP has an interpreter of its own
+    usual = {"isolate": True} if num_gpus else {"n_threads": max(1, int(num_cpus)), "device": "cpu"}
+    made = {"n_parallel": parallel, **usual, **(settings or {})}
     scaling: dict[str, Any] = {"num_replicas": least}
     if least != most:
         scaling = {
@@ -90,5 +91,8 @@ def application(
         max_ongoing_requests=_MOST_IN_INGRESS,
         max_queued_requests=max_queue,
     )
+    keeper = serve.deployment(
+        Keeper, name="Responses", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=_MOST_IN_INGRESS
+    )
     options = {"api_keys": api_keys, "max_body": max_body, "max_queue": 2 * parallel}
-    return ingress.bind(replica.bind(model, name, made, options), max_body)
+    return ingress.bind(replica.bind(model, name, made, options, keeper.bind()), max_body)

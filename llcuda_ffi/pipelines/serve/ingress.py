@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import random
 import re
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, cast
 
@@ -14,16 +18,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from .prefixes import prefix_keys
-from .replica import Asking, Head
+from .replica import Asking
+from .wire import Arriving, Head, Inbox
 
 log = logging.getLogger("llcuda_ffi.server")
 
 _TRIES = 4
+_MOST_RESPONSES = 1000  # whose prompts are known
+
+# pieces of streams that go out in a second: through Ray's proxy each costs it and the ingress a millisecond together,
+# HAProxy takes them from the ingress' own socket
+_DIRECT = "1" in (os.environ.get("RAY_SERVE_ENABLE_HA_PROXY"), os.environ.get("RAY_SERVE_ENABLE_DIRECT_INGRESS"))
+_PIECES_PER_S = 3000 if _DIRECT else 600
+
 # made anew by each replica: the same answer differs in them
 _OWN = re.compile(rb'"(?:id|item_id|created|created_at|completed_at)":(?:"[^"]*"|\d+)|"timings":\{[^}]*\}')
-
-# what is asked about a response that is kept
-_KEPT = re.compile(r"(/v1)?/responses/(?!input_tokens$)")
+_RESPONSE_ID = re.compile(rb'"id":"(resp_[^"]*)"')
 
 
 class Ingress:
@@ -31,7 +41,10 @@ class Ingress:
 
     def __init__(self, replicas: Any, max_body: int) -> None:
         """Take the handle of the replicas, and the largest body in bytes."""
-        self._replicas, self._max_body = replicas.options(stream=True), max_body
+        self._replicas, self._max_body = replicas, max_body
+        self._inbox, self._host = Inbox(), _node_address()
+        self._streams = 0  # that run
+        self._prompts: OrderedDict[str, list[str]] = OrderedDict()  # the keys of responses by their ids
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request."""
@@ -41,66 +54,131 @@ class Ingress:
             if len(body) > self._max_body:
                 return _refusal(413, f"the body is larger than {self._max_body} bytes", "body_too_large")
         fields = _fields(body)
-        if fields.get("previous_response_id") is not None:
-            return _refusal(
-                400, "previous_response_id: replicas keep no responses; send the whole input", "unsupported"
-            )
         path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-        if _KEPT.match(path):
-            return _refusal(404, f"{path:.100}: replicas keep no responses", "response_not_found")
-        more: dict[str, Any] = {}
         if fields.get("stream") is True and "seed" not in fields:
             # whoever goes on with the stream must write the same answer
-            more["seed"] = random.getrandbits(31)
-        if fields and path.endswith("/responses"):
-            more["store"] = False  # the answer says so
-        if more:
-            body = bytearray(json.dumps({**fields, **more}).encode())
+            body = bytearray(json.dumps({**fields, "seed": random.getrandbits(31)}).encode())
         headers = [(name, value) for name, value in request.headers.raw if name != b"content-length"]
         asking = Asking(request.method, path, request.url.query.encode(), headers, bytes(body))
-        pieces = self._pieces(asking, prefix_keys(fields))
+        keys = prefix_keys(fields, self._prompts.get(str(fields.get("previous_response_id")), ()))
+        pieces = self._pieces(asking, keys)
         head = cast(Head, await anext(pieces))
         answer = StreamingResponse(_bodies(pieces), head.status)
         answer.raw_headers = head.headers
         return answer
 
     async def _pieces(self, asking: Asking, keys: list[str]) -> AsyncGenerator[Head | bytes, None]:
-        """The answer; where a replica dies another one makes it again, and what was sent is left out."""
+        """The answer, a stream in pieces; where a replica dies another one makes it again, and what was sent is left
+        out."""
         from ray.exceptions import RayActorError
         from ray.serve.exceptions import ReplicaUnavailableError
 
-        sent = 0  # events
-        so_far = hashlib.blake2b()
-        headed = False
+        stream = _Stream()
         for attempt in range(_TRIES):
-            replay, again = sent, hashlib.blake2b()
+            stream.again()
             try:
-                async for piece in self._replicas.answer.remote(asking, keys=keys):
-                    if isinstance(piece, Head):
-                        if not headed:
-                            headed = True
-                            yield piece
-                        continue
-                    for event in _events(piece):
-                        if replay:
-                            replay -= 1
-                            again.update(_OWN.sub(b"", event))
-                            if not replay and again.digest() != so_far.digest():
-                                log.warning("a replica died; its answer is not the same on another one")
-                                yield _error_event("the replica died in the middle of the answer: send it again")
-                                return
+                async with contextlib.aclosing(self._answer(asking, keys)) as pieces:
+                    async for piece in pieces:
+                        if isinstance(piece, Head):
+                            if not stream.headed:
+                                stream.headed = True
+                                yield piece
                             continue
-                        sent += 1
-                        so_far.update(_OWN.sub(b"", event))
-                        yield event
+                        self._note(asking.path, piece, keys)
+                        new = stream.new(piece)
+                        if new is None:
+                            log.warning("a replica died; its answer is not the same on another one")
+                            yield _error_event("the replica died in the middle of the answer: send it again")
+                            return
+                        if new:
+                            yield new
                 return
-            except (RayActorError, ReplicaUnavailableError) as error:
+            except (RayActorError, ReplicaUnavailableError, OSError) as error:
                 log.warning("a replica died (%s); attempt %d of %d", type(error).__name__, attempt + 2, _TRIES)
-        if headed:
+        if stream.headed:
             yield _error_event("replicas died one after the other")
         else:
             yield Head(503, [(b"content-type", b"application/json"), (b"retry-after", b"1")])
             yield bytes(_refusal(503, "replicas died one after the other: try again", "engine_failed").body)
+
+    async def _answer(self, asking: Asking, keys: list[str]) -> AsyncGenerator[Head | bytes, None]:
+        """One replica's answer: its head, then the body; what is no stream comes in one piece, when it is whole."""
+        arriving = await self._inbox.expect(self._host)
+        called = self._replicas.answer.remote(asking, keys=keys, reply=arriving.reply)
+        outcome = asyncio.ensure_future(_outcome(called, arriving))
+        head: Head | None = None
+        kept, sent, streams = [], False, False
+        try:
+            while parts := await arriving.take(self._streams / _PIECES_PER_S if sent and streams else 0):
+                if head is None:
+                    head = cast(Head, parts.pop(0))
+                    streams = any(name == b"content-type" and b"event-stream" in value for name, value in head.headers)
+                    self._streams += streams
+                    if streams:
+                        yield head
+                kept += cast("list[bytes]", parts)
+                if streams and kept:
+                    sent = True
+                    yield b"".join(kept)
+                    kept = []
+            if head is not None and not streams:
+                yield head
+                yield b"".join(kept)
+        finally:
+            self._streams -= streams
+            self._inbox.forget(arriving)
+            if not arriving.ended:
+                called.cancel()
+                outcome.cancel()
+
+    def _note(self, path: str, piece: bytes, keys: list[str]) -> None:
+        """Remember the prompt of a response: a later one that goes on from it finds its replica."""
+        if path.endswith("/responses") and (found := _RESPONSE_ID.search(piece)) is not None:
+            self._prompts[found[1].decode()] = keys
+            if len(self._prompts) > _MOST_RESPONSES:
+                self._prompts.popitem(last=False)
+
+
+class _Stream:
+    """What was sent of a stream, and whether another replica's answer goes on from there."""
+
+    def __init__(self) -> None:
+        self.headed = False
+        self._sent, self._so_far = 0, hashlib.blake2b()  # events
+        self.again()
+
+    def again(self) -> None:
+        """A replica begins the answer."""
+        self._replay, self._again = self._sent, hashlib.blake2b()
+
+    def new(self, piece: bytes) -> bytes | None:
+        """What of a piece was not sent yet; None where the answer is not the one that was begun."""
+        new = []
+        for event in _events(piece):
+            own = _OWN.sub(b"", event)
+            if not self._replay:
+                self._sent += 1
+                self._so_far.update(own)
+                new.append(event)
+                continue
+            self._replay -= 1
+            self._again.update(own)
+            if not self._replay and self._again.digest() != self._so_far.digest():
+                return None
+        return b"".join(new)
+
+
+async def _outcome(called: Any, arriving: Arriving) -> None:
+    try:
+        await called
+    except Exception as error:
+        arriving.fail(error)
+
+
+def _node_address() -> str:
+    from ray.util import get_node_ip_address
+
+    return str(get_node_ip_address())
 
 
 async def _bodies(pieces: AsyncGenerator[Head | bytes, None]) -> AsyncIterator[bytes]:

@@ -15,17 +15,22 @@ _MOST_KEYS = 1024
 _FIELDS = ("tools", "system", "instructions", "messages", "input", "prompt", "input_prefix")
 
 
-def prefix_keys(fields: Mapping[str, Any]) -> list[str]:
+def prefix_keys(fields: Mapping[str, Any], earlier: Sequence[str] = ()) -> list[str]:
     """A key for each leading block of a request's prompt, and for the end of each message: requests that begin alike
-    have the first keys in common."""
-    keys: list[str] = []
-    digest = hashlib.blake2b(str(fields.get("model")).encode("utf-8", "replace"), digest_size=12)
+    have the first keys in common.
+
+    Args:
+        earlier: the keys of the response that it goes on from.
+    """
+    keys = list(earlier)
+    begin = keys[-1] if keys else str(fields.get("model"))
+    digest = hashlib.blake2b(begin.encode("utf-8", "replace"), digest_size=12)
     for part in _parts(fields):
         data = part.encode("utf-8", "replace") + b"\x00"
         for start in range(0, len(data), _BLOCK):
             digest.update(data[start : start + _BLOCK])
             keys.append(digest.hexdigest())
-            if len(keys) == _MOST_KEYS:
+            if len(keys) >= _MOST_KEYS:
                 return keys
     return keys
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...server import Models, ServedModel, create_app
+from .responses import SharedResponses
+from .wire import Outbox, Reply
 
-Pieces = AsyncGenerator["Head | bytes", None]
+log = logging.getLogger("llcuda_ffi.server")
 
 
 @dataclass(frozen=True)
@@ -24,18 +26,12 @@ class Asking:
     body: bytes
 
 
-@dataclass(frozen=True)
-class Head:
-    """The head of an answer."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-
-
 class Replica:
     """The model, and its application."""
 
-    def __init__(self, model: str, name: str | None, settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: str, name: str | None, settings: Mapping[str, Any], options: Mapping[str, Any], responses: Any
+    ) -> None:
         """Load the model.
 
         Args:
@@ -43,52 +39,57 @@ class Replica:
             name: how the API shows it.
             settings: arguments of AsyncLlama.
             options: arguments of create_app.
+            responses: the handle of what keeps responses.
         """
         self._model = ServedModel.find(model, name=name, settings={"text": settings})
         self._model.open()
-        self._app = create_app(Models([self._model]), **options)
+        self._app = create_app(Models([self._model]), responses=SharedResponses(responses), **options)
+        self._outbox = Outbox()
 
     def check_health(self) -> None:
         """Asked by Ray every few seconds: a replica whose engine is dead is replaced."""
         if self._model.failure is not None:
             raise RuntimeError(f"the engine has failed: {self._model.failure}")
 
-    async def answer(self, asking: Asking, keys: list[str]) -> Pieces:
-        """The answer's head, then its body in pieces. Closing it cancels the request.
+    async def answer(self, asking: Asking, keys: list[str], reply: Reply) -> None:
+        """Send the answer to the ingress. Cancelling it cancels the request.
 
         Args:
             keys: for the router (prefixes.py); not used here.
+            reply: where the answer is to be sent.
+
+        Raises:
+            OSError: the connection to the ingress was lost.
         """
-        sent: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        sending = await self._outbox.to(reply)
         bodies = [{"type": "http.request", "body": asking.body, "more_body": False}]
-        left = asyncio.Event()
+        whole = False
 
         async def receive() -> dict[str, Any]:
             if bodies:
                 return bodies.pop()
-            await left.wait()
-            return {"type": "http.disconnect"}
+            await asyncio.Event().wait()  # a client that leaves cancels this call
+            raise AssertionError
 
-        async def run() -> None:
-            try:
-                await self._app(_scope(asking), receive, sent.put)  # type: ignore[arg-type]
-            finally:
-                sent.put_nowait(None)
+        async def send(message: dict[str, Any]) -> None:
+            nonlocal whole
+            if message["type"] == "http.response.start":
+                await sending.head(message["status"], list(message.get("headers", ())))
+            else:
+                if message.get("body"):
+                    await sending.body(message["body"])
+                if not message.get("more_body"):
+                    whole = True
+                    await sending.end()
 
-        task = asyncio.ensure_future(run())
         try:
-            while (message := await sent.get()) is not None:
-                if message["type"] == "http.response.start":
-                    yield Head(message["status"], list(message.get("headers", ())))
-                elif message.get("body"):
-                    yield message["body"]
-            await task
-        finally:
-            left.set()
-            if not task.done():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await self._app(_scope(asking), receive, send)  # type: ignore[arg-type]
+        except Exception:
+            if not whole:
+                raise
+            log.exception("after an answer")
+        if not whole:
+            raise RuntimeError("the application ended without an answer")
 
 
 def _scope(asking: Asking) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ..token_logprobs import name_tops
 from ..usage import timings_dict
 from .items import Item, input_items, messages_of, response_format, tools_of
 from .output import Event, OutputWriter
-from .store import ResponseStore
+from .store import ResponseKeeper
 
 _LOGPROBS = "message.output_text.logprobs"
 # OpenAI's; but for the first nothing of it is there to be included
@@ -48,16 +48,15 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
 class Responses:
     """The endpoints."""
 
-    def __init__(self, state: ServerState) -> None:
-        self._state = state
-        self._store = ResponseStore()
+    def __init__(self, state: ServerState, store: ResponseKeeper) -> None:
+        self._state, self._store = state, store
 
     async def post(self, request: Request) -> Response:
         """Answer a request."""
         async with self._state.asked(request, "text") as asked:
             model = asked.model
             stream = asked.fields.flag("stream", False)
-            job = _Job(asked, self._earlier(asked))
+            job = _Job(asked, await self._earlier(asked))
             asked.enter()
             if stream:
                 prepared = await job.turn.prepared(model)
@@ -66,7 +65,7 @@ class Responses:
             output = OutputWriter(job.namespaces)
             output.whole(answer, job.logprobs(answer.choices[0].logprobs, model))
             done = job.finished(answer, output.items, model)
-        self._keep(request, job, done)
+        await self._keep(request, job, done)
         return JSONResponse({**done, "timings": timings_dict(answer.timings, answer.usage)})
 
     async def _events(self, asked: Asked, job: _Job, prepared: ChatRequest) -> AsyncGenerator[bytes, None]:
@@ -93,7 +92,7 @@ class Responses:
             raise InvalidRequest("the answer has no end")
         done = job.finished(answer, output.items, model)
         last = output.close(cut=done["status"] == "incomplete")
-        self._keep(asked.request, job, done)
+        await self._keep(asked.request, job, done)
         timings = timings_dict(answer.timings, answer.usage)
         end: Event = {"type": f"response.{done['status']}", "response": done, "timings": timings}
         yield written([*last, end])
@@ -102,7 +101,7 @@ class Responses:
         """POST /v1/responses/input_tokens: how many tokens the prompt would have."""
         async with self._state.asked(request, "text") as asked:
             asked.fields.take("stream")
-            job = _Job(asked, self._earlier(asked))
+            job = _Job(asked, await self._earlier(asked))
             asked.enter()
             prepared = await job.turn.prepared(asked.model)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prepared.tokens)})
@@ -111,31 +110,31 @@ class Responses:
         """GET or DELETE /v1/responses/ID."""
         name = request.path_params["name"]
         if request.method == "DELETE":
-            self._store.delete(_key(request), name)
+            await self._store.delete(_key(request), name)
             return JSONResponse({"id": name, "object": "response", "deleted": True})
         if request.query_params.get("stream") == "true":
             raise InvalidRequest("a response that is kept is given whole: leave stream out")
-        return JSONResponse(self._store.get(_key(request), name).response)
+        return JSONResponse((await self._store.get(_key(request), name)).response)
 
     async def input_items(self, request: Request) -> Response:
         """GET /v1/responses/ID/input_items."""
-        items = self._store.get(_key(request), request.path_params["name"]).items
+        items = (await self._store.get(_key(request), request.path_params["name"])).items
         given = [{"id": f"item_{i}", **item} for i, item in enumerate(items)]
         if request.query_params.get("order", "desc") == "desc":
             given.reverse()
         return JSONResponse({"object": "list", "data": given, "has_more": False})
 
-    def _earlier(self, asked: Asked) -> tuple[str | None, list[Item]]:
+    async def _earlier(self, asked: Asked) -> tuple[str | None, list[Item]]:
         """The id of the response that a request goes on from, and the conversation with it."""
         name = asked.fields.take("previous_response_id")
         if name is None:
             return None, []
-        stored = self._store.get(_key(asked.request), name)
+        stored = await self._store.get(_key(asked.request), name)
         return name, [*stored.items, *stored.response["output"]]
 
-    def _keep(self, request: Request, job: _Job, done: dict[str, Any]) -> None:
+    async def _keep(self, request: Request, job: _Job, done: dict[str, Any]) -> None:
         if job.store:
-            self._store.put(_key(request), done, job.items)
+            await self._store.put(_key(request), done, job.items)
 
 
 class _Job:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import Refused
 
@@ -27,6 +27,20 @@ class StoredResponse:
     characters: int = 0
 
 
+class ResponseKeeper(Protocol):
+    """What `create_app` takes as `responses`: a ResponseStore, or one that several servers share. Each key sees only
+    its own."""
+
+    async def put(self, key: str | None, response: dict[str, Any], items: list[dict[str, Any]]) -> None:
+        """Keep a response for the holder of `key`."""
+
+    async def get(self, key: str | None, name: object) -> StoredResponse:
+        """A response that is kept; Refused (404) where it is not, or not of this key."""
+
+    async def delete(self, key: str | None, name: str) -> None:
+        """Forget a response; Refused (404) as `get`."""
+
+
 class ResponseStore:
     """The last responses, up to a number and a size; the oldest go first. Each key sees only its own."""
 
@@ -35,7 +49,7 @@ class ResponseStore:
         self._kept: OrderedDict[tuple[str | None, str], StoredResponse] = OrderedDict()
         self._characters = 0
 
-    def put(self, key: str | None, response: dict[str, Any], items: list[dict[str, Any]]) -> None:
+    async def put(self, key: str | None, response: dict[str, Any], items: list[dict[str, Any]]) -> None:
         """Keep a response for the holder of `key`."""
         stored = StoredResponse(response, items, len(repr(items)) + len(repr(response)))
         self._kept[key, response["id"]] = stored
@@ -44,7 +58,7 @@ class ResponseStore:
             _, oldest = self._kept.popitem(last=False)
             self._characters -= oldest.characters
 
-    def get(self, key: str | None, name: object) -> StoredResponse:
+    async def get(self, key: str | None, name: object) -> StoredResponse:
         """A response that is kept.
 
         Raises:
@@ -52,15 +66,20 @@ class ResponseStore:
         """
         stored = self._kept.get((key, name)) if isinstance(name, str) else None
         if stored is None:
-            raise Refused(404, f"no response is kept under {name!r:.100}", "response_not_found")
+            raise not_kept(name)
         self._kept.move_to_end((key, str(name)))
         return stored
 
-    def delete(self, key: str | None, name: str) -> None:
+    async def delete(self, key: str | None, name: str) -> None:
         """Forget a response.
 
         Raises:
             Refused: 404, as `get`.
         """
-        self._characters -= self.get(key, name).characters
+        self._characters -= (await self.get(key, name)).characters
         del self._kept[key, name]
+
+
+def not_kept(name: object) -> Refused:
+    """The 404 of a response that is not kept."""
+    return Refused(404, f"no response is kept under {name!r:.100}", "response_not_found")
