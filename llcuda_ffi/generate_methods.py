@@ -12,9 +12,8 @@ from .core.vocab import Vocab
 from .engine.adapter_turns import adapters_of
 from .engine.answer_params import AnswerParams
 from .engine.generation import Generation
-from .engine.infill import infill_tokens
 from .engine.media import MediaPrompt
-from .engine.prompts import Prompt, prompt_tokens, split_prompts
+from .engine.prompts import Prompt, infill_tokens, prompt_tokens, split_prompts
 from .engine.request import Request, Tokens
 from .engine.results import Chunk, Completion
 from .engine.sampling.chain import pick_seed

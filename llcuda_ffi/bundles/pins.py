@@ -16,7 +16,7 @@ from ..fetch.index import WheelPin
 from ..fetch.integrity import Expected
 from ..fetch.npm import tarball_name
 from ..hardware.cpu import cpu_features
-from ..hardware.glibc import glibc_version
+from ..hardware.platform import glibc_version
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,8 +15,8 @@ from ..errors import IncompatibleGpu, InvalidRequest
 from ..hardware import cuda_libraries
 from ..hardware.cpu import cpu_features
 from ..hardware.fatbin import read_fatbin
-from ..hardware.glibc import glibc_version
 from ..hardware.gpu import Gpu, GpuReport, survey
+from ..hardware.platform import glibc_version
 from ..params import shown
 from . import elf, pins
 from .installed import InstalledBundle

@@ -20,10 +20,9 @@ from ..errors import LlcudaError
 from ..fetch.cache import cache_root, offline
 from ..hardware import cuda_libraries
 from ..hardware.cpu import cpu_features, cpu_name, usable_cores
-from ..hardware.glibc import glibc_version
 from ..hardware.gpu import survey
 from ..hardware.memory import free_system_memory
-from ..hardware.platform import hosted
+from ..hardware.platform import glibc_version, hosted
 from .options import examples
 
 

@@ -15,7 +15,7 @@ from .options import ModelReference, examples
 @click.command(
     epilog=examples("embed texts.txt vectors.npy", "embed rows.jsonl vectors.parquet --column body --truncate")
 )
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option(
     "-m", "--model", type=ModelReference(), default="all-minilm-l6-v2", show_default=True, help="A path or a name."

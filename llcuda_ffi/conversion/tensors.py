@@ -19,7 +19,7 @@ from ..gguf.types import BLOCKS
 from ..gguf.writer import Encoded, Tensor, bfloat16_bits, write_gguf
 from ..quantization.files import quantize
 from ..quantization.rows import ROW_TYPES, quantize_rows
-from .converter import run_converter
+from .hugging_face import run_converter
 
 
 def save_gguf(

@@ -16,7 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from ..bundles import InstalledBundle
+from ..gguf.types import ValueType
+from ..gguf.writer import Typed, write_gguf
 from ..hardware.cpu import usable_cores
 from ..native.load import Library, inherited, load
 from ..params import ContextParams, ModelParams
@@ -25,12 +29,47 @@ from .batch import Batch
 from .context import Context
 from .dry_run import dry_run
 from .model import Model
-from .trial_control import write_control
 
 IDLE_SECONDS = 30.0
 SMALL = 32 << 20  # up to this size a model is loaded whole, and computes
 _TEXT = "Hello the world \n\n 12345 \U0001f600 <|im_start|>x été 中文".encode()
+# of the control
+_EMBD, _FF, _VOCAB = 32, 32, 64
 _SETTINGS = ContextParams(n_ctx=512, n_batch=64, n_ubatch=64, n_threads=1, n_threads_batch=1)
+
+
+def write_control(path: Path) -> None:
+    """Write a model that is known to be sound: where it ends the process too, the file tried is not to blame.
+
+    A llama of one layer, without a vocabulary, all of whose weights are equal.
+    """
+
+    def u32(value: int) -> Typed:
+        return Typed(value, ValueType.UINT32)
+
+    metadata = {
+        "general.architecture": "llama",
+        "llama.vocab_size": u32(_VOCAB),
+        "llama.context_length": u32(512),
+        "llama.embedding_length": u32(_EMBD),
+        "llama.block_count": u32(1),
+        "llama.feed_forward_length": u32(_FF),
+        "llama.attention.head_count": u32(1),
+        "llama.attention.layer_norm_rms_epsilon": Typed(1e-5, ValueType.FLOAT32),
+        "tokenizer.ggml.model": "none",
+    }
+
+    def matrix(rows: int, columns: int = _EMBD) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        return np.full((rows, columns), 0.01, np.float32)
+
+    tensors = {"token_embd.weight": matrix(_VOCAB), "output_norm.weight": np.ones(_EMBD, np.float32)}
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        tensors[f"blk.0.{name}.weight"] = matrix(_EMBD)
+    for name in ("attn_norm", "ffn_norm"):
+        tensors[f"blk.0.{name}.weight"] = np.ones(_EMBD, np.float32)
+    tensors["blk.0.ffn_gate.weight"] = tensors["blk.0.ffn_up.weight"] = matrix(_FF)
+    tensors["blk.0.ffn_down.weight"] = matrix(_EMBD, _FF)
+    write_gguf(path, metadata, tensors)
 
 
 def try_model(library: Library, job: dict[str, Any]) -> None:

@@ -1,8 +1,10 @@
-"""Where this runs: a machine of one's own, Colab or Kaggle."""
+"""Where this runs: a machine of one's own, Colab or Kaggle; and its C library."""
 
 from __future__ import annotations
 
 import os
+import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,3 +17,13 @@ def hosted(environment: Mapping[str, str] | None = None) -> str:
     if "COLAB_RELEASE_TAG" in env or "COLAB_GPU" in env or Path("/content/sample_data").is_dir():
         return "colab"
     return "local"
+
+
+def glibc_version() -> tuple[int, ...] | None:
+    """glibc's version, e.g. (2, 36); None on systems with another C library."""
+    if sys.platform != "linux":
+        return None
+    name, version = platform.libc_ver()
+    if name != "glibc":
+        return None
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

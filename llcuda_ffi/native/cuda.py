@@ -17,8 +17,8 @@ from pathlib import Path
 from ..bundles import InstalledBundle, elf, select
 from ..errors import IncompatibleGpu, InvalidRequest, LoadError, MissingLibrary
 from ..hardware import cuda_libraries
-from ..hardware.glibc import glibc_version
 from ..hardware.gpu import GpuReport, survey
+from ..hardware.platform import glibc_version
 from . import guard
 
 logger = logging.getLogger("llcuda_ffi")

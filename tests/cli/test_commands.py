@@ -108,6 +108,7 @@ def test_demo(smollm2: Path) -> None:
         ("generate", "--file", __file__),
         ("generate", "--file", "/no/such/file", "-o", "x"),
         ("generate", "-", "--grammar", "/no/such/file"),
+        ("embed", "/no/such/file", "x.npy"),  # before a model is fetched
     ],
 )
 def test_usage(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

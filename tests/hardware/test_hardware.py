@@ -11,9 +11,8 @@ import pytest
 
 from llcuda_ffi.errors import InvalidRequest, LoadError
 from llcuda_ffi.hardware import cpu, cuda_libraries
-from llcuda_ffi.hardware.glibc import glibc_version
 from llcuda_ffi.hardware.gpu import Gpu, survey, visible
-from llcuda_ffi.hardware.platform import hosted
+from llcuda_ffi.hardware.platform import glibc_version, hosted
 from llcuda_ffi.native import cuda
 
 GPUS = tuple(Gpu(i, f"GPU {i}", (8, 6), uuid=f"GPU-{i}aaa") for i in range(3))
