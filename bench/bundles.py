@@ -5,6 +5,10 @@
 Each file is tuned twice: the rows of the first run are the table, the choice of the second is judged by them, so that
 it is not judged by the noise that it was made with. All sides of a run take turns. `--cpu-time` counts CPU time of one
 thread, which is what can be compared on a busy machine. Rows of earlier files stay in the JSON file.
+
+    python bench/bundles.py FILE.gguf … --peer PYTHON --json bench/results/bundles.json
+
+times the best row of each file in the JSON file beside llama-cpp-python, as it is installed for that PYTHON, in turn.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -19,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from llcuda_ffi.hardware.cpu import cpu_features, cpu_name, usable_cores
+
+_RATES = ("prompt", "answer")
 
 
 def tune(path: Path, rounds: int, cpu_time: bool) -> dict[str, Any]:
@@ -49,6 +56,32 @@ def compare(path: Path, rounds: int, cpu_time: bool) -> dict[str, Any]:
     }
 
 
+def beside(python: str, path: Path, best: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """The best row and llama-cpp-python in turn: medians, and the median ratio."""
+    threads = str(usable_cores())
+    side = str(Path(__file__).with_name("sides") / "llama_cpp_rates.py")
+    repack = str(int(best["repack"] is not False))
+    ours = [sys.executable, "-m", "llcuda_ffi.devices.speed", str(path), repack, threads]
+    runs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for _ in range(rounds):
+        pair = []
+        for command in (ours, [python, side, str(path), threads]):
+            environment = {**os.environ, "LLCUDA_FFI_BUNDLE": best["bundle"]}
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+            pair.append(json.loads(said.splitlines()[-1]))
+        runs.append((pair[0], pair[1]))
+    found: dict[str, Any] = {"bundle": best["bundle"], "version": runs[0][1]["version"], "rounds": rounds}
+    for what in _RATES:
+        ratios = [mine[what][0] / theirs[what] for mine, theirs in runs]
+        found[what] = {
+            "ours": statistics.median(mine[what][0] for mine, _ in runs),
+            "theirs": statistics.median(theirs[what] for _, theirs in runs),
+            "ratio": statistics.median(ratios),
+            "range": [min(ratios), max(ratios)],
+        }
+    return found
+
+
 def printed(found: dict[str, Any]) -> None:
     """As a table of markdown: prompt / answer."""
     columns = list(dict.fromkeys((r["bundle"], r["repack"] is False) for f in found.values() for r in f["rows"]))
@@ -60,6 +93,10 @@ def printed(found: dict[str, Any]) -> None:
         chosen = one["chosen"]["bundle"] + (", not repacked" if one["chosen"]["repack"] is False else "")
         cells = "".join(f" {rows.get(column, '')} |" for column in columns)
         print(f"| {name} |{cells} {chosen} | {one['chosen_over_best']:.3f} |")
+    for name, one in found.items():
+        if "peer" in one:
+            cells = (f"{r['ours']:.0f} / {r['theirs']:.0f} = {r['ratio']:.2f}" for r in map(one["peer"].get, _RATES))
+            print(f"| {name} | {one['peer']['bundle']} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
@@ -67,6 +104,7 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="*")
     parser.add_argument("-r", "--rounds", type=int, default=4)
     parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--peer", help="a Python that has llama-cpp-python")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     machine = {
@@ -78,7 +116,11 @@ def main() -> None:
     if options.json.exists():
         report["files"] = json.loads(options.json.read_text())["files"]
     for path in options.models:
-        report["files"][path.stem] = compare(path, options.rounds, options.cpu_time)
+        if options.peer:
+            one = report["files"][path.stem]
+            one["peer"] = beside(options.peer, path, min(one["rows"], key=seconds), options.rounds)
+        else:
+            report["files"][path.stem] = compare(path, options.rounds, options.cpu_time)
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     printed(report["files"])
 

@@ -2,6 +2,7 @@
 
     python bench/run.py                 # quick: the sides whose packages are wheels, under five minutes
     python bench/run.py --full          # all sides, more rounds, batches of 1 to 64; under 45 minutes on two cores
+    python bench/run.py --full --sections embeddings   # one section again, the others stay as they were measured
     python bench/run.py --write-docs    # only the table again, from bench/results/run.json
 
 Each side runs in a child process, from a virtual environment of its own below --venvs, with the same model, threads and
@@ -66,6 +67,7 @@ class Package:
 
 PACKAGES: dict[str, Package] = {
     "ours": Package("ours"),
+    "our Embedder": Package("our_embedder"),
     "raw C loop": Package("c_loop"),
     "llama-cpp-python": Package("llama_cpp_python", ("llama-cpp-python==0.3.36",), wheels=False),
     "its code on our libllama": Package(
@@ -141,6 +143,7 @@ def main() -> None:
     p = report.parser(__doc__, rounds=3)
     p.add_argument("--full", action="store_true", help="all sides and sections, 5 rounds unless -r says otherwise")
     p.add_argument("--only", nargs="*", metavar="SIDE", help=f"of {', '.join(PACKAGES)}")
+    p.add_argument("--sections", nargs="*", metavar="NAME", help="measure these only, into the result that is there")
     p.add_argument("--venvs", type=Path, default=Path.home() / ".cache" / "llcuda-ffi-bench", help="kept between runs")
     p.add_argument("--peer", metavar="FOLDER", help="llama-cpp-python's unpacked source, for its code on our libllama")
     p.add_argument("--embedding", default="all-minilm-l6-v2", help="the embedding model of the sides that run GGUF")
@@ -159,12 +162,21 @@ def main() -> None:
     library = load()
     out = report.header("run", library, {"model": model.name, "threads": a.threads, "rounds": a.rounds, "full": a.full})
     workers, out["sides"] = start(a, model, library.bundle.path)
-    out["sections"] = {}
+    if a.sections:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        # a side that was measured before keeps what was said of it
+        out = {**before, "sides": {**out["sides"], **before["sides"]}, "again": out["machine"]}
+    else:
+        out["sections"] = {}
     try:
         for name, unit, cells, warm in sections(a.full):
-            out["sections"][name] = {"unit": unit, "sides": section(name, unit, cells, warm, workers, a.rounds)}
+            if not a.sections or name in a.sections:
+                found = section(name, unit, cells, warm, workers, a.rounds)
+                out["sections"][name] = {"unit": unit, "sides": found}
+                if a.sections:
+                    out["sections"][name] |= {"date": out["again"]["date"], "rounds": a.rounds}
         for name, worker in workers.items():
-            out["sides"][name]["rss_mib"] = worker.ask("version")["rss_mib"]
+            out["sides"][name].setdefault("rss_mib", worker.ask("version")["rss_mib"])
     finally:
         for worker in workers.values():
             worker.close()
@@ -278,10 +290,11 @@ def section(
                 print(f"  {side}: {errors[side]}", flush=True)
             continue
         found[side] = report.line(side, values[side], unit)
-        if side != "ours" and values.get("ours"):
+        base = next((name for name in ("ours", "our Embedder") if values.get(name)), side)
+        if side != base:
             found[side]["ours_over_it"] = statistics.median(
                 (theirs / ours if unit == "ms" else ours / theirs)
-                for ours, theirs in zip(values["ours"], values[side], strict=True)
+                for ours, theirs in zip(values[base], values[side], strict=True)
             )
     return found
 

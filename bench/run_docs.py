@@ -29,7 +29,12 @@ def table(result: dict[str, Any]) -> list[str]:
     lines = [
         f"{machine['date']}, {machine['cores']} cores of {machine['cpu']}, load {machine['load']} at the start, "
         f"{settings['model']}, {settings['threads']} threads, medians of {settings['rounds']} rounds in turn. "
-        "In brackets: how many times faster this package is.",
+        "In brackets: how many times faster this package is."
+        + "".join(
+            f" {name}: measured again {part['date']}, {part['rounds']} rounds."
+            for name, part in sections.items()
+            if "date" in part
+        ),
         "",
         "| side | start, s | "
         + " | ".join(f"{name}, {part['unit']}" for name, part in sections.items())

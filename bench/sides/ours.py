@@ -9,18 +9,16 @@ from typing import Any
 from worker import TEMPERATURE, TOP_K, TOP_P, Side, serve
 
 import llcuda_ffi
-from llcuda_ffi import Embedder, Llama
+from llcuda_ffi import Llama
 
 SAMPLED: dict[str, Any] = {"temperature": TEMPERATURE, "top_k": TOP_K, "top_p": TOP_P, "min_p": 0.0, "seed": 1}
 
 
 class Ours(Side):
-    """Llama and Embedder."""
+    """Llama."""
 
     def __init__(self, model: str, threads: int, extra: dict[str, str]) -> None:
-        self._threads, self._extra = threads, extra
         self._llm = Llama(model, n_ctx=2048, n_parallel=int(extra.get("parallel", 16)), n_threads=threads)
-        self._embedder: Embedder | None = None
 
     def version(self) -> str:
         return f"llcuda_ffi {llcuda_ffi.__version__}, {self._llm.model.library.bundle.name}"
@@ -46,11 +44,6 @@ class Ours(Side):
         if done.finish_reason != "length":
             json.loads(done.text)
         return done.usage.completion_tokens
-
-    def embed(self, texts: Sequence[str]) -> int:
-        if self._embedder is None:
-            self._embedder = Embedder(self._extra["embedding"], n_threads=self._threads, n_contexts=1)
-        return len(self._embedder.encode(list(texts)))
 
 
 if __name__ == "__main__":
