@@ -2,8 +2,9 @@
 
 Prompts and answers of --tokens tokens, prompts included, every prompt another one, sampled. In the process the streams
 are AsyncLlama's; over HTTP each client reads the events of /v1/completions. For both: tokens per second of all, the
-time to the first token (median and 99th of a hundred), and the CPU time for each token (of the process, and of the
-server), which a busy machine changes less. With --idle every second round over HTTP is beside so many idle connections.
+time to the first token (median and 99th of a hundred), the CPU time for each token (of the process, and of the
+server), which a busy machine changes less, of the event loop's thread in it, where all of HTTP is, and of
+the clients' process beside the server. With --idle every second round over HTTP is beside so many idle connections.
 
     python bench/serving.py [--clients 1 8 64] [--tokens 128] [--idle 1000] [--device cuda] [--json FILE]
 """
@@ -34,22 +35,35 @@ def prompt(i: int, n: int) -> str:
     return f"{i}: " + " ".join(WORDS[(i * 7 + k * 5) % len(WORDS)] for k in range(n - 4))
 
 
-def cpu_seconds(pid: int | str = "self") -> float:
-    """CPU time of a process and its children that ended, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+def cpu_seconds(pid: int) -> tuple[float, float]:
+    """CPU time of a process with its children that ended, and of its first thread alone, in seconds."""
+
+    def ticks(stat: str, fields: slice) -> float:
+        return sum(map(int, stat.rpartition(")")[2].split()[fields])) / os.sysconf("SC_CLK_TCK")
+
+    whole, first = Path(f"/proc/{pid}/stat"), Path(f"/proc/{pid}/task/{pid}/stat")
+    return ticks(whole.read_text(), slice(11, 15)), ticks(first.read_text(), slice(11, 13))
 
 
-def summary(label: str, tokens: int, seconds: float, first: list[float], cpu: float) -> dict[str, float]:
-    """Print and return the figures of one round; `cpu` in seconds."""
+def since(began: tuple[float, float], pid: int) -> list[float]:
+    """The CPU times since then."""
+    return [now - before for now, before in zip(cpu_seconds(pid), began, strict=True)]
+
+
+def summary(
+    label: str, tokens: int, seconds: float, first: list[float], cpu: list[float], clients: float = 0.0
+) -> dict[str, float]:
+    """Print and return the figures of one round; CPU times in seconds: all and the event loop's, and the clients'."""
     order = sorted(first)
     found = {
         "tokens_per_s": tokens / seconds,
         "ttft_p50_ms": statistics.median(order) * 1e3,
         "ttft_p99_ms": order[min(len(order) - 1, int(0.99 * len(order)))] * 1e3,
-        "cpu_ms_per_token": cpu / tokens * 1e3,
+        "cpu_ms_per_token": cpu[0] / tokens * 1e3,
+        "loop_ms_per_token": cpu[1] / tokens * 1e3,
+        "client_ms_per_token": clients / tokens * 1e3,
     }
-    print(f"  {label:<28} " + ", ".join(f"{k} {v:,.1f}" for k, v in found.items()), flush=True)
+    print(f"  {label:<28} " + ", ".join(f"{k} {v:,.2f}" for k, v in found.items()), flush=True)
     return found
 
 
@@ -112,9 +126,9 @@ def client(a: argparse.Namespace) -> None:
     async def rounds() -> None:
         for i in range((a.rounds + 1) * (2 if a.idle else 1)):
             idle = [await asyncio.open_connection("127.0.0.1", a.port) for _ in range(a.idle if i % 2 else 0)]
-            began = cpu_seconds(a.server)
+            began, own = cpu_seconds(a.server), cpu_seconds(os.getpid())
             done = await over_http(a.port, a.clients[0], a.tokens, i + 1)
-            print(json.dumps([*done, cpu_seconds(a.server) - began]), flush=True)
+            print(json.dumps([*done, since(began, a.server), since(own, os.getpid())[0]]), flush=True)
             for _, writer in idle:
                 writer.close()
 
@@ -126,6 +140,7 @@ def main() -> None:
     p.add_argument("--clients", type=int, nargs="*", default=[1, 8, 64])
     p.add_argument("--tokens", type=int, default=128)
     p.add_argument("--device", default="auto")
+    p.add_argument("--parallel", type=int, default=None, help="slots of both sides (default: the most clients)")
     p.add_argument("--contexts", type=int, default=None, help="contexts of both sides")
     p.add_argument("--idle", type=int, default=0, help="idle connections beside the clients")
     p.add_argument("--port", type=int, help="of a server that runs (internal)")
@@ -134,7 +149,7 @@ def main() -> None:
     if a.port:
         client(a)
         return
-    most = max(a.clients)
+    most = a.parallel or max(a.clients)
     settings: dict[str, Any] = {"n_ctx": 6 * a.tokens, "n_parallel": most, "device": a.device, "n_threads": a.threads}
     if a.contexts:
         settings["n_contexts"] = a.contexts
@@ -149,10 +164,10 @@ def main() -> None:
         async with await AsyncLlama.load(path, **settings) as llm:
             for n in a.clients:
                 for i in range(a.rounds + 1):
-                    began = cpu_seconds()
+                    began = cpu_seconds(os.getpid())
                     found = await in_process(llm, n, a.tokens, i + 1)
                     if i:
-                        cpu = cpu_seconds() - began
+                        cpu = since(began, os.getpid())
                         inside.setdefault(n, []).append(summary(f"in process, {n} streams", *found, cpu))
 
     asyncio.run(alone())
@@ -198,6 +213,8 @@ def main() -> None:
         }
         compared = ("tokens_per_s", "cpu_ms_per_token")
         found["ratio"] = {key: found["http"][key] / found["in_process"][key] for key in compared}
+        loop = found["http"]["loop_ms_per_token"] - found["in_process"]["loop_ms_per_token"]
+        found["ratio"]["loop_of_cpu"] = loop / found["in_process"]["cpu_ms_per_token"]
         if a.idle:
             found["ratio_idle"] = {key: found["http_idle"][key] / found["http"][key] for key in compared}
         out["clients"][str(n)] = found

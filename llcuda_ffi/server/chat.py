@@ -96,8 +96,9 @@ class ChatCompletions:
                     timings = timings_dict(whole.timings, whole.usage)
                     yield first + writer.choice(choice, timings=timings)
         if with_usage:
-            yield writer.last(total(usages, turn.params.n), timings)
-        yield DONE
+            yield writer.last(total(usages, turn.params.n), timings) + DONE
+        else:
+            yield DONE
 
     async def apply_template(self, request: Request) -> Response:
         """POST /apply-template: the prompt of a conversation."""

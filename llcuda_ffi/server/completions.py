@@ -141,8 +141,9 @@ class Completions:
         asked.finished((c.usage, c.timings, FINISH[c.finish_reason]) for c in done.values())
         if with_usage:
             usage = total([done[i].usage for i in sorted(done)], n)
-            yield writer.last(usage, timings_dict(done[0].timings, done[0].usage))
-        yield DONE
+            yield writer.last(usage, timings_dict(done[0].timings, done[0].usage)) + DONE
+        else:
+            yield DONE
 
 
 def _best_of(params: SamplingParams, best_of: int, stream: bool) -> SamplingParams:

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from llcuda_ffi.conversion.bert import convert_bert
+
 from ..support.server_process import MESSAGES, Server
+from ..support.tiny_bert import write_tiny_bert
 
 pytestmark = [pytest.mark.heavy, pytest.mark.filterwarnings("ignore")]
 TOOL = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
@@ -17,9 +20,13 @@ TOOL = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "
 
 @pytest.fixture(scope="module")
 def served(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a key."""
-    log = tmp_path_factory.mktemp("clients") / "log"
-    server = Server(log, smollm2, "--alias", "smol", "-c", 1024, "--api-key", "k")
+    """A server with a key, and a reranker of random weights."""
+    folder = tmp_path_factory.mktemp("clients")
+    log = folder / "log"
+    convert_bert(write_tiny_bert(folder / "hf", head=True), folder / "ranker.gguf", "f32")
+    server = Server(
+        log, smollm2, folder / "ranker.gguf", "--alias", f"smol={smollm2.stem}", "-c", 1024, "--api-key", "k"
+    )
     yield server
     assert server.stop() == 0
     assert "Traceback" not in log.read_text()
@@ -93,7 +100,7 @@ def test_anthropic(served: Server) -> None:
 
 
 def test_litellm(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chats, streams, completions, responses, and Anthropic's way."""
+    """Chats, streams, completions, responses, reranking, and Anthropic's way."""
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     litellm = pytest.importorskip("litellm")
     own: dict[str, Any] = {"api_base": f"{_url(served)}/v1", "api_key": "k", "max_tokens": 8}
@@ -103,6 +110,13 @@ def test_litellm(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert litellm.text_completion("Once", model="text-completion-openai/smol", **own).choices[0].text
     answer = litellm.responses("Say hello.", "openai/smol", api_base=own["api_base"], api_key="k", max_output_tokens=8)
     assert answer.output[0].content[0].text
+    documents = ["a cat", "a dog", "a stone"]
+    for provider, path in (("hosted_vllm", "/v1"), ("cohere", "/v1/rerank")):
+        found = litellm.rerank(
+            f"{provider}/ranker", "cat", documents, top_n=2, api_base=_url(served) + path, api_key="k"
+        )
+        assert len(found.results) == 2
+        assert found.results[0]["relevance_score"] >= found.results[1]["relevance_score"]
     own["api_base"] = _url(served)
     assert litellm.completion("anthropic/smol", MESSAGES, **own).choices[0].message.content
 
