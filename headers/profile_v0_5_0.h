@@ -130,6 +130,9 @@ enum llama_load_mode llama_load_mode_from_str(const char *str);
 enum llama_ftype llama_model_ftype(const struct llama_model *model);
 int32_t llama_model_n_layer_nextn(const struct llama_model *model);
 uint32_t llama_n_rs_seq(const struct llama_context *ctx);
+/* src/llama-ext.h: C++ functions with plain arguments, exported under their mangled names */
+void _Z26llama_set_embeddings_nextnP13llama_contextbb(struct llama_context *ctx, bool value, bool masked);
+float *_Z26llama_get_embeddings_nextnP13llama_context(struct llama_context *ctx);
 int32_t llama_set_adapters_lora(struct llama_context *ctx, struct llama_adapter_lora **adapters, size_t n_adapters, float *scales);
 int32_t llama_set_adapter_cvec(struct llama_context *ctx, const float *data, size_t len, int32_t n_embd, int32_t il_start, int32_t il_end);
 const llama_token *llama_vocab_get_suppress_tokens(const struct llama_vocab *vocab, int32_t *n_suppress_tokens);

@@ -117,9 +117,9 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
                 on where prompts part; "auto" is an eighth of what is free, at most 4 GiB. Other models need none.
             disk_cache: most bytes ("16GiB") of the user's folder of prefixes, which outlive the process and are shared
                 by processes (docs/cache.md); 0 writes and reads none.
-            draft: speculative decoding: "ngram" looks up the prompt; otherwise a smaller model of the same
-                vocabulary (path, name or Model).
-            n_draft: tokens drafted at a time (default 8 for "ngram", 5 for a model).
+            draft: speculative decoding: "ngram" looks up the prompt; "mtp" takes the model's own layers of multi-token
+                prediction; otherwise a smaller model of the same vocabulary (path, name or Model).
+            n_draft: tokens drafted at a time (default 8 for "ngram", 3 for "mtp", 5 for a model).
             backend_sampling: sample on the GPU where a request's samplers allow it (not with constraints, log
                 probabilities or drafts). "rows": the GPU picks the parts of each row of logits that can hold the next
                 token, and only those are copied; the token is chosen on the host as ever. "auto" is "rows" on a GPU
@@ -173,6 +173,8 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
         flag("prefix_cache", prefix_cache)
         if not flag("trial", trial):
             model_params = override(checked("model_params", model_params, ModelParams), {"trial": False})
+        if draft == "mtp":
+            model_params = override(checked("model_params", model_params, ModelParams), {"load_mtp": True})
         if backend_sampling not in ("auto", "rows"):
             flag("backend_sampling", backend_sampling)
         if backend_sampling in (True, "rows") and draft is not None:
@@ -184,7 +186,7 @@ class Llama(LlamaState, GenerateMethods, ChatMethods):
                 self.model = model
             else:
                 cells = kv_cells or (n_ctx or DEFAULT_N_CTX) * n_parallel
-                room = Room(cells, ubatch, n_parallel, *types, replicas)
+                room = Room(cells, ubatch, n_parallel, *types, replicas * (1 + (draft == "mtp")))
                 self.model = open_model(model, device, n_gpu_layers, bundle, model_params, progress, room)
                 self._owned.append(self.model)
             if backend_sampling == "auto":

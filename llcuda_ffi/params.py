@@ -155,6 +155,7 @@ class ModelParams(_Checked):
         use_extra_bufts: let the CPU backend repack weights; None leaves it to libllama, which does, and in a Llama or
             Embedder to what is faster here (docs/build.md).
         no_host: keep weights out of pinned host buffers.
+        load_mtp: also load the layers of multi-token prediction (MTP), which draft.
         kv_overrides: metadata of the file replaced while loading (int, float, bool or str values).
         tensor_buft_overrides: regular expression of tensor names → buffer type name ("CPU", "CUDA0").
         trial: have a file that was not seen before opened by a child process first, which it ends if it ends one.
@@ -170,6 +171,7 @@ class ModelParams(_Checked):
     check_tensors: bool = False
     use_extra_bufts: bool | None = None
     no_host: bool = False
+    load_mtp: bool = False
     kv_overrides: Mapping[str, int | float | bool | str] = field(default_factory=dict)
     tensor_buft_overrides: Mapping[str, str] = field(default_factory=dict)
     trial: bool = True
@@ -180,7 +182,7 @@ class ModelParams(_Checked):
         self._set("split_mode", member("split_mode", self.split_mode, SplitMode))
         self._set("load_mode", member("load_mode", self.load_mode, LoadMode))
         integer("main_gpu", self.main_gpu, 0, 1023)
-        for name in ("vocab_only", "check_tensors", "no_host", "trial"):
+        for name in ("vocab_only", "check_tensors", "no_host", "load_mtp", "trial"):
             flag(name, getattr(self, name))
         if self.use_extra_bufts is not None:
             flag("use_extra_bufts", self.use_extra_bufts)
@@ -247,6 +249,8 @@ class ContextParams(_Checked):
         kv_unified: one KV buffer shared by all sequences instead of one share each.
         rope_*, yarn_*: overrides of the model's position encoding; None means as the model says.
         n_rs_seq: snapshots per sequence for the roll-back of recurrent models.
+        mtp: compute the model's layers of multi-token prediction instead of the others; such a context decodes a
+            `HiddenBatch` only.
     """
 
     n_ctx: int = 512
@@ -276,6 +280,7 @@ class ContextParams(_Checked):
     yarn_beta_slow: float | None = None
     yarn_orig_ctx: int | None = None
     n_rs_seq: int = 0
+    mtp: bool = False
 
     def __post_init__(self) -> None:
         integer("n_ctx", self.n_ctx, 0, INT32_MAX)
@@ -299,7 +304,7 @@ class ContextParams(_Checked):
         for name in ("type_k", "type_v"):
             if getattr(self, name).name not in KV_TYPES:
                 raise InvalidRequest(f"{name} must be one of {', '.join(KV_TYPES)}, not {getattr(self, name).name}")
-        for name in ("embeddings", "offload_kqv", "op_offload", "no_perf", "swa_full", "kv_unified"):
+        for name in ("embeddings", "offload_kqv", "op_offload", "no_perf", "swa_full", "kv_unified", "mtp"):
             flag(name, getattr(self, name))
         for name in (
             "rope_freq_base",

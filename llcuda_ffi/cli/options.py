@@ -101,7 +101,7 @@ _MODEL = (
     click.option("--threads", type=click.IntRange(1), help="CPU threads; by default they adapt."),
     click.option("--lora", type=Adapter(), multiple=True, help="A LoRA adapter (GGUF); may be repeated."),
     click.option("--mmproj", help="The model's projector, for images and sound (needs a bundle with libmtmd)."),
-    click.option("--draft", help='Speculative decoding: "ngram", or a small model.'),
+    click.option("--draft", help='Speculative decoding: "ngram", "mtp", or a small model.'),
     click.option("--bundle", help="The libraries to use, by name or path."),
 )
 

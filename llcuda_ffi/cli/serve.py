@@ -82,7 +82,7 @@ _FILE = click.Path(path_type=Path)
     show_default=True,
     help="Flash attention; auto: where the backend has it.",
 )
-@click.option("--draft", help='Speculative decoding: "ngram", or a small model.')
+@click.option("--draft", help='Speculative decoding: "ngram", "mtp", or a small model.')
 @click.option(
     "--isolate/--no-isolate",
     default=None,

@@ -18,7 +18,9 @@ from ..native.status import check_decode
 from ..params import ContextParams, checked, flag, integer, override
 from .batch import Batch
 from .context_settings import (
+    KEEP_HIDDEN,
     check_cache_types,
+    check_mtp,
     check_pooling,
     check_sequences,
     flash_attn_of,
@@ -27,6 +29,7 @@ from .context_settings import (
 )
 from .embedding_batch import EmbeddingBatch
 from .extended_batch import extended_batch
+from .hidden_batch import HiddenBatch
 from .memory import Memory
 from .model import Model
 from .outputs import Outputs
@@ -93,6 +96,8 @@ class Context(Outputs):
         check_sequences(model, params)
         check_cache_types(model, params)
         check_pooling(model, params)
+        if params.mtp:
+            check_mtp(model)
         with tried([model.path], model.params, context=params):
             native = native_params(library, params, self._abort_flag)
         on_gpu = model.placement.on_gpu
@@ -124,7 +129,7 @@ class Context(Outputs):
         self.n_vocab = model.vocab.n_tokens
         self.pooling_type = PoolingType(lib.llama_pooling_type(pointer))
         self._memory = lib.llama_get_memory(pointer)
-        self._rope_type, self._memory_kind, self._n_swa = model.rope_type, memory_kind(model), model.n_swa
+        self._rope_type, self._memory_kind, self._n_swa = model.rope_type, memory_kind(model, params), model.n_swa
         causal = model.metadata.get(f"{model.architecture}.attention.causal", "true") != "false"
         self._causal = (
             causal
@@ -140,6 +145,9 @@ class Context(Outputs):
             library.profile.has("llama_process.mixed") and self._causal and bool(self._memory) and not model.has_encoder
         )
         self.samplers: dict[int, Handle] = {}
+        self._hidden = False
+        if params.mtp:
+            self._keep_hidden()
 
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""
@@ -177,6 +185,11 @@ class Context(Outputs):
         """
         with self.exclusive():
             pointer = self.pointer
+            hidden = batch.width if isinstance(batch, HiddenBatch) else 0
+            if hidden != (self.model.n_embd_out if self.params.mtp else 0) or (hidden and batch.embedded):
+                raise InvalidRequest(
+                    "a context made with mtp=True decodes a HiddenBatch of the model's n_embd_out, others a Batch"
+                )
             if batch.embedded:
                 self._check_embedded(batch)
             if not self._memory:
@@ -244,6 +257,8 @@ class Context(Outputs):
                     f"a piece of an image has {batch.n_tokens} embeddings, more than {most} at once "
                     f"({'n_batch' if causal else 'n_ubatch'}): make the Llama with a larger one"
                 )
+            if self.params.mtp:
+                raise InvalidRequest("a context made with mtp=True decodes a HiddenBatch only")
             self._check_width(batch.width)
             if batch.sections != (4 if self.model.moves_positions else 1):
                 raise InvalidRequest(f"embeddings at {batch.sections} positions each do not fit {self.model.path.name}")
@@ -353,6 +368,21 @@ class Context(Outputs):
         with self.exclusive():
             self._lib.llama_set_embeddings(self.pointer, flag("embeddings", embeddings))
             self._embeddings = embeddings
+
+    def keep_hidden(self) -> None:
+        """Keep the hidden state of each token that is decoded from now on (llama_set_embeddings_nextn), for `hidden`.
+
+        Raises:
+            UnsupportedByBundle, UnsupportedModel, InvalidRequest: the model has no layers that draft from it, or they
+                were not loaded.
+        """
+        with self.exclusive():
+            check_mtp(self.model)
+            self._keep_hidden()
+
+    def _keep_hidden(self) -> None:
+        getattr(self._lib, KEEP_HIDDEN)(self.pointer, True, False)
+        self._hidden = True
 
     def perf(self) -> ContextPerf:
         """Timings since the start or `reset_perf` (llama_perf_context)."""

@@ -14,6 +14,17 @@ from ..params import ContextParams
 from .memory import MemoryKind
 from .model import Model
 
+# whose layers of multi-token prediction every bundle since v0.5.0 has a graph for (DeepSeek V4's are of another width)
+MTP_ARCHITECTURES = frozenset({
+    "bailingmoe3", "cohere2moe", "deepseek2", "deepseek32", "glm-dsa", "glm4moe", "hy_v3", "mimo2", "nemotron_h_moe",
+    "qwen3next", "qwen35", "qwen35moe", "step35",
+})  # fmt: skip
+SEVERAL_MTP_LAYERS = frozenset({"hy_v3", "mimo2", "step35"})  # of which the first drafts
+
+# C++ functions with plain arguments, by the names under which they are exported
+KEEP_HIDDEN = "_Z26llama_set_embeddings_nextnP13llama_contextbb"
+HIDDEN = "_Z26llama_get_embeddings_nextnP13llama_context"
+
 # the abort callback is the C library's strlen: see Context.__init__
 _STRLEN = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
 
@@ -25,8 +36,10 @@ def flash_attn_of(params: ContextParams, lines: list[str]) -> bool:
     return any(re.search(r"Flash Attention .*\benabled", line) for line in lines)
 
 
-def memory_kind(model: Model) -> MemoryKind:
+def memory_kind(model: Model, params: ContextParams | None = None) -> MemoryKind:
     """What a context of a model remembers by."""
+    if params is not None and params.mtp:  # these layers have attention, in hybrids too
+        return MemoryKind.WINDOW if model.n_swa else MemoryKind.FULL
     if model.is_recurrent:
         return MemoryKind.RECURRENT
     if model.is_hybrid:
@@ -40,6 +53,36 @@ def check_sequences(model: Model, params: ContextParams) -> None:
         raise UnsupportedModel(
             "libllama has no separate caches for the sequences of an encoder-decoder model: make the context with "
             "n_seq_max=1, or kv_unified=True"
+        )
+
+
+def check_mtp(model: Model) -> None:
+    """Whether a model's layers of multi-token prediction can be computed: where not, libllama aborts mostly.
+
+    Raises:
+        UnsupportedByBundle: the bundle has no such contexts, or none for this architecture.
+        UnsupportedModel: the model has no such layers.
+        InvalidRequest: they were not loaded.
+    """
+    library, what = model.library, f"{model.path.name} ({model.architecture})"
+    if not all(library.profile.has(name) and hasattr(library.lib, name) for name in (KEEP_HIDDEN, HIDDEN)):
+        raise UnsupportedByBundle(f"{library.bundle.name} has no multi-token prediction: use v0.5.0 or a newer bundle")
+    if not model.n_layer_mtp:
+        raise UnsupportedModel(f"{what} has no layers of multi-token prediction")
+    if model.architecture not in MTP_ARCHITECTURES:
+        raise UnsupportedModel(f"{what}: multi-token prediction is not known to work for its architecture")
+    if model.n_layer_mtp > 1 and model.architecture not in SEVERAL_MTP_LAYERS:
+        raise UnsupportedModel(
+            f"{what} has {model.n_layer_mtp} layers of multi-token prediction: libllama takes one of this architecture"
+        )
+    if not model.params.load_mtp:
+        raise InvalidRequest(
+            f"{what} was loaded without its layers of multi-token prediction: load it with load_mtp=True"
+        )
+    width = int(library.lib.llama_model_n_embd_inp(model.pointer))
+    if width != model.n_embd_out:
+        raise UnsupportedModel(
+            f"{what} takes embeddings of {width} numbers and gives {model.n_embd_out}: no multi-token prediction for it"
         )
 
 
@@ -108,6 +151,8 @@ def native_params(library: Library, params: ContextParams, abort_flag: Any) -> A
             setattr(native, name, getattr(params, name))
         elif name == "n_rs_seq" and params.n_rs_seq:
             raise UnsupportedByBundle(f"n_rs_seq is not in {library.bundle.name}: use the v0.5.0 bundle")
+    if params.mtp:
+        native.ctx_type = library.ffi.typeof("enum llama_context_type").relements["LLAMA_CONTEXT_TYPE_MTP"]
     native.abort_callback = ffi.cast("ggml_abort_callback", _STRLEN)
     native.abort_callback_data = abort_flag
     return native

@@ -32,6 +32,7 @@ class Model(Handle):
         library: the loaded libllama.
         n_positions: most positions that a model with learned position embeddings has (BERT, GPT-2), else None.
         placement: which layers and how many bytes are on which device.
+        n_layer_mtp: layers of multi-token prediction whose weights the file has; they draft (ModelParams.load_mtp).
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Model(Handle):
     library: Library
     n_positions: int | None
     placement: Placement
+    n_layer_mtp: int
 
     def __init__(self) -> None:
         raise InvalidRequest("a Model is made by Model.load(path)")
@@ -116,6 +118,8 @@ class Model(Handle):
         model.placement = from_log(heard.lines())
         model._metadata = None
         model.n_positions = next((found.n_positions for found in reports if found.n_positions), None)
+        mtp = any(found.has_mtp for found in reports) and library.profile.has("llama_model_n_layer_nextn")
+        model.n_layer_mtp = int(model._ask("llama_model_n_layer_nextn")) if mtp else 0
         model.vocab = Vocab(model, library)
         return model
 

@@ -29,6 +29,10 @@ def native_params(library: Library, params: ModelParams) -> tuple[Any, list[Any]
     if params.use_extra_bufts is not None:
         native.use_extra_bufts = params.use_extra_bufts
     native.no_host = params.no_host
+    if profile.has("model_params.load_mtp"):
+        native.load_mtp = params.load_mtp
+    elif params.load_mtp:
+        raise UnsupportedByBundle(f"{library.bundle.name} has no multi-token prediction: use v0.5.0 or a newer bundle")
 
     if params.tensor_split is not None:
         n = lib.llama_max_devices()

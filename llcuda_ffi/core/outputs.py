@@ -11,7 +11,8 @@ import numpy.typing as npt
 from ..enums import PoolingType
 from ..errors import InvalidRequest
 from ..native.handle import Handle
-from ..params import integer
+from ..params import INT32_MAX, integer
+from .context_settings import HIDDEN
 from .model import Model
 
 Floats = npt.NDArray[np.float32]
@@ -35,6 +36,7 @@ class Outputs(Handle):
     _lib: Any
     _embeddings: bool
     _n_outputs: int
+    _hidden: bool
 
     def logits(self, row: int = -1) -> Floats:
         """A copy of the logits of batch row `row`, float32 of shape (n_vocab,); -1 is the last output.
@@ -70,6 +72,28 @@ class Outputs(Handle):
         size = 4 * n_outputs * self.n_vocab
         rows: Floats = np.frombuffer(self._ffi.buffer(found, size), np.float32).reshape(n_outputs, self.n_vocab)
         return rows
+
+    def hidden(self, n_tokens: int) -> Floats:
+        """The hidden states of the last batch's first tokens (llama_get_embeddings_nextn), after `keep_hidden` or of a
+        context made with mtp=True.
+
+        Returns:
+            float32 (n_tokens, n_embd_out), libllama's own memory, valid until the next call that computes.
+
+        Raises:
+            IndexError: the last batch had fewer tokens.
+            InvalidRequest: they were not kept.
+        """
+        with self.exclusive():
+            pointer = self.pointer
+            if integer("n_tokens", n_tokens, 1, INT32_MAX) > self._n_outputs:
+                raise IndexError(f"the last batch had {self._n_outputs} tokens, not {n_tokens}")
+            found = getattr(self._lib, HIDDEN)(pointer) if self._hidden else None
+            if not found:
+                raise InvalidRequest("no hidden states were kept: call keep_hidden() before decode()")
+            width = self.model.n_embd_out
+            rows: Floats = np.frombuffer(self._ffi.buffer(found, 4 * n_tokens * width), np.float32)
+            return rows.reshape(n_tokens, width)
 
     def forget_outputs(self) -> None:
         """The outputs of the last decode are gone: a state was restored."""

@@ -33,7 +33,7 @@ _HEAD = 1 << 20
 _CONTEXT_CLASS = (
     "pooling_type", "attention_type", "flash_attn_type", "type_k", "type_v", "embeddings", "swa_full", "kv_unified",
     "rope_scaling_type", "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast",
-    "yarn_beta_slow", "yarn_orig_ctx", "n_rs_seq",
+    "yarn_beta_slow", "yarn_orig_ctx", "n_rs_seq", "mtp",
 )  # fmt: skip
 _logger = logging.getLogger(__name__)
 _useless: set[Path] = set()  # bundles whose child ends with sound models too
@@ -86,6 +86,8 @@ def tried(
         "adapter": None if adapter is None else str(adapter.absolute()),
         "projector": None if projector is None else str(projector.absolute()),
     }
+    if params.load_mtp:
+        settings["load_mtp"] = True
     if projector is not None:
         settings["encodes"] = True  # verdicts of before did not
     _child.reap()

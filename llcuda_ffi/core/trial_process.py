@@ -28,6 +28,7 @@ from .adapter import LoraAdapter, set_adapters
 from .batch import Batch
 from .context import Context
 from .dry_run import dry_run
+from .hidden_batch import HiddenBatch
 from .model import Model
 
 IDLE_SECONDS = 30.0
@@ -79,6 +80,7 @@ def try_model(library: Library, job: dict[str, Any]) -> None:
         kv_overrides=job["kv_overrides"],
         vocab_only=job["vocab_only"],
         use_extra_bufts=job["use_extra_bufts"],
+        load_mtp=job.get("load_mtp", False),
         trial=False,
     )
     size = sum(os.stat(part).st_size for part in job["parts"])
@@ -122,7 +124,8 @@ def _tokenize(library: Library, model: Any) -> None:
 
 
 def _compute(context: Context, model: Model) -> None:
-    n, batch, position = model.vocab.n_tokens, Batch(8), 0
+    n, position = model.vocab.n_tokens, 0
+    batch = HiddenBatch(8, model.n_embd_out) if context.params.mtp else Batch(8)
     for ids in ([0, n - 1, n // 2, 5 % n], [n // 3]):
         batch.clear()
         for token in ids:
@@ -159,6 +162,7 @@ def _to_blame(library: Library, job: dict[str, Any]) -> bool:
         place = Path(folder) / "control.gguf"
         write_control(place)
         plain = {**job, "parts": [str(place)], "kv_overrides": {}, "context": {}, "adapter": None, "projector": None}
+        plain.pop("load_mtp", None)
         return all(not _fork(library, {**plain, "dry": dry}, words) for dry in (True, False))
 
 

@@ -36,6 +36,7 @@ from ..params import (
     override,
     shown,
 )
+from .mtp_draft import MtpDraft
 from .scheduler import Scheduler
 from .speculative import Drafter, DraftModel, PromptLookup
 from .state import LocalEngine
@@ -177,6 +178,8 @@ def open_engine(
         raise UnsupportedModel(
             f"{model.path.name} ({model.architecture}) generates by diffusion, which Llama does not do"
         )
+    if params.mtp:
+        raise InvalidRequest("ContextParams(mtp=True) computes only the layers that draft: use draft='mtp'")
     if model.has_encoder:
         if draft is not None:
             raise UnsupportedModel(f"{model.path.name} is an encoder-decoder model: it takes no draft")
@@ -232,10 +235,9 @@ def open_drafter(
 ) -> Drafter:
     """The drafter of speculative decoding; what must be closed with the Llama is added to `owned`."""
     if draft == "mtp":
-        raise UnsupportedModel(
-            "draft='mtp' (multi-token prediction) is not supported: libllama exports no C function for it; use "
-            "draft='ngram' or a draft model"
-        )
+        mtp = MtpDraft(target, n_draft=n_draft or 3)
+        owned.append(mtp)
+        return mtp
     if draft == "ngram":
         return PromptLookup(n_ctx, n_draft=n_draft or 8)
     if not isinstance(draft, Model):

@@ -45,12 +45,14 @@ class Planner:
         self._scored = min(outputs, max(1, limit - context.n_seq_max)) if limit else outputs
         self._drafter = drafter
         self.drafts = drafter is not None
+        self._apart = drafter is not None and drafter.apart
+        self._prompts_next = True  # where batches are apart
         self.n_outputs = 0
         self.prompting: list[Slot] = []
         self.fillers: list[Slot] = []
         self._filling = 0  # their token: one that is computed anyway
         self._mixes = context.mixes_embeddings
-        self._gap = _widest_gap(context)
+        self._gap = 0 if self._apart else _widest_gap(context)
         self._n_ctx = context.n_ctx_seq
 
     def plan(self, slots: Sequence[Slot]) -> list[Row]:
@@ -73,13 +75,24 @@ class Planner:
                     runs = True
             elif state is _PROMPT:
                 prompting.append(slot)
+        if self._apart and prompting and generating:  # in turns
+            self._prompts_next = not self._prompts_next
+            if self._prompts_next:
+                generating = []
+            else:
+                prompting = []
         self.prompting, self.fillers = prompting, []
         if self._drafter is not None:
             # twice: what is not rolled back but computed again comes with a token of its own
             used = 2 * len(generating) + sum(len(slot.run) for slot in generating)
             self._drafter.propose(generating, max(0, min(self.most - used, self._chunk)))
         chunks = self._chunks(generating, prompting) if prompting else {}
-        chosen = [slot for slot in slots if slot.state is _GENERATING or slot in chunks] if chunks else generating
+        running = len(generating) > 0
+        chosen = (
+            [slot for slot in slots if (running and slot.state is _GENERATING) or slot in chunks]
+            if chunks
+            else generating
+        )
         if self._gap and chosen and chosen[-1].index - chosen[0].index >= len(chosen):
             room = self.most - sum(chunks.values()) - sum(1 + len(s.run) + len(s.draft) for s in generating)
             chosen = self._bridged(chosen, slots, room)
@@ -96,6 +109,15 @@ class Planner:
                 rows.append(self._prompt(slot, chunks[slot]) if slot in chunks else self._run(slot))
         self._ones(ones, rows)
         return rows
+
+    def computed(self, slots: Sequence[Slot]) -> None:
+        """The batch was computed: its results are still there, and not counted in the slots.
+
+        Args:
+            slots: of all sequences, in their order.
+        """
+        if self._drafter is not None:
+            self._drafter.computed(self.batch, slots)
 
     def _ones(self, slots: Sequence[Slot], rows: list[Row]) -> None:
         """Add the next token of each of these slots; of a filler any, without output."""
@@ -139,10 +161,9 @@ class Planner:
     def _run(self, slot: Slot) -> Row:
         """Add several tokens of a slot: a run without choice before `last`, a draft after it."""
         tokens = [*slot.run, slot.last, *slot.draft]
-        start, _ = self.batch.extend(
-            tokens, slot.n_past + slot.moved, slot.index, output="all" if slot.draft else "last"
-        )
-        self.n_outputs += len(tokens) if slot.draft else 1
+        every = self._apart or len(slot.draft) > 0
+        start, _ = self.batch.extend(tokens, slot.n_past + slot.moved, slot.index, output="all" if every else "last")
+        self.n_outputs += len(tokens) if every else 1
         return start + len(slot.run), slot
 
     def _prompt(self, slot: Slot, n: int) -> Row:
@@ -179,7 +200,7 @@ class Planner:
         chunks: dict[Slot, int] = {}
         scored = self._scored  # of all together
         for slot in sorted(prompting, key=Slot.arrival):
-            if room <= 0 or (chunks and len(slot.pending_tokens) - slot.n_past > room):
+            if room <= 0 or (chunks and self._apart) or (chunks and len(slot.pending_tokens) - slot.n_past > room):
                 break
             request = slot.request
             stop = slot.n_past + room

@@ -264,6 +264,7 @@ class Scheduler(Lifecycle):
         if not sound:
             self._purge(rows)
             return
+        self._planner.computed(self.slots)
         self.metrics.batch(batch.n_tokens - len(self._planner.fillers), computed - began)
         if self._threads is not None:
             self._threads.observe(batch.n_tokens, computed - began)

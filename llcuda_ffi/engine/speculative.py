@@ -1,7 +1,7 @@
 """Speculative decoding: who proposes the next tokens. The scheduler verifies them in the batch that it computes anyway.
 
-Two drafters: prompt lookup (the tokens that followed the same n-gram earlier in the request's own text, which costs
-nothing) and a smaller model with the same vocabulary.
+Drafters: prompt lookup (the tokens that followed the same n-gram earlier in the request's own text, which costs
+nothing), a smaller model with the same vocabulary, and the model's own layers of multi-token prediction (mtp_draft.py).
 """
 
 from __future__ import annotations
@@ -22,16 +22,29 @@ from .slot import Slot
 
 
 class Drafter(Protocol):
-    """Proposes tokens for generating slots."""
+    """Proposes tokens for generating slots.
+
+    Attributes:
+        apart: whether a batch must have outputs only, or one sequence only.
+    """
+
+    apart: bool
 
     def propose(self, slots: Sequence[Slot], room: int) -> None:
         """Set `slot.draft` of each slot; together at most `room` tokens."""
+
+    def computed(self, batch: Batch, slots: Sequence[Slot]) -> None:
+        """The model has computed a batch, whose results are still there.
+
+        Args:
+            slots: by their sequences; what is in the batch is not counted in `n_past` yet.
+        """
 
     def close(self) -> None:
         """Free what it owns."""
 
 
-def _most(slot: Slot, n_draft: int, n_ctx: int) -> int:
+def most_drafts(slot: Slot, n_draft: int, n_ctx: int) -> int:
     """How many tokens may be drafted for a slot: its request and its sequence must have room for them."""
     request = slot.request
     assert request is not None
@@ -47,6 +60,8 @@ def _most(slot: Slot, n_draft: int, n_ctx: int) -> int:
 class PromptLookup:
     """Drafts what followed the last n-gram where it stood before, in the prompt or the answer."""
 
+    apart = False
+
     def __init__(self, n_ctx: int, *, n_draft: int = 8, ngram: int = 3) -> None:
         self._n_ctx = n_ctx
         self._n_draft = integer("n_draft", n_draft, 1, 64)
@@ -55,7 +70,7 @@ class PromptLookup:
     def propose(self, slots: Sequence[Slot], room: int) -> None:
         """See Drafter."""
         for slot in slots:
-            n = min(_most(slot, self._n_draft, self._n_ctx), room)
+            n = min(most_drafts(slot, self._n_draft, self._n_ctx), room)
             slot.draft = self._lookup(slot, n) if n > 0 else []
             room -= len(slot.draft)
 
@@ -74,12 +89,17 @@ class PromptLookup:
                 return [int(t) for t in tokens[at : at + n]]
         return []
 
+    def computed(self, batch: Batch, slots: Sequence[Slot]) -> None:
+        """See Drafter."""
+
     def close(self) -> None:
         """Nothing to free."""
 
 
 class DraftModel:
     """Drafts greedily with a smaller model of the same vocabulary, all slots in one batch."""
+
+    apart = False
 
     def __init__(self, model: Model, target: Context, *, n_draft: int = 5) -> None:
         if model.vocab.n_tokens != target.model.vocab.n_tokens or model.vocab.type != target.model.vocab.type:
@@ -108,7 +128,7 @@ class DraftModel:
         wanted = {}
         for slot in slots:
             slot.draft = []
-            n = min(_most(slot, self._n_draft, self._n_ctx), room)
+            n = min(most_drafts(slot, self._n_draft, self._n_ctx), room)
             if n > 0:
                 wanted[slot] = n
                 room -= n
@@ -162,6 +182,9 @@ class DraftModel:
             batch.add(int(tokens[-1]), len(tokens) - 1, slot.index, output=True)
         context.decode(batch)
         return list(enumerate(slots))
+
+    def computed(self, batch: Batch, slots: Sequence[Slot]) -> None:
+        """See Drafter."""
 
     def close(self) -> None:
         """Free the draft context; the model is its owner's."""

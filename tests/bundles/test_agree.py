@@ -51,6 +51,7 @@ uses = {
     "adaptive_p": lambda: SamplerChain(model).adaptive_p(0.3),
     "ftype": lambda: model.ftype,
     "n_rs_seq": lambda: Context(model, n_ctx=64, n_rs_seq=1),
+    "multi-token": lambda: Model.load(sys.argv[1], load_mtp=True),
     "TENSOR": lambda: Model.load(sys.argv[1], split_mode=SplitMode.TENSOR),
 }
 for word, use in uses.items():

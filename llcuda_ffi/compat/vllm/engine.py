@@ -93,7 +93,7 @@ def engine_settings(settings: Mapping[str, Any], owner: str) -> dict[str, Any]:
         found["device"] = settings["device"]
     draft = settings.get("speculative_config")
     if draft:
-        found["draft"] = "ngram" if draft.get("method") == "ngram" else draft.get("model")
+        found["draft"] = draft["method"] if draft.get("method") in ("ngram", "mtp") else draft.get("model")
         found["n_draft"] = draft.get("num_speculative_tokens")
     return found
 

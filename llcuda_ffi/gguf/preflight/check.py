@@ -36,6 +36,7 @@ class GGUFReport:
         split: (number, count) of the part.
         n_positions: rows of the learned position embeddings, None for models without: libllama aborts beyond.
         not_on_cuda: why it cannot be computed on CUDA, "" where nothing is known against it.
+        has_mtp: whether it, or one of the parts after it, has the weights of a layer of multi-token prediction.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class GGUFReport:
     split: tuple[int, int]
     n_positions: int | None
     not_on_cuda: str = ""
+    has_mtp: bool = False
 
 
 def check(path: str | os.PathLike[str], overrides: Mapping[str, Override] | None = None) -> GGUFReport:
@@ -79,7 +81,12 @@ def check(path: str | os.PathLike[str], overrides: Mapping[str, Override] | None
     for part in parts:
         with GGUFReader(part) as reader:
             _check_part(Subject(reader))
+            report = dataclasses.replace(report, has_mtp=report.has_mtp or _has_mtp(reader))
     return report
+
+
+def _has_mtp(reader: GGUFReader) -> bool:
+    return any(name.endswith(".nextn.eh_proj.weight") for name in reader.tensors)
 
 
 def _check_part(subject: Subject) -> None:
@@ -120,4 +127,5 @@ def _report(reader: GGUFReader) -> GGUFReport:
         types=types,
         split=reader.split,
         n_positions=positions.ne[1] if positions else None,
+        has_mtp=_has_mtp(reader),
     )
