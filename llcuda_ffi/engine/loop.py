@@ -74,6 +74,7 @@ class Replica:
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.lead = threading.Lock()
+        self.leader: int | None = None  # the thread that is inside a step
         self.commands: deque[Command[Any]] = deque()
         self.waiting: deque[threading.Event] = deque()
         self.work = threading.Event()  # for its thread: there may be something to do
@@ -213,6 +214,8 @@ class EngineLoop:
             if self.threaded:
                 replica.work.set()
             elif not (replica.lead.locked() or self._closing or self.failure is not None):
+                if replica.scheduler.context.closed:
+                    continue  # at exit: a stream that nobody closed outlives it
                 try:
                     with replica.lead:
                         self._advance(replica, replica.scheduler.sweep)
@@ -232,6 +235,11 @@ class EngineLoop:
 
     def _until(self, replica: Replica, waiter: Request | Command[Any], ready: Callable[[], bool]) -> None:
         lead, advance = replica.lead, replica.advance
+        if lead.locked() and replica.leader == threading.get_ident():
+            raise ConcurrentUseError(
+                "this Llama is in the middle of a step: what it calls there, such as a logits processor, cannot wait "
+                "for an answer of the same Llama"
+            )
         while not ready():
             self.check()
             if (self.threaded or lead.locked() or replica.waiting) and not self._sleep(replica, waiter, ready):
@@ -301,6 +309,7 @@ class EngineLoop:
     def _advance(self, replica: Replica, act: Callable[[], T]) -> T | bool:
         """Step, or do something else with a scheduler, in the thread that leads it; what it returns."""
         try:
+            replica.leader = threading.get_ident()
             return act()
         except ConcurrentUseError as error:
             # another thread asks something of the context: what was begun is computed again
@@ -312,6 +321,8 @@ class EngineLoop:
                 raise
             self._fail(replica, error)
             raise self._dead() from error
+        finally:
+            replica.leader = None
 
     def _run(self, replica: Replica) -> None:
         """What the thread of a replica does: nothing that goes wrong in it leaves anybody waiting."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,3 +162,16 @@ def test_ctrl_c_while_a_text_is_tokenized(tiny: Path) -> None:
         tiny,
     )
     assert out == "closed True\n"
+
+
+def test_a_stream_that_outlives_its_llama(tiny: Path) -> None:
+    """A process that ends with a stream half read, and nothing closed, says nothing."""
+    code = """
+        import sys
+        from llcuda_ffi import Llama
+        stream = Llama(sys.argv[1], n_ctx=64).stream("the quick", max_tokens=32, ignore_eos=True)
+        print(next(stream).index)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tiny)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")

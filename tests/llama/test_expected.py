@@ -66,7 +66,14 @@ def test_a_processor_that_fails_ends_its_request(llm: Llama) -> None:
     def nothing_left(token_ids: np.ndarray, logits: np.ndarray) -> None:
         logits[:] = -np.inf
 
-    for function, words in ((broken, "broken failed: KeyError"), (nothing_left, "no token to choose")):
+    def asks_its_own(token_ids: np.ndarray, logits: np.ndarray) -> None:
+        llm.generate(STORY, max_tokens=1)  # nobody would compute it: this thread is inside the step
+
+    for function, words in (
+        (broken, "broken failed: KeyError"),
+        (nothing_left, "no token to choose"),
+        (asks_its_own, "in the middle of a step"),
+    ):
         params = [GREEDY.replace(logits_processors=[function]), GREEDY]
         failed, done = llm.generate([STORY, STORY], params, return_exceptions=True)
         assert isinstance(failed, InvalidRequest)

@@ -121,7 +121,7 @@ class FakeContext:
         self.n_ctx_seq, self.n_seq_max, self.n_batch, self.n_ubatch = n_ctx_seq, n_seq, n_batch, n_ubatch
         self.n_vocab = N_VOCAB
         self.params = ContextParams(n_threads=1)
-        self.flash_attn = False
+        self.flash_attn = self.closed = self.mixes_embeddings = False
         self.memory = FakeMemory(n_seq, kind, self.kv_unified)
         self.model = SimpleNamespace(
             vocab=FakeVocab(),
