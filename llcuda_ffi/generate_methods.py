@@ -70,6 +70,10 @@ class GenerateMethods:
         """
         if self.media is None:
             raise InvalidRequest("this Llama has no projector: Llama(model, mmproj=…)")
+        if isinstance(parts, (str, bytes)) or not isinstance(parts, Iterable):
+            raise InvalidRequest(
+                f"a prompt with media is a list of texts, images and sounds, not {type(parts).__name__}"
+            )
         found: list[Any] = []
         texts = []
         for i, part in enumerate(parts):

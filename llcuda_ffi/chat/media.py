@@ -120,11 +120,21 @@ def value_of(part: Mapping[str, Any], kind: str, what: str) -> Any:
     """
     found = part.get(kind)
     if found is None:
-        found = next((part[k] for k in ("image", "image_url", "audio", "url", "path", "data") if k in part), None)
+        found = next((part[k] for k in _HOLDERS if part.get(k) is not None), None)
     if isinstance(found, Mapping):
-        if kind == "input_audio" and isinstance(found.get("data"), str):
-            return from_base64(found["data"], "sound")
-        found = next((found[k] for k in ("url", "path", "data") if k in found), None)
+        inner: Mapping[str, Any] = found
+        encoded = inner.get("base64", inner.get("data"))
+        if kind in SOUNDS and inner.get("array") is not None:  # of Hugging Face's datasets
+            return inner["array"], inner.get("sampling_rate")
+        if isinstance(encoded, str) and encoded.lstrip()[:5].lower() != "data:":  # OpenAI's sounds, Anthropic's images
+            return from_base64(encoded, "sound" if kind in SOUNDS else "image")
+        found = next((inner[k] for k in ("url", "bytes", "path", "data", "base64") if inner.get(k) is not None), None)
+    elif found is part.get("base64") and isinstance(found, str) and found.lstrip()[:5].lower() != "data:":
+        return from_base64(found, "sound" if kind in SOUNDS else "image")
     if found is None:
         raise InvalidRequest(f"{what} is of type {kind!r} without one: {{'type': {kind!r}, {kind!r}: …}}")
     return found
+
+
+# keys of a part that hold a medium: of OpenAI, transformers, Anthropic
+_HOLDERS = ("image", "image_url", "audio", "audio_url", "url", "path", "base64", "data", "source")

@@ -260,7 +260,7 @@ class PrefixCache:
         slot.before = None
         if self._reuses and slot.key == self.key(request.adapters) and self._sequences.cut(slot.index, len(tokens)):
             slot.cached_tokens = tokens
-            if self._disk is not None and slot.key == _PLAIN and len(tokens) >= MIN_COPY:
+            if self._disk is not None and slot.key == _PLAIN and len(tokens) >= MIN_COPY and (tokens >= 0).all():
                 self._unsaved.add(slot)
         else:
             self.forget(slot)
@@ -356,11 +356,12 @@ class PrefixCache:
     # --- kept prefixes in files ---
 
     def kept(self) -> Iterator[Slot]:
-        """The idle slots whose tokens were computed as they would be now, without a request's own adapters."""
+        """The idle slots whose tokens were computed as they would be now, without a request's own adapters or images:
+        what an image became hangs on the projector."""
         key, sequences = self.key(), self._sequences
         for slot in self._slots:
             idle = slot.request is None and len(slot.cached_tokens) and slot.key == key
-            if idle and not (sequences.copying(slot.index) or sequences.moved(slot.index)):
+            if idle and not sequences.copying(slot.index) and (slot.cached_tokens >= 0).all():
                 yield slot
 
     def saved_checkpoints(self, tokens: Tokens) -> list[SavedState]:

@@ -43,11 +43,6 @@ class Sequences:
         else:
             self._prompts[seq] = prompt
 
-    def moved(self, seq: int) -> bool:
-        """Whether its positions are not the places of its tokens."""
-        prompt = self._prompts.get(seq)
-        return prompt is not None and prompt.moved(len(prompt)) != 0
-
     def _position(self, seq: int, n: int) -> int:
         """The position after the first n tokens of a sequence."""
         prompt = self._prompts.get(seq)

@@ -66,10 +66,10 @@ class MediaEncoder:
         if kind == "image":
             if not self.projector.sees:
                 raise InvalidRequest(f"{self.projector.path.name} takes no images")
-            return value if isinstance(value, Image) else read_image(value)
+            return read_image(value)
         if not self.projector.hears:
             raise InvalidRequest(f"{self.projector.path.name} takes no sound")
-        return value if isinstance(value, Sound) else read_sound(value, self.projector.sample_rate)
+        return read_sound(value, self.projector.sample_rate)
 
     def encode(self, medium: Image | Sound) -> EncodedMedium:
         """What a medium becomes: from what was kept, or by the projector.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import io
 import math
 import os
+import struct
 import warnings
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -19,6 +21,8 @@ from ..errors import InvalidRequest, MissingExtra
 from ..regular_file import open_regular
 
 MOST_BYTES = 64 << 20  # of a file or of its base64 text
+MOST_CHANNELS = 16
+_URL_SAFE = str.maketrans("-_", "+/")
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of the first frame
 
 
@@ -26,30 +30,48 @@ def read_image(value: Any) -> Image:
     """An image as pixels, upright, without transparency.
 
     Args:
-        value: a path, the bytes of a PNG, JPEG, WebP, GIF or BMP file, a "data:" URL, a PIL image, or an array: uint8
-            (height, width), (height, width, 3) or (height, width, 4), or floats from 0 to 1 of these shapes.
+        value: a path, the bytes of a PNG, JPEG, WebP, GIF or BMP file, an open file, a "data:" URL, a PIL image, or an
+            array or tensor: uint8 (height, width), (height, width, 3) or (height, width, 4), or floats from 0 to 1 of
+            these shapes.
 
     Raises:
         InvalidRequest: none of these, a damaged file, or one of too many bytes or pixels.
         MissingExtra: a file was given and Pillow is not installed.
     """
+    if isinstance(value, Image):
+        return value
     if isinstance(value, np.ndarray):
         return Image(_pixels(value))
-    if hasattr(value, "convert") and hasattr(value, "size"):  # a PIL image
-        return Image(_upright(value))
+    is_pil = hasattr(value, "convert") and hasattr(value, "size")
+    if not is_pil and hasattr(value, "__array__"):  # a tensor
+        return Image(_pixels(_array(value, "image")))
     pillow = _pillow()
-    raw = _bytes(value, "image")
+    raw = None if is_pil else _bytes(value, "image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if raw is None:
+                return Image(_upright(value))
             with pillow.Image.open(io.BytesIO(raw), formats=_FORMATS) as opened:
                 return Image(_upright(opened))
     except InvalidRequest:
         raise
     except pillow.Image.DecompressionBombError:
         raise InvalidRequest(f"the image is too large: at most {MOST_PIXELS} pixels") from None
+    except pillow.UnidentifiedImageError:
+        raise InvalidRequest("the image cannot be read: it is no PNG, JPEG, WebP, GIF or BMP file") from None
     except Exception as error:  # Pillow raises what its decoders raise: OSError, ValueError, SyntaxError, struct.error
         raise InvalidRequest(f"the image cannot be read ({type(error).__name__}: {str(error)[:200]})") from None
+
+
+def _array(value: Any, what: str) -> npt.NDArray[Any]:
+    """A tensor of another library as an array."""
+    try:
+        return np.asarray(value)
+    except Exception as error:  # of a GPU, with gradients, of a type that numpy lacks: each library has its own
+        raise InvalidRequest(
+            f"the {what} is a {type(value).__name__} that is no array ({str(error)[:200]}): give it as numpy's"
+        ) from None
 
 
 def _pillow() -> Any:
@@ -67,7 +89,13 @@ def _upright(image: Any) -> npt.NDArray[np.uint8]:
     width, height = image.size
     if not 1 <= width * height <= MOST_PIXELS:
         raise InvalidRequest(f"an image of {width} × {height} pixels: it must have 1 to {MOST_PIXELS}")
-    image = pillow.ImageOps.exif_transpose(image)
+    with contextlib.suppress(SyntaxError, ValueError, TypeError, KeyError, struct.error):  # EXIF that is damaged
+        image = pillow.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits: Pillow's convert would cut them off at 255
+        deep = np.asarray(image, np.int64)
+        return _pixels((np.clip(deep, 0, 65535) >> 8 if deep.max(initial=0) > 255 else deep.clip(0)).astype(np.uint8))
+    if image.mode in ("RGBa", "La"):  # premultiplied
+        image = image.convert(image.mode.upper())
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = pillow.Image.new("RGBA", image.size, "white")
@@ -82,8 +110,8 @@ def _pixels(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         array = np.rint(array * 255).astype(np.uint8)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise InvalidRequest(
-            f"an image array must be uint8 of shape (height, width), (height, width, 3) or (height, width, 4), not "
-            f"{array.dtype} {array.shape}"
+            f"an image array must be uint8, or floats from 0 to 1, of shape (height, width), (height, width, 3) or "
+            f"(height, width, 4), not {array.dtype} {array.shape}"
         )
     if not 1 <= array.shape[0] * array.shape[1] <= MOST_PIXELS:
         raise InvalidRequest(f"an image of {array.shape[1]} × {array.shape[0]} pixels: it must have 1 to {MOST_PIXELS}")
@@ -101,22 +129,36 @@ def read_sound(value: Any, sample_rate: int) -> Sound:
     """A sound as mono samples at `sample_rate` Hz.
 
     Args:
-        value: a path, the bytes of a WAV, FLAC, OGG or MP3 file, a "data:" URL, or a pair (samples, rate): floats of
-            shape (n,) or (n, channels).
+        value: a path, the bytes of a WAV, FLAC, OGG or MP3 file, an open file, a "data:" URL, or a pair (samples, rate)
+            in either order: floats from -1 to 1, or integers of the whole range of their type, of shape (n,),
+            (n, channels) or (channels, n).
 
     Raises:
         InvalidRequest: none of these, a damaged file, or a sound that is too long.
         MissingExtra: a file was given and soundfile is not installed; or another rate than wanted and soxr is not.
     """
+    if isinstance(value, Sound):
+        return value
     if isinstance(value, tuple) and len(value) == 2:
-        samples, rate = np.asarray(value[0]), value[1]
-        if samples.dtype.kind == "i":
-            samples = samples / float(np.iinfo(samples.dtype).max)
+        samples, rate = value
+        if isinstance(samples, (int, np.integer)):  # as scipy gives them
+            samples, rate = rate, samples
+        samples = _array(samples, "sound")
+        if samples.dtype.kind in "iu":
+            middle = 0 if samples.dtype.kind == "i" else 1 << (8 * samples.dtype.itemsize - 1)
+            samples = (samples - float(middle)) / float(np.iinfo(samples.dtype).max - middle)
     else:
         samples, rate = _decoded(_bytes(value, "sound"))
-    _check_rate(rate)
-    if samples.dtype.kind != "f" or samples.ndim not in (1, 2) or not samples.size:
-        raise InvalidRequest("a sound must be numbers of shape (n,) or (n, channels)")
+    rate = _checked_rate(rate)
+    if samples.dtype.kind != "f" or samples.ndim not in (1, 2):
+        raise InvalidRequest(
+            f"a sound must be numbers of shape (n,), (n, channels) or (channels, n), not {samples.dtype} "
+            f"{samples.shape}"
+        )
+    if not samples.size:
+        raise InvalidRequest("the sound is empty: it has no samples")
+    if samples.ndim == 2 and samples.shape[1] > MOST_CHANNELS >= samples.shape[0]:
+        samples = samples.T
     mono = samples if samples.ndim == 1 else samples.mean(axis=1)
     if len(mono) * sample_rate / rate > MOST_SAMPLES:
         raise InvalidRequest(
@@ -133,9 +175,12 @@ def read_sound(value: Any, sample_rate: int) -> Sound:
     return Sound(np.ascontiguousarray(mono, np.float32))
 
 
-def _check_rate(rate: Any) -> None:
+def _checked_rate(rate: Any) -> int:
+    if isinstance(rate, float) and rate.is_integer():
+        rate = int(rate)
     if not isinstance(rate, (int, np.integer)) or not 1000 <= rate <= 384_000:
         raise InvalidRequest(f"a sound's rate must be 1,000 to 384,000 Hz, not {rate!r:.40}")
+    return int(rate)
 
 
 def _decoded(raw: bytes) -> tuple[npt.NDArray[Any], int]:
@@ -145,58 +190,75 @@ def _decoded(raw: bytes) -> tuple[npt.NDArray[Any], int]:
         raise MissingExtra("sound files need soundfile: pip install '.[media]', or give (samples, rate)") from None
     try:
         with soundfile.SoundFile(io.BytesIO(raw)) as file:
-            _check_rate(file.samplerate)
-            if file.frames > math.ceil(MOST_SAMPLES * file.samplerate / 16_000) or file.channels > 16:
+            _checked_rate(file.samplerate)
+            if file.frames > math.ceil(MOST_SAMPLES * file.samplerate / 16_000) or file.channels > MOST_CHANNELS:
                 raise InvalidRequest(f"a sound of {file.frames} frames and {file.channels} channels is too large")
             return file.read(dtype="float32"), int(file.samplerate)
     except InvalidRequest:
         raise
+    except soundfile.LibsndfileError:
+        raise InvalidRequest("the sound cannot be read: it is no WAV, FLAC, OGG or MP3 file, or damaged") from None
     except Exception as error:
         raise InvalidRequest(f"the sound cannot be read ({type(error).__name__}: {str(error)[:200]})") from None
 
 
 def _bytes(value: Any, what: str) -> bytes:
     """The bytes of a file, of bytes or of a data URL, at most MOST_BYTES."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
+    if isinstance(value, str) and value.lstrip()[:5].lower() == "data:":
+        raw = _data_url(value.strip(), what)
+    elif isinstance(value, (bytes, bytearray, memoryview)):
         raw = bytes(value)
-    elif isinstance(value, str) and value[:5].lower() == "data:":
-        raw = _data_url(value, what)
     elif isinstance(value, str) and "://" in value[:16]:
         raise InvalidRequest(
-            f"an {what} is not fetched from {value.split(':', 1)[0]} addresses: give its bytes, a path or a data: URL"
+            f"{_one(what)} is not fetched from {value.split(':', 1)[0]} addresses: give bytes, a path or a data: URL"
         )
     elif isinstance(value, (str, os.PathLike)):
         try:
             with open_regular(value) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size > MOST_BYTES:
-                    raise InvalidRequest(f"{value} has {size} bytes: an {what} has at most {MOST_BYTES}")
+                    raise InvalidRequest(f"{value} has {size} bytes: {_one(what)} has at most {MOST_BYTES}")
                 raw = file.read()
         except (OSError, ValueError) as error:
             raise InvalidRequest(f"the {what} {str(value)[:200]} cannot be read: {error}") from None
+    elif callable(getattr(value, "read", None)):
+        try:
+            raw = value.read(MOST_BYTES + 1)
+        except Exception as error:  # whatever a stranger's file raises
+            raise InvalidRequest(f"the open file of {_one(what)} cannot be read: {error}") from None
+        if not isinstance(raw, bytes):
+            raise InvalidRequest(f"the open file of {_one(what)} gives text: open it with mode 'rb'")
     else:
-        raise InvalidRequest(f"an {what} is a path, bytes, a data: URL or an array, not {type(value).__name__}")
+        raise InvalidRequest(
+            f"{_one(what)} is a path, bytes, an open file, a data: URL or an array, not {type(value).__name__}"
+        )
     if not raw or len(raw) > MOST_BYTES:
         raise InvalidRequest(f"the {what} has {len(raw)} bytes: it must have 1 to {MOST_BYTES}")
     return raw
 
 
+def _one(what: str) -> str:
+    return f"an {what}" if what[0] in "aeiou" else f"a {what}"
+
+
 def _data_url(url: str, what: str) -> bytes:
     head, comma, data = url.partition(",")
     if not comma or len(data) > 2 * MOST_BYTES:
-        raise InvalidRequest(f"the data: URL of an {what} has no data, or too much")
-    if not head.lower().endswith(";base64"):
-        return unquote_to_bytes(data)
-    return from_base64(data, what)
+        raise InvalidRequest(f"the data: URL of {_one(what)} has no data, or too much")
+    raw = unquote_to_bytes(data)
+    if not head.rstrip().lower().endswith(";base64"):
+        return raw
+    return from_base64(raw.decode("latin-1"), what)
 
 
 def from_base64(text: str, what: str) -> bytes:
-    """Bytes of a base64 text.
+    """Bytes of a base64 text, of either alphabet; what pads its end may be missing.
 
     Raises:
         InvalidRequest: it is none.
     """
+    bare = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(f"the base64 of an {what} is damaged: {error}") from None
+        raise InvalidRequest(f"the base64 of {_one(what)} is damaged: {error}") from None

@@ -29,7 +29,7 @@ def check_media(messages: Sequence[Mapping[str, Any]]) -> None:
             n += 1
             what = f"messages[{i}].content[{j}]"
             value = value_of(part, kind, what)
-            if not isinstance(value, bytes) and not (isinstance(value, str) and value[:5].lower() == "data:"):
+            if not isinstance(value, bytes) and not (isinstance(value, str) and value.lstrip()[:5].lower() == "data:"):
                 raise InvalidRequest(
                     f"{what}: this server takes images and sounds as data: URLs (or base64) only: it fetches nothing "
                     "and reads no files for a client"

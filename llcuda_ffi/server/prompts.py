@@ -4,22 +4,42 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple, overload
 
 from ..core.vocab import Vocab
+from ..engine.media import MediaPrompt
 from ..errors import InvalidRequest
+from ..llama import Llama
+from ..multimodal.media import from_base64
+from .media import MOST_MEDIA
+
+
+class MediaText(NamedTuple):
+    """llama.cpp's prompt with media: MARK stands in the text for each of the data, base64 or data: URLs."""
+
+    text: str
+    data: list[str]
+
 
 Prompt = str | list[int] | list[Any]
+MARK = "<__media__>"
 
 _MOST = 2048
 _SHORT = 8192  # characters or ids: what is tokenized well below a millisecond
 
 
-def prompts_of(value: Any, name: str = "prompt") -> list[Prompt]:
+@overload
+def prompts_of(value: Any, name: str = ..., *, media: Literal[False] = ...) -> list[Prompt]: ...
+@overload
+def prompts_of(value: Any, name: str = ..., *, media: Literal[True]) -> list[Prompt | MediaText]: ...
+def prompts_of(value: Any, name: str = "prompt", *, media: bool = False) -> Any:
     """The prompts of a field.
 
     A text, token ids, texts and ids mixed ([1, "a", 2], llama.cpp's), {"prompt_string": …}, {"content": [parts]}, or a
     list of those.
+
+    Args:
+        media: take {"prompt_string": …, "multimodal_data": […]} as a MediaText.
 
     Raises:
         InvalidRequest: something else, or more than 2,048.
@@ -27,26 +47,55 @@ def prompts_of(value: Any, name: str = "prompt") -> list[Prompt]:
     if value is None:
         return [""]
     if isinstance(value, (str, dict)):
-        return [_one(value, name)]
+        return [_one(value, name, media)]
     if not isinstance(value, list) or not value:
         raise InvalidRequest(f"{name} must be a text, token ids, or a list of those, and not empty; not {value!r:.60}")
     if any(type(item) is int for item in value):
-        return [_one(value, name)]
+        return [_one(value, name, media)]
     if len(value) > _MOST:
         raise InvalidRequest(f"{name} has {len(value)} prompts, more than {_MOST}")
-    return [_one(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    return [_one(item, f"{name}[{i}]", media) for i, item in enumerate(value)]
 
 
-def _one(value: Any, name: str) -> Prompt:
+def _one(value: Any, name: str, media: bool) -> Prompt | MediaText:
     if isinstance(value, dict):
         if value.get("multimodal_data"):
-            raise InvalidRequest(f"{name}: multimodal_data is not supported; a chat's messages may have images")
+            if not media:
+                raise InvalidRequest(f"{name}: multimodal_data is for /completion; a chat's messages may have images")
+            return _media_text(value, name)
         value = _joined(value["content"], name) if "content" in value else value.get("prompt_string")
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(type(item) is int or isinstance(item, str) for item in value):
         return value
     raise InvalidRequest(f"{name} must be a text or a list of token ids, not {value!r:.60}")
+
+
+def _media_text(value: dict[str, Any], name: str) -> MediaText:
+    text, data = value.get("prompt_string"), value["multimodal_data"]
+    if not isinstance(text, str) or not isinstance(data, list) or not all(isinstance(one, str) for one in data):
+        raise InvalidRequest(f"{name} needs prompt_string, a text, and multimodal_data, a list of base64 texts")
+    if len(data) > MOST_MEDIA:
+        raise InvalidRequest(f"{name} has {len(data)} images and sounds, more than {MOST_MEDIA}")
+    if text.count(MARK) != len(data):
+        raise InvalidRequest(f"{name} has {text.count(MARK)} marks {MARK} for {len(data)} media: write one for each")
+    return MediaText(text, data)
+
+
+def media_prompt(llama: Llama, prompt: MediaText) -> MediaPrompt:
+    """A prompt with its media encoded, which takes long.
+
+    Raises:
+        InvalidRequest: damaged data, or the model takes no such medium.
+    """
+    texts = prompt.text.split(MARK)
+    parts: list[Any] = []
+    for text, data in zip(texts, prompt.data, strict=False):
+        raw: Any = data if data.lstrip()[:5].lower() == "data:" else from_base64(data, "medium")
+        parts += (
+            [text, llama.media.read("image" if llama.media.projector.sees else "audio", raw)] if llama.media else []
+        )
+    return llama.media_prompt([*parts, texts[-1]])
 
 
 def _joined(parts: Any, name: str) -> str:

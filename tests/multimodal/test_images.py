@@ -15,7 +15,8 @@ from ..support.tiny_projector import make_tiny_projector, make_tiny_seer
 
 BUNDLE = "v0.6.0-cpu"
 START = """
-import sys
+import base64, io, sys
+from PIL import Image as Pillow
 from pathlib import Path
 import numpy as np
 from llcuda_ffi import Llama
@@ -109,6 +110,22 @@ with Llama(folder / "text.gguf", bundle="v0.6.0-cpu", mmproj=folder / "{kind}.gg
     assert "".join(p.content for p in pieces) == a.text
     swapped, other = llm.chat(ask(two, one), **SET), together[2]
     assert np.abs(first(swapped) - first(other)).max() > 1e-4, "the order changes nothing"
+    png = io.BytesIO()
+    Pillow.fromarray(one).save(png, "PNG")
+    data = base64.b64encode(png.getvalue()).decode()
+    for part in (
+        {{"type": "image_url", "image_url": {{"url": f"data:image/png;base64,{{data}}", "detail": "low"}}}},
+        {{"type": "image", "base64": data}},
+        {{"type": "image", "image": None, "url": f"data:;base64,{{data}}"}},
+        {{"type": "image", "image": {{"bytes": png.getvalue(), "path": None}}}},
+        {{"type": "image", "source": {{"type": "base64", "media_type": "image/png", "data": data}}}},
+    ):
+        messages = ask(one)
+        messages[0]["content"][1] = part
+        assert llm.chat(messages, **SET).usage.cached_tokens == a.usage.prompt_tokens - 1, part
+    llm.save_state(folder / "{kind}.state")  # of the texts only
+    llm.load_state(folder / "{kind}.state")
+    assert np.abs(first(llm.chat(ask(one), **SET)) - first(a)).max() < 1e-3
     done = llm.generate(llm.media_prompt(["the ", one, " shows"]), n=3, **SET)
     assert np.abs(first(done[0]) - first(done[2])).max() < 1e-3
     assert llm.metrics().running == 0
@@ -158,6 +175,10 @@ calls = [
     lambda llm: llm.generate(llm.media_prompt([one, "a"]), overflow="shift"),
     lambda llm: llm.chat(ask(one), template="{{ messages[0]['role'] }}"),
     lambda llm: llm.chat(ask(*[one] * 40)),
+    lambda llm: llm.generate(llm.media_prompt([one, "a"]), prompt_logprobs=1),
+    lambda llm: llm.media_prompt(5),
+    lambda llm: llm.media_prompt(["a", one]),
+    lambda llm: llm.chat([{"role": "user", "content": [{"type": "image", "image": io.StringIO("a")}]}]),
 ]
 with Llama(folder / "text.gguf", bundle="v0.6.0-cpu", mmproj=folder / "idefics3.gguf", n_ctx=256, n_parallel=2) as llm:
     want = llm.chat(ask(one), **SET)
@@ -175,7 +196,7 @@ with Llama(folder / "text.gguf", bundle="v0.6.0-cpu", n_ctx=256, n_parallel=1) a
         print("text only")
 """,
     )
-    assert [line.split()[0] for line in out.splitlines()] == [*map(str, range(9)), "text"], out
+    assert [line.split()[0] for line in out.splitlines()] == [*map(str, range(13)), "text"], out
 
 
 def test_hostile_projectors(folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import struct
 import zlib
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_from_bytes
 
 import numpy as np
 import pytest
@@ -47,6 +48,65 @@ def test_upright_and_on_white() -> None:
     clear = np.zeros((4, 4, 4), np.uint8)
     assert (read_image(clear).pixels == 255).all()
     assert (read_image(png(clear)).pixels == 255).all()
+
+
+def test_ways_of_writing_a_data_url() -> None:
+    """Capitals, line breaks, percent signs, the other alphabet, no padding, any or no MIME type."""
+    text = base64.b64encode(png()).decode()
+    for url in (
+        f"DATA:IMAGE/PNG;BASE64,{text}",
+        f" data:;base64,{text}\n",
+        f"data:text/plain;charset=utf-8;base64,{text}",
+        "data:image/png;base64," + "\n".join(text[i : i + 60] for i in range(0, len(text), 60)),
+        "data:image/png;base64," + text.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"),
+        "data:image/png;base64," + text.replace("+", "-").replace("/", "_").rstrip("="),
+        "data:image/png," + quote_from_bytes(png()),
+    ):
+        assert np.array_equal(read_image(url).pixels, PIXELS), url[:40]
+
+
+def test_sixteen_bits_and_other_modes() -> None:
+    """16 bits are scaled, not cut off at 255; every mode of Pillow's is read; EXIF that is damaged is left aside."""
+    deep = (np.arange(6 * 9).reshape(6, 9) * 1200).astype(np.uint16)
+    for value in (png(deep), Pillow.fromarray(deep), Pillow.fromarray(deep).convert("I")):
+        assert np.array_equal(read_image(value).pixels[:, :, 0], (deep >> 8).astype(np.uint8))
+    whole = Pillow.fromarray(PIXELS)
+    others = [whole.convert(mode) for mode in ("1", "L", "P", "CMYK", "YCbCr", "HSV", "LA", "RGBX", "F", "I")]
+    others += [
+        whole.convert("RGBA").convert("RGBa"),
+        whole.convert("LA").convert("La"),
+        whole.convert("P").convert("PA"),
+    ]
+    for image in others:
+        assert read_image(image).pixels.shape == PIXELS.shape, image.mode
+    assert np.array_equal(read_image(png(exif=b"Exif\0\0nothing that is")).pixels, PIXELS)
+    frames = [Pillow.fromarray(PIXELS[::-1])]
+    for kind in ("PNG", "WEBP"):
+        animated = png(kind=kind, save_all=True, append_images=frames, lossless=True)
+        assert np.array_equal(read_image(animated).pixels, PIXELS)
+
+
+def test_tensors_and_open_files(tmp_path: Path) -> None:
+    """What numpy can read as an array, and files that are open; those that are not are told."""
+
+    class Tensor:
+        def __init__(self, array: Any) -> None:
+            self._array = array
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+            if self._array is None:
+                raise TypeError("it is on a device")
+            return self._array
+
+    assert np.array_equal(read_image(Tensor(PIXELS)).pixels, PIXELS)
+    assert np.array_equal(read_image((PIXELS / 255).astype(">f4")).pixels, PIXELS)
+    assert np.array_equal(read_image(io.BytesIO(png())).pixels, PIXELS)
+    closed = Pillow.open(io.BytesIO(png()))
+    closed.close()
+    half = Pillow.open(io.BytesIO(png(kind="JPEG")[:640]))
+    for value in (Tensor(None), io.StringIO("a"), closed, half, tmp_path, "a\0b"):
+        with pytest.raises(InvalidRequest):
+            read_image(value)
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -109,7 +169,19 @@ def test_sounds() -> None:
     ints = read_sound((np.full(1600, 32767, np.int16), 16_000), 16_000).samples
     assert ints.dtype == np.float32
     assert np.allclose(ints, 1)
+    wave = np.sin(np.arange(1600) / 9).astype(np.float32)
+    for value in (
+        (16_000, (wave * 32767).astype(np.int16)),
+        (wave, 16_000.0),
+        (np.stack([wave, wave]), 16_000),
+        (wave[:, None], np.int64(16_000)),
+        ((wave * 127 + 128).astype(np.uint8), 16_000),
+        (wave.tolist(), 16_000),
+    ):
+        assert np.abs(read_sound(value, 16_000).samples - wave).max() < 0.02
     for value, word in (
+        ((np.zeros(0, np.float32), 16_000), "empty"),
+        ((np.zeros(1600, np.float32), "16000"), "rate"),
         ((np.zeros(5, complex), 16_000), "numbers"),
         ((np.zeros(1600, np.float32), 1), "rate"),
         ((np.zeros(16_000 * 60 * 31, np.float32), 16_000), "too long"),

@@ -76,6 +76,37 @@ def test_every_api_shows_the_same_image(seer: Server) -> None:
     assert count["input_tokens"] == n
 
 
+def test_llama_servers_prompt_with_media(seer: Server) -> None:
+    """`multimodal_data`, as base64 and as data: URLs, beside texts; marks and data that do not fit are 400."""
+
+    def asked_with(*data: object, text: str = "the <__media__> shows") -> dict[str, Any]:
+        return {"prompt": {"prompt_string": text, "multimodal_data": list(data)}, "n_predict": 4, "temperature": 0}
+
+    status, answer = seer.post("/completion", **asked_with(DATA))
+    assert status == 200, answer
+    assert answer["tokens_evaluated"] > 30
+    assert answer["prompt"] == "the <image> shows"
+    assert seer.post("/completion", **asked_with(URL))[1]["content"] == answer["content"]
+    both = ["abc", asked_with(DATA)["prompt"]]
+    status, answers = seer.post("/completion", prompt=both, n_predict=4, temperature=0)
+    assert status == 200
+    assert [each["content"] for each in answers if each["index"] == 1] == [answer["content"]]
+    for wrong in (
+        asked_with(DATA, text="a"),
+        asked_with(DATA, text="<__media__>"),
+        asked_with("@@"),
+        asked_with("/etc/passwd"),
+        asked_with(5),
+        asked_with(*[DATA] * 17, text="<__media__>" * 17 + "a"),
+    ):
+        status, answer = seer.post("/completion", **wrong)
+        assert status == 400, answer
+    part = {"type": "input_image", "file_id": "a"}
+    status, answer = seer.post("/v1/responses", input=[{"role": "user", "content": [part]}], max_output_tokens=4)
+    assert status == 400
+    assert "data: URL" in answer["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("messages", "word"),
     [

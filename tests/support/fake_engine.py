@@ -116,7 +116,7 @@ class FakeContext:
         n_ubatch: int = 16,
         kind: MemoryKind = MemoryKind.FULL,
     ) -> None:
-        self.kv_unified = cells is not None
+        self.kv_unified, self.mixes_embeddings = cells is not None, False
         self.n_ctx = cells or n_seq * n_ctx_seq
         self.n_ctx_seq, self.n_seq_max, self.n_batch, self.n_ubatch = n_ctx_seq, n_seq, n_batch, n_ubatch
         self.n_vocab = N_VOCAB

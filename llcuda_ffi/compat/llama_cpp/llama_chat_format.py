@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...chat.template.config import template_of
 from ...chat.template.template import ChatTemplate
 from ...errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass
@@ -71,7 +74,8 @@ hf_tokenizer_config_to_chat_completion_handler = hf_tokenizer_config_to_chat_for
 
 
 class Llava15ChatHandler:
-    """For models that see: images of messages go through the projector.
+    """For models that see: images of messages go through the projector. The template is the model's own, so that one
+    class has every handler's name (Qwen25VLChatHandler, MTMDChatHandler, …).
 
     Attributes:
         clip_model_path: the projector's file.
@@ -80,15 +84,21 @@ class Llava15ChatHandler:
     def __init__(self, clip_model_path: str | os.PathLike[str], verbose: bool = True, **_: Any) -> None:
         self.clip_model_path = clip_model_path
 
+    @classmethod
+    def from_pretrained(cls, repo_id: str, filename: str | None = None, **_: Any) -> Self:
+        """With a projector of the Hugging Face hub; `filename` may be a pattern such as "*mmproj*"."""
+        return cls(f"{repo_id}:{filename}" if filename else repo_id)
 
-# the template is the model's own here, so that one handler serves all
-Llava16ChatHandler = ObsidianChatHandler = MoondreamChatHandler = NanoLlavaChatHandler = Llava15ChatHandler
-Llama3VisionAlphaChatHandler = MiniCPMv26ChatHandler = Qwen25VLChatHandler = Llava15ChatHandler
+    def __call__(self, *, llama: Any, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Any:
+        """As `llama.create_chat_completion`, of a Llama that was made with this handler."""
+        return llama.create_chat_completion(messages, **settings)
 
 
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
+    if name.endswith("ChatHandler"):
+        return Llava15ChatHandler
     raise InvalidRequest(
         f"llama_chat_format has no {name!r} here: leave chat_format out to use the model's own template, or "
         "Jinja2ChatFormatter(template, eos_token, bos_token) as chat_handler"

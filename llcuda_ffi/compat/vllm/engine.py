@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import sampling_params as engine_params
+from ...chat.methods import prepare_all
 from ...core.adapter import LoraAdapter
 from ...core.vocab import Vocab
 from ...embedder import Embedder
 from ...embedding.reranker import Reranker
 from ...engine.beam_search import beam_search
+from ...engine.media import MediaPrompt
 from ...engine.prompts import Prompt, prompt_tokens, split_prompts
 from ...errors import InvalidRequest, UnsupportedModel
 from ...keywords import check_keywords, names_methods
 from ...llama import Llama
+from .media import media_prompt
 from .outputs import (
     CompletionOutput,
     Embedding,
@@ -78,7 +81,7 @@ def engine_settings(settings: Mapping[str, Any], owner: str) -> dict[str, Any]:
         UnknownSetting: one that vLLM does not take either.
         UnsupportedModel: a setting that needs several processes.
     """
-    more = ("seed", "enable_prefix_caching", "device", "speculative_config", "chat_template")
+    more = ("seed", "enable_prefix_caching", "device", "speculative_config", "chat_template", "mmproj", "bundle")
     check_keywords(settings, owner, [*_SETTINGS, *_WITHOUT_EFFECT, *_ONLY_UNSET, *more])
     for name in _ONLY_UNSET:
         if settings.get(name) not in _SAYS_NOTHING:
@@ -89,8 +92,9 @@ def engine_settings(settings: Mapping[str, Any], owner: str) -> dict[str, Any]:
     found = {_SETTINGS[name]: value for name, value in settings.items() if name in _SETTINGS and value is not None}
     if settings.get("enable_prefix_caching") is not None:
         found["prefix_cache"] = settings["enable_prefix_caching"]
-    if settings.get("device") is not None:
-        found["device"] = settings["device"]
+    for name in ("device", "mmproj", "bundle"):
+        if settings.get(name) is not None:
+            found[name] = settings[name]
     draft = settings.get("speculative_config")
     if draft:
         found["draft"] = draft["method"] if draft.get("method") in ("ngram", "mtp") else draft.get("model")
@@ -107,7 +111,8 @@ class LLM:
         print(outputs[0].outputs[0].text)
 
     All GPUs that there are share the model's layers, so tensor_parallel_size has no effect, and neither has
-    gpu_memory_utilization: max_model_len and max_num_seqs say how much memory the KV cache takes.
+    gpu_memory_utilization: max_model_len and max_num_seqs say how much memory the KV cache takes. Images and sounds
+    need `mmproj` (and `bundle`), as llcuda_ffi.Llama takes them.
 
     Attributes:
         model: as it was given: a GGUF file, a name of the registry, or owner/repo of a repository with GGUF files.
@@ -160,7 +165,7 @@ class LLM:
             if prompt_token_ids is None:
                 raise InvalidRequest("prompts is missing")
             prompts = prompt_token_ids
-        asked, _ = split_prompts(prompts)
+        asked = [media_prompt(self.llama, one) for one in split_prompts(prompts)[0]]
         each = self._each(sampling_params, len(asked))
         adapters = lora_request if isinstance(lora_request, Sequence) else [lora_request] * len(asked)
         if len(adapters) != len(asked):
@@ -170,6 +175,8 @@ class LLM:
             tokens = prompt_tokens(self._vocab, prompt)[0]
             cut = wanted.truncate_prompt_tokens
             if cut is not None and len(tokens) > cut:
+                if isinstance(prompt, MediaPrompt):
+                    raise InvalidRequest("a prompt with images or sound is not truncated: truncate_prompt_tokens=None")
                 asked[i] = tokens[-cut:]
             params.append(self._here(wanted, len(asked[i]) if cut else len(tokens), self._lora(adapters[i])))
             if priority is not None:
@@ -193,17 +200,17 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answers to a conversation, or to a list of them."""
         conversations = messages if messages and not isinstance(messages[0], Mapping) else [messages]
-        prompts = [
-            self.llama.chat_prompt(
-                one,
-                template=chat_template or self._template,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                chat_template_kwargs=chat_template_kwargs,
-            )
-            for one in conversations
-        ]
+        options = {
+            "template": chat_template or self._template,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
+        prompts: list[Prompt] = []
+        for one in conversations:
+            [prepared], _ = prepare_all(self.llama, one, None, options)
+            prompts.append(prepared.media or prepared.text)
         return self.generate(prompts, sampling_params, use_tqdm, lora_request)
 
     def beam_search(self, prompts: Sequence[Prompt | Mapping[str, Any]], params: BeamSearchParams) -> list[Any]:

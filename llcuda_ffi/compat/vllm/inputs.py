@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 
-class TextPrompt(TypedDict):
-    """A text."""
-
+class _Text(TypedDict):
     prompt: str
+
+
+class TextPrompt(_Text, total=False):
+    """A text; with `multi_modal_data` ({"image": …, "audio": …}) one with a mark such as <image> for each medium."""
+
+    multi_modal_data: dict[str, Any]
 
 
 class TokensPrompt(TypedDict):

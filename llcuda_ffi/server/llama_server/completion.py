@@ -11,12 +11,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ...core.vocab import Vocab
+from ...engine.media import MediaPrompt
 from ...engine.results import Chunk, Completion, TokenLogprob
 from ...errors import InvalidRequest, UnsupportedModel
 from ...sampling_params import SamplingParams
 from ..body import Fields
 from ..events import event, merged, while_connected
-from ..prompts import all_ids, prompts_of
+from ..prompts import MediaText, all_ids, media_prompt, prompts_of
 from ..sampling import sampling
 from ..served_model import ServedModel
 from ..state import Asked, ServerState
@@ -49,10 +50,16 @@ class NativeCompletion:
             if infill:
                 prompts: list[Any] = [await asyncio.to_thread(_infill_ids, fields, vocab)]
             else:
-                prompts = prompts_of(fields.take("prompt"))
+                prompts = prompts_of(fields.take("prompt"), media=True)
             params = sampling(asked, SamplingParams(max_tokens=None, overflow="stop"), shown.n_probs)
             asked.enter(len(prompts) * params.n)
-            tokens = await all_ids(vocab, prompts)
+            seen = {
+                i: await asyncio.to_thread(media_prompt, llm.llama, prompt)
+                for i, prompt in enumerate(prompts)
+                if isinstance(prompt, MediaText)
+            }
+            ids = iter(await all_ids(vocab, [prompt for prompt in prompts if not isinstance(prompt, MediaText)]))
+            tokens = [seen[i] if i in seen else next(ids) for i in range(len(prompts))]
             if stream:
                 return asked.stream(self._events(asked, tokens, params, shown))
             made = await while_connected(request.receive, llm.generate(tokens, params))
@@ -65,7 +72,7 @@ class NativeCompletion:
         return JSONResponse(answers if len(answers) > 1 else answers[0])
 
     async def _events(
-        self, asked: Asked, tokens: list[list[int]], params: SamplingParams, shown: _Shown
+        self, asked: Asked, tokens: Sequence[list[int] | MediaPrompt], params: SamplingParams, shown: _Shown
     ) -> AsyncGenerator[bytes, None]:
         model, n = asked.model, params.n
         llm = model.text()
@@ -111,7 +118,7 @@ class _Shown:
         done: Completion,
         model: ServedModel,
         params: SamplingParams,
-        prompt: Sequence[int],
+        prompt: Sequence[int] | MediaPrompt,
         text: str,
         tokens: Sequence[int],
         logprobs: Sequence[TokenLogprob] | None,
@@ -130,7 +137,7 @@ class _Shown:
             "tokens_evaluated": usage.prompt_tokens,
             "tokens_cached": usage.cached_tokens,
             "generation_settings": generation_settings(params, done.seed),
-            "prompt": llama.vocab.detokenize(prompt, special=True),
+            "prompt": prompt.text if isinstance(prompt, MediaPrompt) else llama.vocab.detokenize(prompt, special=True),
             "has_new_line": "\n" in done.text,
             "truncated": done.finish_reason == "length" and usage.total_tokens >= llama.n_ctx,
             "stop_type": _STOP_TYPE[done.finish_reason],

@@ -99,7 +99,13 @@ def _content(value: Any, what: str, field: str = ".content") -> str | list[dict[
         elif part.get("type") in _TEXTS:
             parts.append({"type": "text", "text": part.get("text")})
         elif part.get("type") == "input_image":
-            parts.append({"type": "image_url", "image_url": {"url": part.get("image_url")}})
+            if part.get("image_url") is None:
+                raise InvalidRequest(
+                    f"{what}.content: an input_image needs image_url, a data: URL: no files are kept here"
+                )
+            parts.append({"type": "image_url", "image_url": {"url": part["image_url"]}})
+        elif part.get("type") == "input_audio":
+            parts.append(part)
         else:
             raise InvalidRequest(f"{what}{field}: a part of type {part.get('type')!r:.60} cannot be read")
     return parts
