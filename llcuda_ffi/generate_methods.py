@@ -134,6 +134,8 @@ class GenerateMethods:
         if params.prompt_logprobs is not None and self.model.has_encoder:
             raise UnsupportedModel("an encoder-decoder model does not predict its prompt: no prompt_logprobs")
         constraint = constraint_for(self.model, params)
+        if constraint is not None and params.ignore_eos:
+            params = params.replace(ignore_eos=False)  # once the structure is complete nothing else can come
         request = Request(
             tokens,
             params,

@@ -44,7 +44,7 @@ class SamplingParams(_Checked):
         stop: a text, or texts, that end the completion; they are not part of it.
         stop_token_ids: tokens that end the completion; what they write is not part of it.
         include_stop_str_in_output: keep the stop in the text.
-        ignore_eos: go on after the model's end token.
+        ignore_eos: go on after the model's end token; a structured output ends where it is complete.
         max_reasoning_tokens: of a chat: after so many tokens of the model's reasoning its end is forced; 0 for none.
         logprobs: give log probabilities: of the chosen token and of this many likeliest (0 to 1000).
         prompt_logprobs: the same for each token of the prompt, which is then computed as a whole.

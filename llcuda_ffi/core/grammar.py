@@ -18,6 +18,7 @@ from ..params import shown
 from .candidates import CANDIDATE
 from .gbnf import Grammar, read_grammar
 from .grammar_paths import MOST, count_paths
+from .lazy_grammar import allows
 from .model import Model
 
 MAX_BYTES = 1 << 20
@@ -112,9 +113,18 @@ class GrammarSampler(Handle):
             logits[:] = candidates["logit"]
 
     def accept(self, token: int) -> None:
-        """The token that was chosen, one that `mask` let through: libllama ends the process at another one."""
+        """The token that was chosen.
+
+        Raises:
+            InvalidRequest: one that `mask` did not let through, at which libllama would end the process.
+        """
         with self.exclusive():
-            self._library.lib.llama_sampler_accept(self.pointer, token)
+            lib, pointer = self._library.lib, self.pointer
+            if not allows(self._library.ffi, lib, pointer, token):
+                raise InvalidRequest(
+                    "bans and samplers left no token that the grammar allows: it cannot go on from here"
+                )
+            lib.llama_sampler_accept(pointer, token)
 
     def reset(self) -> None:
         """Back to the grammar's start."""

@@ -11,6 +11,8 @@ import pytest
 from llcuda_ffi import ContextParams, Embedder, Llama, ModelParams, Reranker, SamplingParams
 from llcuda_ffi.errors import InvalidRequest, UnknownSetting
 
+from ..support.child_process import run_child
+
 STORY = "Once upon a time"
 
 
@@ -132,6 +134,27 @@ def test_bad_llama_settings(smollm2: Path, settings: dict[str, object]) -> None:
     """A bad setting of Llama is one InvalidRequest; nothing stays loaded."""
     with pytest.raises(InvalidRequest):
         Llama(smollm2, **settings)  # type: ignore[arg-type]
+
+
+def test_a_complete_structure_ends(smollm2: Path) -> None:
+    """With ignore_eos it ends all the same; with its end banned no token is left: no abort."""
+    code = """
+        import sys
+        from llcuda_ffi import Llama
+        from llcuda_ffi.errors import InvalidRequest
+        with Llama(sys.argv[1], n_ctx=64) as llm:
+            ends = dict.fromkeys(llm.vocab.eog_tokens, float("-inf"))
+            for structure in ({"grammar": 'root ::= "ab"'}, {"choices": ["ab"]}):
+                assert llm.generate("x", ignore_eos=True, max_tokens=30, **structure).text == "ab"
+                for ban in ({"min_tokens": 20}, {"logit_bias": ends}):
+                    for temperature in (0, 0.8):
+                        try:
+                            done = llm.generate("x", temperature=temperature, max_tokens=30, **ban, **structure)
+                            assert done.text == "ab"
+                        except InvalidRequest:
+                            pass
+    """
+    run_child(code, smollm2)
 
 
 def test_lists_of_any_kind() -> None:
