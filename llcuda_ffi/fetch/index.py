@@ -6,6 +6,7 @@ none), the pip of the Python that it was made from, the pip that `ensurepip` car
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 from ..child_process import python_command
 from ..errors import ChecksumError, DownloadError
-from .cache import offline
+from .cache import disk_error, offline
 from .http import NotThere
 from .progress import Progress
 
@@ -27,6 +28,7 @@ POLL_SECONDS = 0.2
 _QUIET = ("--quiet", "--progress-bar", "off", "--disable-pip-version-check", "--no-input")
 _NO_PIP = re.compile(r"No module named '?pip'?\b")
 _UV_PLATFORM = re.compile(r"(manylinux\w*?)_(x86_64|aarch64)")
+_FULL = "No space left on device"
 
 
 class WheelPin(NamedTuple):
@@ -72,7 +74,7 @@ def fetch_wheel(pin: WheelPin, place: Path, progress: bool | None = None) -> Pat
                 shows.at(wheels[0].stat().st_size)
                 return wheels[0]
             if not _NO_PIP.search(said):
-                failure = _failure("pip", pin, status, said, "`pip config list`")
+                failure = _failure("pip", pin, status, said, "`pip config list`", place)
                 break
         uv = _uv()
         if uv is not None and not isinstance(failure, ChecksumError):
@@ -81,7 +83,7 @@ def fetch_wheel(pin: WheelPin, place: Path, progress: bool | None = None) -> Pat
             if status == 0:
                 shows.at(pin.size or shows.done)
                 return _zipped(files, place / f"{pin.name}-{pin.version}.whl")
-            failure = failure or _failure("uv", pin, status, said, "UV_INDEX and uv.toml")
+            failure = failure or _failure("uv", pin, status, said, "UV_INDEX and uv.toml", place)
         raise failure or DownloadError(
             f"{pin.requirement} cannot be fetched: {sys.executable} has no pip, nor has the Python that it was made "
             f"from, ensurepip carries none, and uv is not on PATH. `{sys.executable} -m ensurepip` or your "
@@ -145,7 +147,7 @@ def fetch_sdist(pin: WheelPin, backend: str, place: Path, progress: bool | None 
                 shows.at(archives[0].stat().st_size)
                 return archives[0]
             if not _NO_PIP.search(said):
-                raise _failure("pip", pin, status, said, "`pip config list`")
+                raise _failure("pip", pin, status, said, "`pip config list`", place)
         raise DownloadError(
             f"the source of {pin.requirement} cannot be fetched: that takes a pip, and there is none (uv cannot). "
             f"`{sys.executable} -m ensurepip` installs one; or give the folder of a llama.cpp source tree"
@@ -224,7 +226,9 @@ def _zipped(files: Path, target: Path) -> Path:
     return target
 
 
-def _failure(tool: str, pin: WheelPin, status: int, said: str, settings: str) -> DownloadError | ChecksumError:
+def _failure(
+    tool: str, pin: WheelPin, status: int, said: str, settings: str, place: Path
+) -> DownloadError | ChecksumError:
     """The one error for what pip or uv complained of."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     cause = next((line for line in reversed(lines) if line.lower().startswith(("error", "cause"))), "")
@@ -236,6 +240,8 @@ def _failure(tool: str, pin: WheelPin, status: int, said: str, settings: str) ->
         )
     if "No matching distribution" in said or "not found in the package registry" in said:
         return NotThere(f"{tool} found no {pin.requirement} for this machine: {cause}")
+    if _FULL in said:
+        return disk_error(OSError(errno.ENOSPC, _FULL), place)
     return DownloadError(
         f"{tool} could not fetch {pin.requirement}: {cause}. Check the network and the index settings ({settings})"
     )

@@ -163,3 +163,13 @@ def test_pips_of_this_python() -> None:
     assert commands[0][0] == sys.executable
     if sysconfig.get_config_var("WHEEL_PKG_DIR") is None:
         assert commands[-1][-1].endswith("-py3-none-any.whl/pip")
+
+
+def test_a_full_disk_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip ends with a traceback then; the message says to free space, not to check the network."""
+    pip = "raise OSError(28, 'No space left on device')"
+    monkeypatch.setattr(index, "pip_commands", lambda: iter([[sys.executable, "-c", pip]]))
+    monkeypatch.setenv("PATH", str(tmp_path))  # no uv
+    monkeypatch.delenv("LLCUDA_FFI_OFFLINE", raising=False)
+    with pytest.raises(DownloadError, match="free some space there"):
+        fetch_wheel(WheelPin("thing", "1.0"), tmp_path, False)
