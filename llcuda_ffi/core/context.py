@@ -185,6 +185,7 @@ class Context(Outputs):
         """
         with self.exclusive():
             pointer = self.pointer
+            _need_batch(batch)
             hidden = batch.width if isinstance(batch, HiddenBatch) else 0
             if hidden != (self.model.n_embd_out if self.params.mtp else 0) or (hidden and batch.embedded):
                 raise InvalidRequest(
@@ -285,17 +286,14 @@ class Context(Outputs):
             pointer = self.pointer
             if self._memory and not self.model.has_encoder:
                 raise UnsupportedModel(f"{self.model.path.name} has no encoder: use decode()")
+            _need_batch(batch)
             self._check(batch, min(self.n_batch, self.n_ubatch), "n_ubatch")
             self._compute(self._lib.llama_encode, pointer, batch)
             self._encoded = True
 
     def _check(self, batch: Batch, most: int, limit: str) -> None:
-        if not isinstance(batch, Batch):
-            raise InvalidRequest(f"a Batch is wanted, not {type(batch).__name__}")
         if integer("batch.n_tokens", batch.n_tokens, 0, batch.capacity) > most:
-            raise InvalidRequest(
-                f"the batch holds {batch.n_tokens} tokens, more than {most} ({limit}): send it in parts"
-            )
+            raise InvalidRequest(f"the batch holds {batch.n_tokens} tokens, more than {most} ({limit}): send parts")
         batch.check(self.n_vocab, self.n_seq_max)
         known = self.model.n_positions
         if known is not None and int(batch.pos[: batch.n_tokens].max()) >= known:
@@ -394,3 +392,8 @@ class Context(Outputs):
         """Set the counters of `perf` to zero."""
         with self.exclusive():
             self._lib.llama_perf_context_reset(self.pointer)
+
+
+def _need_batch(batch: object) -> None:
+    if not isinstance(batch, Batch):
+        raise InvalidRequest(f"a Batch is wanted, not {type(batch).__name__}")
