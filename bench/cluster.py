@@ -4,7 +4,8 @@
 
 scaling    streams of --tokens tokens (prompts as long, all different), 1.5 clients for each slot, each --requests in
            turn: tokens per second through Ray, and of as many `llcuda-ffi serve` without it: what the machine has
-sessions   a conversation of four turns for each slot, all at once: what share of the prompts of later turns was cached
+sessions   a conversation of four turns for every second slot, all at once: what share of the prompts of
+           later turns was cached
 kill       streams and whole answers; the first replica is ended by SIGKILL under way: how many are lost
 autoscale  from one replica to the most under load: seconds until all run
 
@@ -24,7 +25,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
@@ -46,7 +47,7 @@ def client(ports: list[int], clients: int, tokens: int, requests: int) -> None:
     """The clients' process: says that it is ready, waits for a line, and prints tokens and the times to the first."""
 
     async def one(i: int) -> tuple[int, list[float]]:
-        made, first = 0, []
+        made, first = 0, list[float]()
         for k in range(requests):
             number = random.getrandbits(30)
             got, _, times = await serving.over_http(ports[(i + k) % len(ports)], 1, tokens, number)
@@ -87,14 +88,14 @@ def clients(ports: list[int], count: int, tokens: int, requests: int) -> Iterato
             process.communicate()
 
 
-def load(label: str, ports: list[int], count: int, a: Any) -> dict[str, float]:
-    """Streams until every client has had its answers."""
-    cpu = {pid: serving.cpu_seconds(pid) for pid in ingresses()}
+def load(label: str, ports: list[int], count: int, a: Any, processes: Sequence[int] = ()) -> dict[str, float]:
+    """Streams until every client has had its answers; the CPU time is that of `processes`."""
+    cpu = {pid: serving.cpu_seconds(pid) for pid in processes}
     with clients(ports, count, a.tokens, a.requests) as started:
         began = perf_counter()
         lines = [json.loads(process.communicate(timeout=DEADLINE_S)[0]) for process in started]
         seconds = perf_counter() - began
-    spent = sum(serving.cpu_seconds(pid) - before for pid, before in cpu.items())
+    spent = [sum(serving.since(before, pid)[i] for pid, before in cpu.items()) for i in range(2)]
     firsts = list(chain.from_iterable(t for _, t in lines))
     return serving.summary(label, sum(n for n, _ in lines), seconds, firsts, spent)
 
@@ -195,7 +196,7 @@ def sessions(n: int, a: Any) -> float:
             messages.append({"role": "assistant", "content": answer["choices"][0]["message"]["content"] or ""})
         return cached, asked
 
-    count = n * a.parallel
+    count = max(1, n * a.parallel // 2)
     with ThreadPoolExecutor(count) as pool:
         found = list(pool.map(talk, range(n * 1000, n * 1000 + count)))
     share = sum(cached for cached, _ in found) / sum(asked for _, asked in found)
@@ -244,7 +245,7 @@ def autoscale(most: int, a: Any) -> dict[str, float]:
     quick = {"upscale_delay_s": 1, "look_back_period_s": 2, "metrics_interval_s": 0.5}
     deploy((1, most), a, autoscaling=quick)
     began = perf_counter()
-    found = {"before": running(), "most": most}
+    found: dict[str, float] = {"before": running(), "most": most}
     with clients([a.port], 2 * most * a.parallel, a.tokens, 1000):
         while running() < most and perf_counter() - began < DEADLINE_S / 2:
             sleep(0.2)
@@ -256,7 +257,7 @@ def autoscale(most: int, a: Any) -> dict[str, float]:
 def scaling(n: int, a: Any) -> dict[str, Any]:
     """Through Ray, where the application runs; and without Ray."""
     count = 3 * n * a.parallel // 2
-    return {"ray": [load(f"{n} replicas, {count} clients", [a.port], count, a) for _ in range(a.rounds)]}
+    return {"ray": [load(f"{n} replicas, {count} clients", [a.port], count, a, ingresses()) for _ in range(a.rounds)]}
 
 
 def alone(n: int, a: Any) -> list[dict[str, float]]:
@@ -297,6 +298,8 @@ def main() -> None:
         out = report.header("cluster", llm.model.library, settings)
     most = max(a.replicas)
     out["ray"], out["alone"], out["cached"] = {}, {}, {}
+    if "scaling" in a.only:
+        out["alone"] = {n: alone(n, a) for n in a.replicas}
     ray.init(
         address="local", num_cpus=max(8, 2 * most * a.threads), num_gpus=most * a.gpus, include_dashboard=False,
         log_to_driver=False, logging_level="error", _temp_dir=a.temp_dir, _node_ip_address="127.0.0.1",
@@ -318,7 +321,6 @@ def main() -> None:
         serve.shutdown()
         ray.shutdown()
     if "scaling" in a.only:
-        out["alone"] = {n: alone(n, a) for n in a.replicas}
         compare(out)
     report.write(out, a.json)
 
