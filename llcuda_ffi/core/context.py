@@ -145,9 +145,9 @@ class Context(Outputs):
             library.profile.has("llama_process.mixed") and self._causal and bool(self._memory) and not model.has_encoder
         )
         self.samplers: dict[int, Handle] = {}
-        self._hidden = False
         if params.mtp:
             self._keep_hidden()
+        self._hidden = False
 
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""
@@ -206,6 +206,8 @@ class Context(Outputs):
                     self._check(batch, min(self.n_batch, self.n_ubatch), "n_ubatch, for attention that is not causal")
             self._count_outputs(batch)
             self._compute(self._decoder(batch), pointer, batch)
+            if hidden:
+                self._hidden = bool(batch.output[0])
 
     def decode_sound(self, batch: Batch) -> None:
         """Compute a batch of which the caller knows that it is sound, holding `exclusive()`: `decode` without checks.
@@ -376,10 +378,11 @@ class Context(Outputs):
         """
         with self.exclusive():
             check_mtp(self.model)
-            self._keep_hidden()
+            if not self.params.mtp:
+                self._keep_hidden()
 
     def _keep_hidden(self) -> None:
-        getattr(self._lib, KEEP_HIDDEN)(self.pointer, True, False)
+        getattr(self._lib, KEEP_HIDDEN)(self.pointer, True, self.params.mtp)
         self._hidden = True
 
     def perf(self) -> ContextPerf:

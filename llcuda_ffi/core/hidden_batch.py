@@ -12,7 +12,7 @@ from .batch import Batch
 
 
 class HiddenBatch(Batch):
-    """A Batch of one sequence for each token; fill `hidden` beside it.
+    """A Batch of one sequence for each token; fill `hidden` beside it. All of its tokens have outputs, or none.
 
     Attributes:
         width: numbers of a hidden state, the model's n_embd_out.
@@ -36,9 +36,12 @@ class HiddenBatch(Batch):
         """As `Batch.check`, and the hidden states.
 
         Raises:
-            InvalidRequest: what `Batch.check` refuses, or a hidden state with a number that is none.
+            InvalidRequest: what `Batch.check` refuses, a hidden state with a number that is none, or outputs of some.
         """
         super().check(n_vocab, n_seq_max)
+        output = self.output[: self.n_tokens]
+        if output.any() != output.all():  # libllama reads beyond the rows that it has, or others
+            raise InvalidRequest("all tokens of a HiddenBatch have outputs, or none: decode them apart")
         if self.hidden is not self._own:
             raise InvalidRequest("the array `hidden` was replaced, but libllama reads the first: fill it in place")
         if not np.isfinite(self.hidden[: self.n_tokens]).all():

@@ -74,8 +74,8 @@ class Outputs(Handle):
         return rows
 
     def hidden(self, n_tokens: int) -> Floats:
-        """The hidden states of the last batch's first tokens (llama_get_embeddings_nextn), after `keep_hidden` or of a
-        context made with mtp=True.
+        """The hidden states of the last batch's first tokens (llama_get_embeddings_nextn), after `keep_hidden`; or,
+        of a context made with mtp=True, of a batch with outputs.
 
         Returns:
             float32 (n_tokens, n_embd_out), libllama's own memory, valid until the next call that computes.
@@ -90,7 +90,9 @@ class Outputs(Handle):
                 raise IndexError(f"the last batch had {self._n_outputs} tokens, not {n_tokens}")
             found = getattr(self._lib, HIDDEN)(pointer) if self._hidden else None
             if not found:
-                raise InvalidRequest("no hidden states were kept: call keep_hidden() before decode()")
+                raise InvalidRequest(
+                    "no hidden states were kept: call keep_hidden() before decode(), or ask for outputs"
+                )
             width = self.model.n_embd_out
             rows: Floats = np.frombuffer(self._ffi.buffer(found, 4 * n_tokens * width), np.float32)
             return rows.reshape(n_tokens, width)

@@ -107,6 +107,10 @@ def try_model(library: Library, job: dict[str, Any]) -> None:
             set_adapters(context, {adapter: 1.0})
         if size <= SMALL:
             _compute(context, model)
+    if settings.mtp and size <= SMALL:  # and where their hidden states come from
+        with Context(model, settings.replace(mtp=False)) as context:
+            context.keep_hidden()
+            _compute(context, model)
 
 
 def _tokenize(library: Library, model: Any) -> None:
@@ -129,7 +133,7 @@ def _compute(context: Context, model: Model) -> None:
     for ids in ([0, n - 1, n // 2, 5 % n], [n // 3]):
         batch.clear()
         for token in ids:
-            batch.add(token, position, output=True)
+            batch.add(token, position, output=not model.n_layer_mtp or len(ids) == 1)
             position += 1
         if model.has_encoder:
             context.encode(batch)

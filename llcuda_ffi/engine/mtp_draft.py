@@ -164,9 +164,7 @@ class MtpDraft:
 
     def _draft(self, wanted: dict[Slot, int], parts: list[tuple[_Trace, int]]) -> None:
         context, batch, traces = self._context, self._batch, self._traces
-        ahead = len(parts) > 1 and self.apart  # then tokens without outputs go first, alone
-        if ahead or sum(stop - trace.fed for trace, stop in parts) > batch.capacity:
-            self._feed([(trace, stop - 1) for trace, stop in parts])
+        self._feed([(trace, stop - 1) for trace, stop in parts])  # tokens without outputs go first, alone
         batch.clear()
         rows = []
         for slot, (trace, stop) in zip(wanted, parts, strict=True):

@@ -31,7 +31,7 @@ def drafting(w: World) -> Model | None:
 
 def hidden(n: int = 3, width: int = EMBD) -> HiddenBatch:
     batch = HiddenBatch(max(n, 1), width)
-    batch.extend(np.arange(1, n + 1), 1)
+    batch.extend(np.arange(1, n + 1), 1, output="all")
     batch.hidden[:] = 0.5
     return batch
 
@@ -75,8 +75,18 @@ def batches_of_mtp_layers(w: World) -> None:
     bad = hidden()
     bad.hidden = bad.hidden.copy()
     refuses(InvalidRequest, lambda: drafts.decode(bad))
+    bad = hidden()
+    bad.output[0] = 0
+    refuses(InvalidRequest, lambda: drafts.decode(bad))
+    bad.output[:] = 0
+    drafts.decode(bad)
+    drafts.keep_hidden()
+    refuses(InvalidRequest, lambda: drafts.hidden(3))
+    assert drafts.memory is not None
+    drafts.memory.clear()
     drafts.decode(hidden())
     assert np.isfinite(drafts.logits(2)).all()
+    assert drafts.hidden(3).shape == (3, EMBD)
     refuses(LlcudaError, lambda: drafts.decode(hidden()))  # its positions are there already
     plain.decode(w.batch())
     for a, b in ((plain, drafts), (drafts, plain)):
@@ -102,7 +112,7 @@ def hidden_states_that_are_not_there(w: World) -> None:
         refuses(IndexError, lambda n=n: context.hidden(n))
     for n in (0, -1, 1.5, 2**31):
         refuses(InvalidRequest, lambda n=n: context.hidden(n))
-    refuses(IndexError, lambda: drafts.hidden(1))
+    refuses(IndexError, lambda: drafts.hidden(1))  # nothing was computed
     refuses(InvalidRequest, lambda: w.decoded().hidden(1))
     context.close()
     refuses(LlcudaError, lambda: context.hidden(1))

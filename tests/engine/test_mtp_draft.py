@@ -16,9 +16,10 @@ from llcuda_ffi.errors import InvalidRequest, ModelError, UnsupportedModel
 
 from ..support.tiny_architectures import TINY, lively
 from ..support.tiny_model import TinyFile
-from ..support.tiny_mtp import CYCLE, agreeing, tiny_glm4moe, tiny_qwen35_mtp
+from ..support.tiny_mtp import CYCLE, agreeing, tiny_deepseek2_mtp, tiny_glm4moe, tiny_qwen35_mtp, tiny_step35
 
 KINDS: dict[str, Callable[[], TinyFile]] = {"glm4moe": tiny_glm4moe, "qwen35": tiny_qwen35_mtp}
+MORE = {**KINDS, "deepseek2": tiny_deepseek2_mtp, "step35": tiny_step35}
 PROMPTS = [list(CYCLE[3:15]), list(CYCLE[:7]), list(CYCLE[5:]) * 3, [3 + i * 7 % 240 for i in range(90)]]
 ANSWER: dict[str, Any] = {"max_tokens": 40, "ignore_eos": True}
 SETTINGS: dict[str, Any] = {"n_ctx": 256, "n_parallel": 2, "kv_type": "f32", "n_batch": 64, "n_threads": 1}
@@ -28,7 +29,7 @@ SETTINGS: dict[str, Any] = {"n_ctx": 256, "n_parallel": 2, "kv_type": "f32", "n_
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random models whose layers draft; and such whose drafts are right, always or mostly."""
     folder = tmp_path_factory.mktemp("mtp")
-    for name, make in KINDS.items():
+    for name, make in MORE.items():
         lively(make()).write(folder / name)
         agreeing(make(), CYCLE).write(folder / f"{name}-right")
         agreeing(make(), CYCLE, CYCLE[::5]).write(folder / f"{name}-mostly")
@@ -60,7 +61,7 @@ def test_same_text(models: Path, name: str, settings: dict[str, Any]) -> None:
         assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", MORE)
 def test_right_drafts(models: Path, name: str) -> None:
     """Layers that agree with the model are believed: each token gets the hidden state that belongs to it, also beside
     others, of prompts in parts, and after a rejected draft; and there are fewer batches than tokens."""

@@ -6,7 +6,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .tiny_architectures import ATTENTION, EMBD, FF, GATED, HEAD, HEAD_NORMS, KV, _add_layer, _start, tiny_qwen35
+from .tiny_architectures import (
+    ATTENTION,
+    EMBD,
+    FF,
+    GATED,
+    HEAD,
+    HEAD_NORMS,
+    HEADS,
+    HEADS_KV,
+    KV,
+    LAYERS,
+    _add_layer,
+    _start,
+    tiny_deepseek2,
+    tiny_qwen35,
+)
 from .tiny_model import F32, TinyFile
 
 NEXTN = {
@@ -15,6 +30,11 @@ NEXTN = {
     "nextn.hnorm.weight": (EMBD,),
     "nextn.shared_head_norm.weight": (EMBD,),
 }
+EXPERTS = {
+    "ffn_gate_inp.weight": (EMBD, 4), "exp_probs_b.bias": (4,), "ffn_gate_exps.weight": (EMBD, FF, 4),
+    "ffn_up_exps.weight": (EMBD, FF, 4), "ffn_down_exps.weight": (FF, EMBD, 4),
+    "ffn_gate_shexp.weight": (EMBD, FF), "ffn_up_shexp.weight": (EMBD, FF), "ffn_down_shexp.weight": (FF, EMBD),
+}  # fmt: skip
 
 
 def tiny_qwen35_mtp(heads: int = 1) -> TinyFile:
@@ -40,13 +60,38 @@ def tiny_glm4moe(layers: int = 2) -> TinyFile:
     parts = {k: v for k, v in ATTENTION.items() if k != "ffn_norm.weight"}
     parts |= {"post_attention_norm.weight": (EMBD,)}
     parts |= {"attn_q.bias": (EMBD,), "attn_k.bias": (KV,), "attn_v.bias": (KV,)}
-    experts = {
-        "ffn_gate_inp.weight": (EMBD, 4), "exp_probs_b.bias": (4,), "ffn_gate_exps.weight": (EMBD, FF, 4),
-        "ffn_up_exps.weight": (EMBD, FF, 4), "ffn_down_exps.weight": (FF, EMBD, 4),
-        "ffn_gate_shexp.weight": (EMBD, FF), "ffn_up_shexp.weight": (EMBD, FF), "ffn_down_shexp.weight": (FF, EMBD),
-    }  # fmt: skip
     for i in range(layers + 1):
-        _add_layer(file, i, {**parts, **(experts if i else GATED), **(NEXTN if i == layers else {})})
+        _add_layer(file, i, {**parts, **(EXPERTS if i else GATED), **(NEXTN if i == layers else {})})
+    return file
+
+
+def tiny_deepseek2_mtp() -> TinyFile:
+    """`tiny_deepseek2`, latent attention, with a third layer that drafts."""
+    file = tiny_deepseek2()
+    file.metadata |= {
+        "deepseek2.block_count": LAYERS + 1, "deepseek2.nextn_predict_layers": 1, "deepseek2.expert_count": 4,
+        "deepseek2.expert_used_count": 2, "deepseek2.expert_gating_func": 2,
+    }  # fmt: skip
+    like = {k.removeprefix("blk.0."): ne for k, (ne, _, _) in file.tensors.items() if k.startswith("blk.0.")}
+    attention = {k: ne for k, ne in like.items() if k not in GATED}
+    _add_layer(file, LAYERS, {**attention, **EXPERTS, **NEXTN})
+    return file
+
+
+def tiny_step35(heads: int = 2) -> TinyFile:
+    """A sliding window in every second layer, and several layers that draft."""
+    layers = 4 + heads
+    file = _start(
+        "step35", block_count=layers, nextn_predict_layers=heads, leading_dense_block_count=layers, expert_count=4,
+        expert_used_count=2, expert_feed_forward_length=FF, expert_shared_feed_forward_length=FF, expert_gating_func=2,
+        attention__sliding_window=32, attention__sliding_window_pattern=[1, 0, 1, 0] + [1] * heads,
+        attention__key_length=HEAD, attention__value_length=HEAD, rope__dimension_count=HEAD,
+        rope__freq_base_swa=10000.0, attention__head_count=[HEADS] * layers,
+        attention__head_count_kv=[HEADS_KV] * layers,
+    )  # fmt: skip
+    for i in range(layers):
+        shapes = {**ATTENTION, **HEAD_NORMS, **GATED, "attn_gate.weight": (EMBD, HEADS)}
+        _add_layer(file, i, {**shapes, **(NEXTN if i >= 4 else {})})
     return file
 
 
