@@ -27,6 +27,8 @@ from .progress import Progress
 POLL_SECONDS = 0.2
 _QUIET = ("--quiet", "--progress-bar", "off", "--disable-pip-version-check", "--no-input")
 _NO_PIP = re.compile(r"No module named '?pip'?\b")
+# pip warns of each attempt, and says in the end that the index has no such wheel
+_BROKEN = re.compile(r"connection broken by '(\w+)\(.*?(\[Errno -?\d+\] [^')\"]+|timed out)")
 _UV_PLATFORM = re.compile(r"(manylinux\w*?)_(x86_64|aarch64)")
 _FULL = "No space left on device"
 
@@ -237,6 +239,11 @@ def _failure(
         return ChecksumError(
             f"the wheel of {pin.requirement} on the index that {tool} asked has not the pinned sha256 {pin.sha256}: "
             f"nothing of it was used; ask another index (see {settings})"
+        )
+    if broken := _BROKEN.search(said):
+        return DownloadError(
+            f"{tool} could not reach an index for {pin.requirement} ({broken[1]}: {broken[2]}): check the network, the "
+            f"proxy (HTTPS_PROXY) and the index settings ({settings})"
         )
     if "No matching distribution" in said or "not found in the package registry" in said:
         return NotThere(f"{tool} found no {pin.requirement} for this machine: {cause}")

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from llcuda_ffi import bundles
 from llcuda_ffi.bundles import InstalledBundle, own, store
 from llcuda_ffi.bundles.build import build, options, source, tools
 from llcuda_ffi.cli.bundle import command
-from llcuda_ffi.errors import AbiMismatch, BundleError, BundleNotFound
+from llcuda_ffi.errors import AbiMismatch, BundleError, BundleNotFound, DownloadError
 from llcuda_ffi.hardware.gpu import Gpu, GpuReport
 
 SAPPHIRE = [
@@ -147,6 +148,25 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+def test_old_cmake(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cmake that is too old is as good as none: its wheel is fetched, which offline is one sentence."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "cmake").write_text("#!/bin/sh\necho cmake version 3.10.2\n")
+    (tmp_path / "bin" / "cmake").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("LLCUDA_FFI_OFFLINE", "1")
+    with pytest.raises(DownloadError, match=r"cmake==\d+\..* is not in the cache and LLCUDA_FFI_OFFLINE is set"):
+        build("mine", tree, progress=False)
+
+
+def test_full_disk(tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little room is said before anything is fetched or compiled."""
+    monkeypatch.setattr("llcuda_ffi.bundles.build.run.DISK_NEEDED", 1 << 60)
+    with pytest.raises(BundleError, match=r"a build needs \d+ MB in .*builds/mine, \d+ are free there"):
+        build("mine", tree, progress=False)
+    assert not any((cache / "builds" / "mine").iterdir())
+
+
 @needs_compiler
 def test_failed_compilation(tree: Path, cache: Path) -> None:
     """The error is in the message, the whole log is kept, and after the repair the build goes on."""
@@ -200,6 +220,32 @@ def test_interrupted_build(tree: Path, cache: Path, tmp_path: Path) -> None:
     assert bundles.installed() == []
     with pytest.raises(AbiMismatch):
         build("mine", tree, progress=False)
+
+
+@needs_compiler
+def test_two_builds_at_once(tree: Path, tmp_path: Path) -> None:
+    """The second of one name says that it waits, and builds after the first."""
+    os.mkfifo(tmp_path / "fifo")
+    compiler = tmp_path / "cc"
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *file.c*) read line < {tmp_path}/fifo;; esac\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    command = [sys.executable, "-c", BUILD, str(tree)]
+    both = []
+    for environment in ({**os.environ, "CC": str(compiler)}, dict(os.environ)):
+        both.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+        assert both[-1].stderr is not None
+        line = next(line for line in both[-1].stderr if line.startswith("compiling") or "waiting" in line)
+    assert "building bundle mine" in line
+    assert both[1].poll() is None
+    while both[0].poll() is None:
+        try:  # lets a compiler go on that waits at the other end
+            os.close(os.open(tmp_path / "fifo", os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            time.sleep(0.01)
+    for process in both:
+        _, said = process.communicate(timeout=60)
+        assert "AbiMismatch" in said
+    assert bundles.installed() == []
 
 
 def test_used_by_name(cache: Path, bundle_b7698: InstalledBundle, monkeypatch: pytest.MonkeyPatch) -> None:

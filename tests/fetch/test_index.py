@@ -14,6 +14,7 @@ import pytest
 import llcuda_ffi
 from llcuda_ffi.errors import DownloadError
 from llcuda_ffi.fetch import index
+from llcuda_ffi.fetch.http import NotThere
 from llcuda_ffi.fetch.index import WheelPin, fetch_wheel
 
 from ..support.wheels import write_wheel
@@ -122,6 +123,25 @@ def test_nothing_to_fetch_with(bare: Path, tmp_path: Path) -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("llcuda_ffi.errors.DownloadError: thing==1.0 cannot be fetched")
     assert "-m ensurepip" in last
+
+
+@pytest.mark.usefixtures("wheels")
+@pytest.mark.parametrize("variable", ["PIP_INDEX_URL", "HTTP_PROXY"])
+def test_index_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """A dead index, or a dead proxy before it, is no wheel that is missing."""
+    dead = "http://127.0.0.1:9"
+    for name in ("PIP_NO_INDEX", "NO_PROXY", "no_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://index.invalid/simple")
+    monkeypatch.setenv(variable, f"{dead}/simple" if variable == "PIP_INDEX_URL" else dead)
+    monkeypatch.setenv("PIP_TRUSTED_HOST", "index.invalid")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    (tmp_path / "place").mkdir()
+    with pytest.raises(
+        DownloadError, match=r"pip could not reach an index for none==1.0 \(.*refused\): .*proxy"
+    ) as told:
+        fetch_wheel(WheelPin("none", "1.0"), tmp_path / "place", progress=False)
+    assert not isinstance(told.value, NotThere)
 
 
 @pytest.mark.parametrize("tool", ["pip", "uv"])
