@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -144,6 +145,38 @@ def test_renderer_survives_its_process() -> None:
     assert last is not None
     renderer.close()
     assert last.poll() is not None
+
+
+class Interrupted(Exception):
+    """What a signal's handler raises."""
+
+
+def test_interrupted_render_answers_nobody_else() -> None:
+    """Ctrl-C, or a handler's exception, at any moment of a render: the next one gets its own text."""
+
+    def handler(*_: object) -> None:
+        raise Interrupted
+
+    renderer, slow = Renderer(), "{% for i in range(200) %}{% for j in range(300) %}{% endfor %}{% endfor %}slow"
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        assert renderer.render(slow, {}, 20.0) == "slow"
+        interrupted = 0
+        for i in range(12):
+            if i == 6:
+                renderer.close()  # from here on while the process starts, too
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 * 2 ** (i % 6))
+            try:
+                renderer.render(slow, {}, 20.0)
+            except Interrupted:
+                interrupted += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert renderer.render(f"mine {i}", {}, 20.0) == f"mine {i}"
+        assert interrupted >= 2
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        renderer.close()
 
 
 def test_rendering_process_ends_with_its_parent() -> None:

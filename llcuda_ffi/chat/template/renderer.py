@@ -76,6 +76,9 @@ class Renderer:
                 raise InvalidRequest(
                     f"the chat template was stopped: it took more than {timeout:g} s or too much memory"
                 ) from None
+            except BaseException:  # Ctrl-C, a signal's handler: an answer left unread would be the next request's
+                self.close()
+                raise
             finally:
                 timer.cancel()
             answer: dict[str, Any] = json.loads(raw)
@@ -112,6 +115,9 @@ class Renderer:
                 f"the process that renders chat templates did not start: {sys.executable} ended, or "
                 f"took more than {START_TIMEOUT:g} s"
             ) from None
+        except BaseException:
+            self.close()
+            raise
         finally:
             timer.cancel()
         return process
