@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llcuda_ffi import Llama
+from llcuda_ffi import Llama, lora
 from llcuda_ffi.core.context import Context
 from llcuda_ffi.core.model import Model
 from llcuda_ffi.errors import InvalidRequest, ModelError, UnsupportedModel
 
+from ..support.random_reuse import tiny_adapter
 from ..support.tiny_architectures import TINY, lively
 from ..support.tiny_model import TinyFile
 from ..support.tiny_mtp import CYCLE, agreeing, tiny_deepseek2_mtp, tiny_glm4moe, tiny_qwen35_mtp, tiny_step35
@@ -88,6 +89,20 @@ def test_what_follows_a_slot(models: Path) -> None:
         for follow in (prompt + answer.token_ids, prompt + answer.token_ids[:20] + [7, 8] + list(CYCLE[:4]), prompt):
             again = llm.generate(follow, temperature=0, **ANSWER)
             assert again.timings.accepted == again.timings.drafted > 20
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_adapters(models: Path, name: str, tmp_path: Path) -> None:
+    """A request with an adapter has the tokens that it has without drafts, and so has the next one without."""
+    adapter = tiny_adapter(lively(KINDS[name]()), tmp_path / "adapter")
+    found = []
+    for draft in (None, "mtp"):
+        with Llama(models / name, draft=draft, **SETTINGS) as llm:
+            given = {lora.load(llm, adapter): 3.0}
+            found.append([texts(llm, PROMPTS[:2], temperature=0, lora=kind) for kind in (None, given, None)])
+            assert (llm.metrics().drafted > 50) == (draft is not None)
+    assert found[0] == found[1]
+    assert found[0][0] != found[0][1]
 
 
 @pytest.mark.parametrize("name", KINDS)
