@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def prompt(n: int) -> list[int]:
 def load(path: Path, n: int, **settings: Any) -> Llama:
     """A Llama for two conversations, that has computed something before; one thread where models are tiny."""
     threads = 1 if "--width" not in sys.argv else "auto"
-    llm = Llama(path, n_ctx=n + 512, n_parallel=2, n_threads=threads, **settings)
+    llm = Llama(path, **{"n_ctx": n + 512, "n_parallel": 2, "n_threads": threads, **settings})
     llm.generate([5, 6, 7], max_tokens=2, prefix_cache=False)
     return llm
 
@@ -77,21 +77,25 @@ def after_restart(path: Path, n: int) -> tuple[float, int]:
         return warm.timings.ttft_s, warm.usage.cached_tokens
 
 
-def cost(path: Path, n: int, rounds: int) -> float:
-    """Time of requests that reuse nothing, with all that is kept by default, over that with nothing kept; the median of
-    rounds of one request each, in turns."""
+def cost(path: Path, n: int, rounds: int) -> dict[str, list[float]]:
+    """Time of requests that reuse nothing, with all that is kept by default, over that with nothing kept, by the clock
+    and by CPU time: the median of rounds of one request each, in turns, one thread, and its standard error."""
     rng = np.random.default_rng(1)
-    with load(path, n) as keeps, load(path, n, prefix_cache=False) as plain:
+    with load(path, n, n_threads=1) as keeps, load(path, n, n_threads=1, prefix_cache=False) as plain:
         ratios = []
         for i in range(rounds + 2):
             seconds = []
             for llm in (keeps, plain) if i % 2 else (plain, keeps):
                 tokens = rng.integers(3, 240, n).tolist()
-                began = perf_counter()
+                began = np.array([perf_counter(), process_time()])
                 llm.generate(tokens, max_tokens=8, temperature=0, ignore_eos=True)
-                seconds.append(perf_counter() - began)
+                seconds.append(np.array([perf_counter(), process_time()]) - began)
             ratios.append(seconds[0] / seconds[1] if i % 2 else seconds[1] / seconds[0])
-        return median(ratios[2:])
+        kept = np.array(ratios[2:])
+        low, middle, high = np.percentile(kept, (25, 50, 75), axis=0)
+        # of a median of values that scatter normally
+        error = 1.253 * (high - low) / 1.349 / len(kept) ** 0.5
+        return {name: [float(middle[i]), float(error[i])] for i, name in enumerate(("clock", "cpu"))}
 
 
 def child(path: Path, n: int) -> None:
@@ -157,7 +161,7 @@ def main() -> None:
                 f"  {kind:>15}: cold {cold * 1000:6.1f} ms; second turn {warm / cold:5.1%}, after a restart "
                 f"{restart / cold:5.1%}; same prompt: {runs[0][2]} of {a.tokens} kept; random: {tally.share:.0%} of "
                 f"prompt tokens kept, {len(tally.wrong)} of {tally.requests} wrong; checkpoints {memory} "
-                f"bytes; cost {kept or 0:.3f}",
+                f"bytes; cost {kept}",
                 flush=True,
             )
     out["kinds"] = rows
