@@ -187,7 +187,7 @@ def layout(library: Library, path: Path, params: ModelParams, *, reading: bool =
     if tiled(library, path):
         note = f"weights not repacked: bundle {library.bundle.name} has faster kernels for {weight_types(path)}"
         return override(params, {"use_extra_bufts": False}), note
-    if reading and library.bundle.name == faster_reader(path):
+    if reading and library.bundle.name == _NEWER and faster_reader(path) is not None:
         return params, f"bundle {library.bundle.name}: reads {weight_types(path)} faster on this processor"
     return params, ""
 

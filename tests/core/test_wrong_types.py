@@ -12,7 +12,7 @@ import pytest
 from llcuda_ffi import Batch, Context, Embedder, GGUFReader, Model, SamplerChain, SamplingParams
 from llcuda_ffi.errors import LlcudaError
 
-from ..support.tiny_model import make_tiny_bert, make_tiny_llama
+from ..support.tiny_model import make_tiny_bert
 
 ODD: list[Any] = [
     None, True, 10**400, 10**5000, 0.5, float("nan"), np.int32(3), np.array(3), np.array(["a"]), "", "x", "\ud800",
@@ -22,17 +22,10 @@ ODD: list[Any] = [
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("wrong") / "tiny.gguf"
-    make_tiny_llama(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def calls(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Callable[[Any], object]]]:
+def calls(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Callable[[Any], object]]]:
     bert = tmp_path_factory.mktemp("wrong") / "bert.gguf"
     make_tiny_bert(bert)
-    with Model.load(tiny) as model, Context(model, n_ctx=64, n_seq_max=2) as context, Embedder(bert) as embedder:
+    with Model.load(tiny_llama) as model, Context(model, n_ctx=64, n_seq_max=2) as context, Embedder(bert) as embedder:
         memory, vocab = context.memory, model.vocab
         assert memory is not None
 
@@ -43,8 +36,8 @@ def calls(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
 
         yield {
             "load": lambda v: Model.load(v).close(),
-            "load params": lambda v: Model.load(tiny, v).close(),
-            "progress": lambda v: callable(v) or Model.load(tiny, progress=v).close(),
+            "load params": lambda v: Model.load(tiny_llama, v).close(),
+            "progress": lambda v: callable(v) or Model.load(tiny_llama, progress=v).close(),
             "template": model.chat_template,
             "label": model.cls_label,
             "context": lambda v: Context(v).close(),
