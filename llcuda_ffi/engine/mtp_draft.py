@@ -7,7 +7,8 @@ it holds decides how good the drafts are, never what is generated: the scheduler
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -107,7 +108,8 @@ class MtpDraft:
             self._note(slot, int(batch.pos[start]), batch.token[start:stop], rows[start:stop])
         behind = [(trace, trace.end) for trace in self._traces if len(trace.rows) > _BEHIND]
         if behind:
-            self._try_feeding(behind)
+            with self._known():
+                self._feed(behind)
 
     def _note(self, slot: Slot, position: int, tokens: npt.NDArray[np.int32], rows: npt.NDArray[np.float32]) -> None:
         request, trace = slot.request, self._traces[slot.index]
@@ -143,7 +145,7 @@ class MtpDraft:
         for slot in slots:
             slot.draft = []
             n, trace = min(most_drafts(slot, self._n_draft, self._n_ctx), room), self._traces[slot.index]
-            if n > 0 and trace.start < slot.n_past == min(trace.end, slot.n_past):
+            if n > 0 and trace.start < slot.n_past <= trace.end:
                 wanted[slot] = n
                 room -= n
                 trace.cut(slot.n_past)
@@ -154,13 +156,8 @@ class MtpDraft:
             if threads != self._threads:  # what the thread control gave the target holds here
                 self._context.set_threads(threads)
                 self._threads = threads
-            try:
+            with self._known():
                 self._draft(wanted, parts)
-            except NoKvSlot:
-                self._forget()
-            except BaseException:
-                self._forget()
-                raise
 
     def _draft(self, wanted: dict[Slot, int], parts: list[tuple[_Trace, int]]) -> None:
         context, batch, traces = self._context, self._batch, self._traces
@@ -197,9 +194,11 @@ class MtpDraft:
 
     # --- the context ---
 
-    def _try_feeding(self, parts: list[tuple[_Trace, int]]) -> None:
+    @contextmanager
+    def _known(self) -> Iterator[None]:
+        """Where this ends early, what the context holds is not known; for want of room nothing is drafted."""
         try:
-            self._feed(parts)
+            yield
         except NoKvSlot:
             self._forget()
         except BaseException:
