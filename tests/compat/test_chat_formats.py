@@ -126,7 +126,7 @@ def test_names() -> None:
         with pytest.raises(UnsupportedModel, match=r"leave it out\..*Jinja2ChatFormatter"):
             chat_format(name)
     with pytest.raises(UnsupportedModel, match="choose alpaca, baichuan"):
-        chat_format("lama")
+        chat_format("alpacca-9")
 
 
 @pytest.fixture(scope="module")

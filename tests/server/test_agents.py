@@ -111,7 +111,7 @@ def test_claude_code_history() -> None:
 @pytest.mark.parametrize(
     ("path", "fields"),
     [
-        (H, {"messages": [*MESSAGES, {"role": "assistant", "content": "Hel", "prefix": True}]}),
+        (H, {"messages": [*MESSAGES, {"role": "assistant", "content": "Yes", "prefix": True}]}),
         (H, {"messages": [{"role": "assistant", "content": "a", "reasoning_details": [], "thinking_blocks": []},
                           {**MESSAGES[0], "cache_control": {"type": "ephemeral"}}]}),
         (H, {"messages": MESSAGES, "max_tokens": 2.0, "n": 1.0, "top_k": 40.0, "seed": 1.0, "model": ""}),
