@@ -40,7 +40,7 @@ def seconds(row: dict[str, Any]) -> float:
 
 
 def compare(path: Path, rounds: int, cpu_time: bool) -> dict[str, Any]:
-    table, other = tune(path, rounds, cpu_time), tune(path, max(1, rounds // 2), cpu_time)
+    table, other = tune(path, rounds, cpu_time), tune(path, rounds, cpu_time)
     chosen = other["best"]
     same = next(r for r in table["rows"] if (r["bundle"], r["repack"]) == (chosen["bundle"], chosen["repack"]))
     return {

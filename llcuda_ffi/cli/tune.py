@@ -8,6 +8,7 @@ import os
 import subprocess
 import time
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,19 @@ from ..hub.references import resolve
 from ..native.profile import profile
 from .options import ModelReference, examples
 
+_NEAR = 1.25  # what is slower than this times the fastest was not only disturbed
+
 
 @click.command(epilog=examples("bundle tune", "bundle tune ./model.gguf", "bundle tune --forget"))
 @click.argument("model", default="smollm2-135m", type=ModelReference())
-@click.option("-r", "--rounds", type=click.IntRange(1), default=2, show_default=True, help="The best of so many.")
+@click.option("-r", "--rounds", type=click.IntRange(1), default=4, show_default=True, help="The best of so many.")
 @click.option("--cpu-time", is_flag=True, help="One thread, by its CPU time: what a busy machine gets anyhow.")
 @click.option("--forget", is_flag=True, help="Drop what was measured on this machine, and measure nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, rounds: int, cpu_time: bool, forget: bool, as_json: bool) -> None:
     """Measure MODEL on the CPU with each installed bundle, with and without repacked weights.
 
-    Each runs in processes of its own, in turn. What is found is kept in the cache for models with the same types of
+    Each runs in processes of its own, in turn; those far behind are left out of the later rounds. What is found is kept in the cache for models with the same types of
     weights: a Llama for which no bundle is named, on the CPU, uses the fastest, and tells so in its `placement.note`.
     An Embedder uses the one that is the fastest at prompts. An embedding model may be measured too.
     """
@@ -100,32 +103,32 @@ def _candidates() -> list[InstalledBundle]:
 
 
 def _measure(path: Path, rounds: int, threads: int, cpu_time: bool) -> list[Row]:
-    """The fastest run of each candidate, of runs in turn; without a second layout where the first repacks nothing."""
-    candidates = {bundle.name: tuned.digest(bundle) for bundle in _candidates()}
-    layouts = {name: [True, False] for name in candidates}
-    runs: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    """The fastest run of each candidate, of runs in turn.
+
+    After a round only those go on that came near the fastest. The second layout of a bundle that has nothing to repack
+    is not run.
+    """
+    digests = {bundle.name: tuned.digest(bundle) for bundle in _candidates()}
+    racing = list(product(digests, (True, False)))
+    rows: dict[tuple[str, bool], Row] = {}
     for _ in range(rounds):
-        for name in candidates:
-            for repack in tuple(layouts[name]):
-                one = _run(name, path, repack, threads)
-                if one is None:
-                    layouts[name] = []
-                    break
-                runs.setdefault((name, repack), []).append(one)
-                if repack and not one["repacked"]:
-                    layouts[name] = [True]
-                    break
-    return [
-        Row(
-            name,
-            candidates[name],
-            repack if len(layouts[name]) > 1 else None,
-            max(run["prompt"][int(cpu_time)] for run in runs[name, repack]),
-            max((run["answer"][int(cpu_time)] for run in runs[name, repack] if run["answer"]), default=None),
-        )
-        for name in candidates
-        for repack in layouts[name]
-    ]
+        for name, repack in racing:
+            repacking = rows.get((name, True))
+            if not repack and (repacking is None or repacking.repack is None):
+                continue
+            run = _run(name, path, repack, threads)
+            if run is None:
+                continue
+            prompt, answer = (run[what] and run[what][int(cpu_time)] for what in ("prompt", "answer"))
+            row = rows.get((name, repack))
+            if row is not None:
+                prompt, answer = max(prompt, row.prompt), row.answer and max(answer, row.answer)
+            rows[name, repack] = Row(
+                name, digests[name], repack if run["repacked"] or not repack else None, prompt, answer
+            )
+        far = _NEAR * min((row.seconds for row in rows.values()), default=0.0)
+        racing = [key for key in racing if key in rows and rows[key].seconds <= far]
+    return [rows[key] for key in product(digests, (True, False)) if key in rows]
 
 
 def _run(name: str, path: Path, repack: bool, threads: int) -> dict[str, Any] | None:
