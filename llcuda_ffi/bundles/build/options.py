@@ -50,6 +50,7 @@ ALWAYS = (
     *("CMAKE_BUILD_WITH_INSTALL_RPATH=ON", "CMAKE_INSTALL_RPATH=$ORIGIN"),
     *("CMAKE_SHARED_LINKER_FLAGS=-s", "CMAKE_MODULE_LINKER_FLAGS=-s"),
 )
+TUNE = "-mtune=native"  # zig takes it for leave to use every instruction of this processor
 # As the original's T4 build; the graphs' and peer copies' switches are defaults now or gone.
 CUDA = (
     *("GGML_CUDA=ON", "GGML_CUDA_FORCE_MMQ=OFF", "GGML_CUDA_FORCE_CUBLAS=OFF", "GGML_CUDA_FA=ON"),
@@ -116,7 +117,11 @@ def cuda(archs: Sequence[str], tools: Tools, report: GpuReport) -> list[str]:
     ]
 
 
-def common(source: Source) -> list[str]:
-    """The options that every build has; paths of this machine stay out of the libraries."""
-    flags = f"-ffile-prefix-map={source.path}=."
+def common(source: Source, *, tune: bool) -> list[str]:
+    """The options that every build has; paths of this machine stay out of the libraries.
+
+    Args:
+        tune: instructions are ordered for this processor; which ones there may be, the features say.
+    """
+    flags = f"-ffile-prefix-map={source.path}=." + (f" {TUNE}" if tune else "")
     return [*ALWAYS, "LLAMA_BUILD_COMMIT=unknown", f"CMAKE_C_FLAGS={flags}", f"CMAKE_CXX_FLAGS={flags}"]

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ...errors import BundleError
@@ -83,13 +84,12 @@ def _jobs() -> int:
 
 
 def _options(tree: source.Source, have: tools.Tools, cuda_arch: str | None, progress: bool | None) -> list[str]:
+    lacks_flag = partial(tools.lacks_flag, have)
     zig = not have.compiler
-    chosen, unknown = options.processor(
-        platform.machine(), cpu_flags(), lambda flag: tools.lacks_flag(have, flag), zig=zig
-    )
+    chosen, unknown = options.processor(platform.machine(), cpu_flags(), lacks_flag, zig=zig)
     if unknown:
         note(f"the compiler is too old for {', '.join(unknown)}: built without", progress)
-    chosen = [*options.common(tree), *chosen]
+    chosen = [*options.common(tree, tune=not zig and not lacks_flag(options.TUNE)), *chosen]
     report = survey()
     if cuda_arch is not None or (report.gpus and have.nvcc):
         chosen += options.cuda(options.architectures(cuda_arch, report), have, report)
