@@ -53,6 +53,7 @@ def read(model: Path, cache: Path, **environment: str) -> list[str]:
     return run_child(told, model, LLCUDA_FFI_CACHE=str(cache), **environment, timeout=120).strip().split("|")
 
 
+@pytest.mark.bundle("v0.5.0")
 def test_tune(
     bundle: InstalledBundle, newer: InstalledBundle, bundle_b7698: InstalledBundle, cache: Path, tiny: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_tune(
     assert tell(tiny, cache)[::2] == [bundle.name, ""]
 
 
+@pytest.mark.bundle("v0.5.0")
 def test_models_that_only_read(
     bundle: InstalledBundle, newer: InstalledBundle, cache: Path, minilm: Path, tmp_path: Path
 ) -> None:
@@ -103,6 +105,7 @@ def test_models_that_only_read(
     assert tell(tmp_path / "f16.gguf", cache)[::2] == [bundle.name, ""]
 
 
+@pytest.mark.bundle("v0.5.0")
 def test_embedder_takes_what_reads_faster(
     bundle: InstalledBundle, newer: InstalledBundle, cache: Path, tmp_path: Path
 ) -> None:
