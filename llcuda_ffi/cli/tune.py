@@ -40,9 +40,10 @@ _NEAR = 1.25  # what is slower than this times the fastest was not only disturbe
 def command(model: str, rounds: int, cpu_time: bool, forget: bool, as_json: bool) -> None:
     """Measure MODEL on the CPU with each installed bundle, with and without repacked weights.
 
-    Each runs in processes of its own, in turn; those far behind are left out of the later rounds. What is found is kept in the cache for models with the same types of
-    weights: a Llama for which no bundle is named, on the CPU, uses the fastest, and tells so in its `placement.note`.
-    An Embedder uses the one that is the fastest at prompts. An embedding model may be measured too.
+    Each runs in processes of its own, in turn; those far behind are left out of the later rounds. What is found is kept
+    in the cache for models with the same types of weights: a Llama for which no bundle is named, on the CPU, uses the
+    fastest, and tells so in its `placement.note`. An Embedder uses the one that is the fastest at prompts. An embedding
+    model may be measured too.
     """
     if forget:
         tuned.forget()
