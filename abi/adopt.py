@@ -43,7 +43,7 @@ from llcuda_ffi.native import guard
 from llcuda_ffi.native.load import open_core
 folder = Path(sys.argv[1]).resolve()
 functions, names = json.loads(sys.argv[2])
-library, _ = open_core(folder, [path.name for path in folder.iterdir()])
+library = open_core(folder, [path.name for path in folder.iterdir()])
 found = {name: guard.version(library, name) for name in ("llama_version", "ggml_version")}
 found["missing"] = [name for name in names if not hasattr(library, name)]
 found["canary"] = {}

@@ -10,7 +10,7 @@ Importing this package reads no file, opens no library and touches no network: n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # as typing has it, without the time of its import
 
 __version__ = "2.1.0"
 

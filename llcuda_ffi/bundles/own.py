@@ -58,7 +58,8 @@ def measure(place: Path, what: str) -> str:
             command,
             check=False,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=MEASURE_SECONDS,
             stdin=subprocess.DEVNULL,
         )

@@ -136,7 +136,9 @@ def _run(name: str, path: Path, repack: bool, threads: int) -> dict[str, Any] | 
     """What devices/speed.py finds in a process of its own; None, and a line, if it fails."""
     command = python_command("llcuda_ffi.devices.speed", str(path), str(int(repack)), str(threads))
     environment = {**os.environ, "LLCUDA_FFI_BUNDLE": name}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     try:
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):

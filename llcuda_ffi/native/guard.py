@@ -56,17 +56,17 @@ def check_single(folder: Path, *, loaded: bool) -> None:
     Raises:
         AbiMismatch: another one is in the process.
     """
-    here = folder.resolve()
+    here = {path.resolve() for path in folder.glob("libggml-base.*")}  # they may be links to somewhere else
     found = mapped("libggml-base.")
-    foreign = [path for path in found if path.resolve().parent != here]
+    foreign = [path for path in found if path.resolve() not in here]
     if foreign:
         raise AbiMismatch(
             f"{foreign[0]} is loaded in this process, by another package: its functions would be used in "
-            f"place of those in {here}. Use a process of its own, or set LLCUDA_FFI_BUNDLE to that folder"
+            f"place of those in {folder}. Use a process of its own, or set LLCUDA_FFI_BUNDLE to that folder"
         )
     if loaded and len({path.resolve() for path in found}) > 1:
         names = ", ".join(path.name for path in found)
-        raise AbiMismatch(f"libggml-base is loaded more than once from {here} ({names}): keep one of them")
+        raise AbiMismatch(f"libggml-base is loaded more than once from {folder} ({names}): keep one of them")
 
 
 def version(library: ctypes.CDLL, function: str) -> str | None:

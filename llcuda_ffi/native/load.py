@@ -126,11 +126,11 @@ def _load(bundle: InstalledBundle) -> Library:
         # Without any spinning an idle machine decodes a third slower, so libgomp has them spin for some microseconds.
         os.environ["OMP_WAIT_POLICY"] = "passive"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    llama, path = open_core(bundle.path, list(bundle.libraries))
+    llama = open_core(bundle.path, list(bundle.libraries))
     guard.check_single(bundle.path, loaded=True)
     guard.check(llama, abi, exact=bundle.verified)
     ffi = abi.ffi
-    lib = ffi.dlopen(os.fspath(path))
+    lib = ffi.dlopen(ffi.cast("void *", llama._handle))  # not by its path, which cffi cannot encode in every locale
     log.install(ffi, lib)
     backends = _start(bundle, ffi, lib)
     return Library(ffi, lib, abi, bundle, backends, openmp, os.getpid())
@@ -156,8 +156,8 @@ def core_libraries(folder: Path, names: Iterable[str]) -> list[Path]:
     return found
 
 
-def open_core(folder: Path, names: Sequence[str]) -> tuple[ctypes.CDLL, Path]:
-    """Load a bundle's libllama, and by absolute path each library of the folder that it needs; handle, path.
+def open_core(folder: Path, names: Sequence[str]) -> ctypes.CDLL:
+    """Load a bundle's libllama, and by absolute path each library of the folder that it needs.
 
     A build without loadable backends links them: its search paths may point to a folder that is gone, or to
     another build. What is loaded already under its SONAME is not searched for.
@@ -184,7 +184,7 @@ def open_core(folder: Path, names: Sequence[str]) -> tuple[ctypes.CDLL, Path]:
     llama = opened[paths[-1].name]
     if llama is None:
         raise MissingLibrary(f"{paths[-1]} could not be loaded")
-    return llama, paths[-1]
+    return llama
 
 
 def _open_foreign(folder: Path, names: Sequence[str]) -> None:

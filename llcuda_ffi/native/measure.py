@@ -27,7 +27,7 @@ def measure(folder: Path) -> str:
     """
     os.environ["GGML_NO_BACKTRACE"] = "1"
     guard.check_single(folder, loaded=False)
-    llama, _ = open_core(folder, [path.name for path in folder.iterdir()])
+    llama = open_core(folder, [path.name for path in folder.iterdir()])
     guard.check_single(folder, loaded=True)
     return fitting(llama)
 

@@ -54,7 +54,7 @@ def functions(library: Library) -> Any:
             except OSError as error:
                 raise MissingLibrary(f"{name} of bundle {library.bundle.name} could not be loaded: {error}") from error
             _check(library, plain)
-            lib = library.ffi.dlopen(path)
+            lib = library.ffi.dlopen(library.ffi.cast("void *", plain._handle))
             _opened[name] = lib
             # its lines go where libllama's go
             callback, data = library.ffi.new("ggml_log_callback *"), library.ffi.new("void **")

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from llcuda_ffi.cli import COMMANDS, main
+from llcuda_ffi.cli import main
+from llcuda_ffi.cli.root import COMMANDS
 
 from ..support.tiny_model import make_tiny_llama
 

@@ -100,6 +100,18 @@ def test_step_1_hash_before_anything_is_loaded(copy: Copy) -> None:
     assert "expected" in message
 
 
+def test_libraries_that_are_links(copy: Copy, tmp_path: Path) -> None:
+    """A folder of links to the libraries is that bundle, not another package's: all that it lacks is a backend."""
+    store = tmp_path / "store"
+    store.mkdir()
+    for name in copy.bundle.libraries:
+        (copy.path / name).rename(store / name)
+        (copy.path / name).symlink_to(store / name)
+    kind, message, _ = copy.load()
+    assert kind == "MissingLibrary", message
+    assert "no CPU backend" in message
+
+
 def test_step_1_comes_before_step_2(copy: Copy, tmp_path: Path) -> None:
     """A tampered bundle is told as such even where a foreign library is in the process as well."""
     other = tmp_path / "libggml-base.so"
@@ -242,7 +254,7 @@ def test_fields_through_the_platforms_own_convention(bundle: bundles.InstalledBu
         + """
 import platform
 from llcuda_ffi.native.load import open_core
-library, _ = open_core(bundle.path, list(bundle.libraries))
+library = open_core(bundle.path, list(bundle.libraries))
 platform.machine = lambda: "aarch64"
 for name in ("v0.5.0", "v0.6.0"):
     print(json.dumps(guard.canary_problems(library, profile.PROFILES[name], exact=True)))

@@ -144,7 +144,7 @@ def _run(command: Sequence[str], have: tools.Tools, log: Path, shows: Progress) 
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             start_new_session=True,
             cwd=log.parent,
