@@ -56,7 +56,7 @@ def check_single(folder: Path, *, loaded: bool) -> None:
     Raises:
         AbiMismatch: another one is in the process.
     """
-    here = {path.resolve() for path in folder.glob("libggml-base.*")}  # they may be links to somewhere else
+    here = {path.resolve() for path in folder.glob("*")}  # they may be links to somewhere else
     found = mapped("libggml-base.")
     foreign = [path for path in found if path.resolve() not in here]
     if foreign:
