@@ -14,7 +14,7 @@ NATIVE = {"_ptr", "_lib", "_ffi"}
 
 # what begins with an underscore all the same: a protected method of Handle, by which classmethods make their objects,
 # and the standard library's
-ALLOWED = {"_make", "_own", "_exit"}
+ALLOWED = {"_make", "_own", "_exit", "_handle"}
 
 
 def _reaches(tree: ast.Module) -> Iterator[tuple[int, str]]:
