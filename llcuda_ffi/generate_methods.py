@@ -108,8 +108,9 @@ class GenerateMethods:
         room = self.n_ctx - len(tokens)
         if room < 1:
             raise ContextOverflow(
-                f"the prompt has {len(tokens)} tokens, the context holds {self.n_ctx} with at least one for the "
-                "answer: shorten it, or take a larger n_ctx"
+                # in these words clients know this error
+                f"the prompt has {len(tokens)} tokens, and this model's maximum context length is {self.n_ctx} with at "
+                "least one for the answer: shorten it, or take a larger n_ctx (serve --ctx)"
             )
         wanted = params.max_tokens
         if wanted is not None and wanted > room and params.overflow == "error":

@@ -197,7 +197,8 @@ class TextModel:
         if n > self.max_tokens:
             if not truncate:
                 raise ContextOverflow(
-                    f"{what} {index} has {n} tokens, more than {self.max_tokens}: shorten it, or pass truncate=True"
+                    f"{what} {index} has {n} tokens, and this model's maximum context length is {self.max_tokens}: "
+                    "shorten it, or pass truncate=True"
                 )
             # the end mark stays, as in the tokenizers of the models' own libraries
             ends = self.model.metadata.get("tokenizer.ggml.add_eos_token") == "true" or (

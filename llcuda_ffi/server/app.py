@@ -40,6 +40,7 @@ from .responses.endpoint import Responses
 from .responses.store import ResponseKeeper, ResponseStore
 from .served_model import ServedModel
 from .state import ServerState
+from .unanswered import Unanswered
 
 MAX_BODY = 8 << 20
 MAX_QUEUE = 128
@@ -94,6 +95,7 @@ def create_app(
         )
     if api_keys:
         middleware.append(Middleware(KeyCheck, keys=Keys(api_keys)))
+    middleware.append(Middleware(Unanswered, gate=gate))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -110,7 +112,6 @@ def create_app(
             LlcudaError: answer_error,
             ClientLeft: _nobody,
             ClientDisconnect: _nobody,
-            Exception: answer_error,
         },
     )
     app.state.gate = gate
@@ -214,6 +215,8 @@ class _Status:
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/NAME."""
+        if not request.path_params["name"]:
+            return await self.models(request)
         return JSONResponse(_listed(self._state.models.find(request.path_params["name"]), request))
 
     async def load(self, request: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import h11
@@ -14,6 +15,7 @@ WRITE_SECONDS = 60.0
 _READ_BYTES = 8 << 10
 _MOST_CHUNK_LINES = 50_000
 _MOST_HEAD = 64 << 10
+_ABSOLUTE = re.compile(rb"(?i:https?)://[^/?]*(.*)")
 
 
 class _StrictConnection(h11.Connection):
@@ -29,6 +31,12 @@ class _StrictConnection(h11.Connection):
             names = [name for name, _ in event.headers]
             if b"content-length" in names and b"transfer-encoding" in names:
                 raise h11.RemoteProtocolError("Content-Length and Transfer-Encoding")
+            absolute = _ABSOLUTE.match(event.target)
+            if absolute is not None:  # as to a proxy, which every server has to take (RFC 9112, 3.2.2)
+                target = b"/" + absolute[1].removeprefix(b"/")
+                event = h11.Request(
+                    method=event.method, target=target, headers=event.headers, http_version=event.http_version
+                )
         return event
 
 
@@ -73,6 +81,9 @@ class BoundedProtocol(H11Protocol):
             self._count_chunks(data)
         elif self._head is None:
             self._head = self.loop.call_later(self.head_seconds, self._late)
+
+    def _should_upgrade(self) -> bool:
+        return False  # HTTP/1.1 is what there is; Java's client asks for h2c each time, which is no word in the log
 
     def _count_chunks(self, data: bytes) -> None:
         if self.conn.their_state is not h11.SEND_BODY:

@@ -34,6 +34,11 @@ class Refused(HTTPException):
         self.code = code
 
 
+def stopping() -> Refused:
+    """For a request that the end of the server cuts off."""
+    return Refused(503, "the server stops, and the time for requests to end is over", "closing")
+
+
 def status_of(error: BaseException) -> tuple[int, str | None]:
     """The HTTP status and OpenAI's code of an exception."""
     if isinstance(error, Refused):
@@ -68,7 +73,10 @@ def anthropic_error(error: BaseException, request_id: str | None) -> tuple[int, 
     """The same as Anthropic writes it."""
     status, found = error_dict(error)
     kind = _ANTHROPIC.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    inner = {"type": kind, "message": found["error"]["message"]}
+    message = found["error"]["message"]
+    if isinstance(error, ContextOverflow):  # by which Claude Code knows it
+        message = f"prompt is too long: {message}"
+    inner = {"type": kind, "message": message}
     if found["error"]["code"] == NO_THREADS:  # by which Anthropic's SDK knows to send whole conversations
         inner["details"] = {"error_code": NO_THREADS, "unsupported": []}
     return status, {"type": "error", "error": inner, "request_id": request_id}

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .errors import error_dict
+from .errors import error_dict, stopping
+from .gate import Gate
 
 _T = TypeVar("_T")
 
@@ -144,18 +145,21 @@ class EventStream(Response):
         self,
         events: AsyncGenerator[bytes, None],
         held: contextlib.AsyncExitStack,
+        gate: Gate,
         error: Callable[[BaseException], bytes] = error_event,
     ) -> None:
         """Take the events.
 
         Args:
             held: what they need; closed after the last one.
+            gate: knows whether the server is stopping.
             error: writes the event of an exception inside the stream.
         """
         # the second header: nginx would keep events back
         super().__init__(None, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._held, self._error = events, held, error
+        self._events, self._held, self._gate, self._error = events, held, gate, error
+        self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held:
@@ -163,18 +167,22 @@ class EventStream(Response):
                 await while_connected(receive, self._send(send))
             except ClientLeft:
                 pass
+            except asyncio.CancelledError:
+                if not (self._started and self._gate.closing):
+                    raise
+                await send({"type": "http.response.body", "body": self._error(stopping()), "more_body": False})
 
     async def _send(self, send: Send) -> None:
-        events, started = self._events, False
+        events = self._events
         try:
             try:
                 async for data in events:
-                    if not started:
-                        started = True
+                    if not self._started:
+                        self._started = True
                         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             except Exception as error:
-                if not started:
+                if not self._started:
                     raise
                 await send({"type": "http.response.body", "body": self._error(error), "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import ipaddress
@@ -26,6 +27,11 @@ _SWITCH_SECONDS = 0.0005
 _SPARE_FILES = 128  # for models, logs, libraries
 _MOST_WAITING = 2048  # connections that the system keeps until they are accepted
 _ACCEPTED_AT_ONCE = 32  # each takes 0.1 ms, and streams wait meanwhile
+# clients keep connections for 5 to 60 s: whoever closes first must not be the server, just when a request comes
+_IDLE_SECONDS = 75
+_CUT_SECONDS = 5  # for what is cut off at the end to be told so
+
+log = logging.getLogger("llcuda_ffi.server")
 
 
 def serve(
@@ -45,7 +51,9 @@ def serve(
     access_log: bool = False,
     ui: bool = True,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then what runs is finished, for at most `grace` seconds.
+    """Serve until SIGTERM or SIGINT; then what runs is finished, for at most `grace` seconds or until another SIGINT.
+
+    What is cut off then ends with an error: an event in a stream, else status 503.
 
     A socket that a service manager passes (LISTEN_FDS, as systemd does) is taken in place of host and port: it stays
     open while the server is restarted, and clients wait instead of being refused.
@@ -96,6 +104,8 @@ def serve(
             names = " and ".join(model.name for model in list(models)[:4])
 
             class Server(uvicorn.Server):
+                _hurried = False
+
                 async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                     await super().startup(sockets)
                     for listener in listeners:  # asyncio has made it as short as what it accepts at once
@@ -103,7 +113,23 @@ def serve(
                     urls = " and ".join(f"{address}/v1" for address, _ in addresses)
                     print(f"{names} at {urls}", file=sys.stderr, flush=True)
 
+                async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                    timer = asyncio.get_running_loop().call_later(grace, self._cut)
+                    await super().shutdown(sockets)
+                    timer.cancel()
+
+                def _cut(self) -> None:
+                    tasks = list(self.server_state.tasks)
+                    if tasks:
+                        log.warning("%d requests have not ended and are cut off", len(tasks))
+                    for task in tasks:
+                        task.cancel()
+
                 def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+                    if gate.closing and sig == signal.SIGINT and not self._hurried:
+                        self._hurried = True
+                        asyncio.get_running_loop().call_soon_threadsafe(self._cut)
+                        return
                     gate.closing = True
                     super().handle_exit(sig, frame)
 
@@ -115,7 +141,8 @@ def serve(
                 ws="none",
                 log_level="warning",
                 access_log=False,
-                timeout_graceful_shutdown=grace,
+                timeout_keep_alive=_IDLE_SECONDS,
+                timeout_graceful_shutdown=grace + _CUT_SECONDS,
                 lifespan="on",
                 server_header=False,
                 backlog=_ACCEPTED_AT_ONCE,

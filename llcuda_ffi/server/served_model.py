@@ -187,7 +187,9 @@ class ServedModel:
     def to_dict(self) -> dict[str, Any]:
         """An entry of GET /v1/models."""
         out: dict[str, Any] = {"id": self.name, "object": "model", "created": self.created, "owned_by": "llcuda_ffi"}
-        out.update(kind=self.kind, loaded=self.engine is not None, aliases=list(self.aliases))
+        loaded = self.engine is not None
+        out.update(kind=self.kind, loaded=loaded, aliases=list(self.aliases))
+        out["status"] = {"value": "loaded" if loaded else "unloaded"}  # llama.cpp's router says it so
         if isinstance(self.engine, AsyncLlama):
             model = self.engine.llama.model
             out["max_model_len"] = self.engine.llama.n_ctx

@@ -96,7 +96,7 @@ class Asked:
         Args:
             error: writes the event of an exception inside the stream.
         """
-        return EventStream(events, self.held.pop_all(), error)
+        return EventStream(events, self.held.pop_all(), self.state.gate, error)
 
     def finished(self, done: Iterable[tuple[Usage, Timings, str]]) -> None:
         """Count finished completions (usage, timings, finish_reason), and note them for the log of their request."""
