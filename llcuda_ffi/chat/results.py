@@ -230,15 +230,20 @@ def usage_dict(usage: Usage) -> dict[str, Any]:
 
 
 def logprobs_dict(logprobs: list[TokenLogprob] | None) -> dict[str, Any] | None:
-    """Log probabilities as OpenAI writes them; tops are given by token id, as their bytes are not kept."""
+    """Log probabilities as OpenAI writes them, and the ids of the likeliest."""
     if logprobs is None:
         return None
+
+    def one(piece: bytes, value: float) -> dict[str, Any]:
+        return {"token": piece.decode("utf-8", "replace"), "bytes": list(piece), "logprob": value}
+
     content = [
         {
-            "token": entry.bytes.decode("utf-8", "replace"),
-            "bytes": list(entry.bytes),
-            "logprob": entry.logprob,
-            "top_logprobs": [{"token_id": token, "logprob": value} for token, value in entry.top],
+            **one(entry.bytes, entry.logprob),
+            "top_logprobs": [
+                {"token_id": token, **one(piece, value)}
+                for (token, value), piece in zip(entry.top, entry.top_bytes, strict=True)
+            ],
         }
         for entry in logprobs
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,10 +78,8 @@ def command(
 
 
 def _print(llm: Any, prompt: str, params: Any, as_json: bool) -> None:
-    from .prompts import to_json
-
     if as_json:
-        click.echo(json.dumps(to_json(llm.generate(prompt, params)), ensure_ascii=False))
+        click.echo(llm.generate(prompt, params).to_json())
         return
     completion = None
     blank, begun = True, False

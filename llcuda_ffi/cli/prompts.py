@@ -6,7 +6,6 @@ of the output; a line that cannot be computed becomes {"error": …} and the run
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections import deque
@@ -54,7 +53,7 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
                 llm.engine.wait(entry)
                 if isinstance(entry.error, EngineFailure):
                     raise entry.error  # no later line can be computed either
-                result = {"error": str(entry.error)} if entry.error else to_json(entry.completion)
+                result = entry.completion.to_dict() if entry.completion else {"error": str(entry.error)}
             else:
                 result = {"error": entry}
             failed += "error" in result
@@ -122,13 +121,3 @@ def _resume(output: Path) -> int:
             end += len(line)
     os.truncate(output, end)
     return count
-
-
-def to_json(completion: Any) -> dict[str, Any]:
-    """A Completion as plain JSON values."""
-    if not dataclasses.is_dataclass(completion):
-        raise InvalidRequest("not a completion")
-    values = dataclasses.asdict(completion)  # type: ignore[arg-type]
-    for entry in values.get("logprobs") or []:
-        entry["bytes"] = list(entry["bytes"])
-    return values

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal
 from ..html_view import block, counted, small
 
 FinishReason = Literal["stop", "length", "eog", "cancelled"]
+Pieces = tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +24,14 @@ class TokenLogprob:
         bytes: what it writes.
         logprob: its log probability.
         top: the likeliest tokens as (id, logprob), likeliest first.
+        top_bytes: what each of those writes.
     """
 
     token: int
     bytes: bytes
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    top_bytes: Pieces = ()
 
 
 @dataclass(frozen=True, slots=True)

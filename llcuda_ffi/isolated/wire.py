@@ -86,6 +86,7 @@ def back(value: Any) -> Any:
     fields = {key: back(item) for key, item in value.items() if key}
     if name == "TokenLogprob" and "top" in fields:
         fields["top"] = tuple((token, logprob) for token, logprob in fields["top"])
+        fields["top_bytes"] = tuple(fields["top_bytes"])
     if name == "AnswerParams":
         fields |= {"shown": frozenset(fields["shown"]), "rules": tuple(fields.get("rules", ()))}
     if name == "InstalledBundle":

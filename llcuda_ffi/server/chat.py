@@ -20,7 +20,7 @@ from .events import DONE, ChunkWriter
 from .sampling import sampling
 from .served_model import ServedModel
 from .state import Asked, ServerState
-from .token_logprobs import name_tops, prompt_logprobs
+from .token_logprobs import prompt_logprobs
 from .tool_fields import as_function_call, tool_options, with_tool_calls
 from .usage import FINISH, stream_options, timings_dict, total
 
@@ -49,15 +49,13 @@ class ChatCompletions:
                 prepared = await turn.prepared(model)
                 return asked.stream(self._events(asked, turn, prepared, with_usage, shown))
             answer = await turn.answer(asked)
-            vocab = model.text().llama.vocab
         out = answer.to_dict()
         if shown.token_ids:
             out["prompt_token_ids"] = answer.prompt_tokens
         if turn.params.prompt_logprobs is not None:
-            out["prompt_logprobs"] = prompt_logprobs(turn.completions[0].prompt_logprobs, vocab)
+            out["prompt_logprobs"] = prompt_logprobs(turn.completions[0].prompt_logprobs)
         for choice, made in zip(out["choices"], turn.completions, strict=True):
             choice["finish_reason"] = _finish(choice["finish_reason"], shown.functions)
-            name_tops(choice["logprobs"], vocab)
             shown.bring(choice, choice["message"], made.token_ids)
         timings = timings_dict(answer.timings, answer.usage)
         return JSONResponse({**out, **_head(model), "timings": timings})
@@ -70,7 +68,7 @@ class ChatCompletions:
         timings: dict[str, Any] = {}
         head = {"id": prepared.id, "object": "chat.completion.chunk", "created": prepared.created, **_head(model)}
         writer = ChunkWriter({**head, "usage": None} if with_usage else head)
-        vocab, begun = model.text().llama.vocab, set()
+        begun = set()
         async with contextlib.aclosing(turn.chunks(asked, prepared)) as chunks:
             async for i, chunk in chunks:
                 first = b""
@@ -87,7 +85,6 @@ class ChatCompletions:
                 choice["index"] = i
                 choice["finish_reason"] = _finish(choice["finish_reason"], shown.functions)
                 shown.bring(choice, choice["delta"], chunk.token_ids)
-                name_tops(choice["logprobs"], vocab)
                 whole = chunk.completion
                 if whole is None:
                     yield first + writer.choice(choice)

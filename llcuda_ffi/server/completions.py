@@ -89,7 +89,7 @@ class Completions:
                 "logprobs": None if top is None else _logprobs(c, vocab, echo),
                 "finish_reason": FINISH[c.finish_reason],
                 "stop_reason": c.stop_reason,
-                **({} if of_prompt is None else {"prompt_logprobs": prompt_logprobs(c.prompt_logprobs, vocab)}),
+                **({} if of_prompt is None else {"prompt_logprobs": prompt_logprobs(c.prompt_logprobs)}),
                 **({"prompt_token_ids": c.prompt_token_ids, "token_ids": c.token_ids} if with_ids else {}),
             }
             for i, c in enumerate(done)
@@ -110,7 +110,7 @@ class Completions:
         streams: list[Any] = [llm.stream(t, params) for t in tokens]
         vocab = llm.llama.vocab
         starts = [len(vocab.detokenize(t, special=True)) if params.echo else 0 for t in tokens]
-        logprobs = [CompletionLogprobs(vocab, start) for start in starts for _ in range(n)]
+        logprobs = [CompletionLogprobs(start) for start in starts for _ in range(n)]
         done: dict[int, Completion] = {}
         begun: set[int] = set()
         writer = ChunkWriter({**head, "usage": None} if with_usage else head)
@@ -171,7 +171,7 @@ def _logprobs(completion: Completion, vocab: Vocab, echo: bool) -> dict[str, Any
     if echo and completion.prompt_logprobs is not None:
         entries = [*completion.prompt_logprobs, *entries]
         pieces = [vocab.piece(token, special=True) for token in completion.prompt_token_ids[:1]]
-    found: dict[str, Any] = CompletionLogprobs(vocab).to_dict(entries, pieces)
+    found: dict[str, Any] = CompletionLogprobs().to_dict(entries, pieces)
     return found
 
 

@@ -6,7 +6,6 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.vocab import Vocab
 from ..engine.results import TokenLogprob
 
 
@@ -21,9 +20,9 @@ def token_text(piece: bytes) -> str:
 class CompletionLogprobs:
     """Writes the `logprobs` of one completion, whole or in the pieces of a stream, whose offsets go on."""
 
-    def __init__(self, vocab: Vocab, start: int = 0) -> None:
+    def __init__(self, start: int = 0) -> None:
         """Begin at an offset: that of an echoed prompt's end."""
-        self._vocab, self._at = vocab, start
+        self._at = start
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def to_dict(self, entries: Sequence[TokenLogprob | None] | None, pieces: Sequence[bytes] = ()) -> Any:
@@ -49,13 +48,13 @@ class CompletionLogprobs:
     def _tops(self, entry: TokenLogprob) -> dict[str, float]:
         """The likeliest tokens and the chosen one, which OpenAI always adds."""
         tops: dict[str, float] = {}
-        for token, value in entry.top:
-            tops.setdefault(token_text(self._vocab.piece(token, special=True)), value)
+        for (_, value), piece in zip(entry.top, entry.top_bytes, strict=True):
+            tops.setdefault(token_text(piece), value)
         tops.setdefault(token_text(entry.bytes), entry.logprob)
         return tops
 
 
-def prompt_logprobs(entries: Sequence[TokenLogprob | None] | None, vocab: Vocab) -> list[Any] | None:
+def prompt_logprobs(entries: Sequence[TokenLogprob | None] | None) -> list[Any] | None:
     """vLLM's form: for each token of the prompt its likeliest and itself, by token id; None for the first."""
 
     def one(token: int, piece: bytes, value: float) -> dict[str, Any]:
@@ -68,15 +67,7 @@ def prompt_logprobs(entries: Sequence[TokenLogprob | None] | None, vocab: Vocab)
         found: dict[str, Any] = {}
         if entry is not None:
             found |= one(entry.token, entry.bytes, entry.logprob)
-            for token, value in entry.top:
-                found |= one(token, vocab.piece(token, special=True), value)
+            for (token, value), piece in zip(entry.top, entry.top_bytes, strict=True):
+                found |= one(token, piece, value)
         out.append(found or None)
     return out
-
-
-def name_tops(logprobs: dict[str, Any] | None, vocab: Vocab) -> None:
-    """Write a chat's likeliest tokens as texts too, in place."""
-    for entry in logprobs["content"] if logprobs else ():
-        for top in entry["top_logprobs"]:
-            piece = vocab.piece(top["token_id"], special=True)
-            top["token"], top["bytes"] = piece.decode("utf-8", "replace"), list(piece)

@@ -86,6 +86,18 @@ def test_text_and_json(smollm2: Path) -> None:
     assert len(result["token_ids"]) == result["usage"]["completion_tokens"] == 6
 
 
+def test_log_probabilities_of_a_prompt(tiny: Path, tmp_path: Path) -> None:
+    """A line of --file may ask for log probabilities, also of its prompt."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"prompt": STORY, "max_tokens": 1, "prompt_logprobs": 1, "logprobs": 1}))
+    done = run("generate", "-f", source, "-o", output, "-m", tiny, "-c", 64)
+    assert done.returncode == 0, done.stderr.decode()
+    result = json.loads(output.read_text())
+    assert result["prompt_logprobs"][0] is None
+    assert len(result["prompt_logprobs"]) == result["usage"]["prompt_tokens"]
+    assert isinstance(result["logprobs"][0]["top_bytes"][0], list)
+
+
 def test_demo(smollm2: Path) -> None:
     """demo prints text, and one line of facts on stderr."""
     done = run("demo", "-n", 5)

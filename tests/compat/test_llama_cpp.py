@@ -180,6 +180,39 @@ out = llm("The", max_tokens=2, logits_processor=LogitsProcessorList([only]))
         LOAD + "out = llm('Once upon', max_tokens=3, logprobs=2, echo=True)",
         "len(out['choices'][0]['logprobs']['tokens']) == out['usage']['total_tokens']",
     ),
+    Snippet(
+        "logprobs with echo",
+        LOAD + "out = llm('Once upon', max_tokens=2, logprobs=2, echo=True, temperature=0)['choices'][0]",
+        "''.join(out['logprobs']['tokens']).startswith('Once upon') and out['logprobs']['top_logprobs'][0] is None"
+        " and out['logprobs']['text_offset'][:2] == [0, len(out['logprobs']['tokens'][0])]",
+    ),
+    Snippet(
+        "offsets of a stream",
+        LOAD
+        + "parts = [o['choices'][0] for o in llm('Once', max_tokens=4, logprobs=1, temperature=0, stream=True)]\n"
+        + "found = [at for part in parts if part['logprobs'] for at in part['logprobs']['text_offset']]\n"
+        + "whole = llm('Once', max_tokens=4, logprobs=1, temperature=0)['choices'][0]['logprobs']",
+        "found == whole['text_offset'] and found[0] == len('Once') and found == sorted(set(found))",
+    ),
+    Snippet(
+        "chat logprobs",
+        LOAD
+        + "out = llm.create_chat_completion([{'role': 'user', 'content': 'Hi'}], max_tokens=1, logprobs=True, top_logprobs=2)\n"
+        + "tops = out['choices'][0]['logprobs']['content'][0]['top_logprobs']",
+        "out['model'] == './model.gguf' and len(tops) == 2"
+        " and all(bytes(top['bytes']).decode('utf-8', 'replace') == top['token'] for top in tops)",
+    ),
+    Snippet(
+        "last_n_tokens_size",
+        LOAD
+        + "short = Llama('./model.gguf', n_ctx=256, last_n_tokens_size=1)\n"
+        + "a, b = (one('Once', max_tokens=30, temperature=0, repeat_penalty=9.0) for one in (llm, short))",
+        "a['choices'][0]['text'] != b['choices'][0]['text'] and short.last_n_tokens_size == 1 and llm.n_batch == 512",
+    ),
+    Snippet("numa", HEAD + "llm = Llama('./model.gguf', numa=True)", error="numactl"),
+    Snippet("spm_infill", HEAD + "llm = Llama('./model.gguf', spm_infill=True)", error="prefix, suffix, middle"),
+    Snippet("bytes", LOAD + "llm(b'Once')", error="a text or token ids"),
+    Snippet("no prompt", LOAD + "llm(None)", error="a text or token ids"),
     Snippet("suffix", LOAD + "out = llm('def f():', suffix='return x', max_tokens=4)", error="filling in the middle"),
     Snippet("lora_path", HEAD + "llm = Llama('./model.gguf', lora_path='./adapter.gguf')", error="adapter.gguf"),
     Snippet(
@@ -301,3 +334,10 @@ def test_pickled(folder: Path) -> None:
         again = pickle.loads(pickle.dumps(llm))
     with again:
         assert again.n_ctx() == 128
+
+
+def test_whole_context(tmp_path: Path) -> None:
+    """n_ctx=0 is all that the model was trained for, beyond this package's own default of 4,096."""
+    make_tiny_llama(tmp_path / "long.gguf", {"llama.context_length": 8192})
+    with Llama(str(tmp_path / "long.gguf"), n_ctx=0, verbose=False) as llm:
+        assert llm.n_ctx() == 8192

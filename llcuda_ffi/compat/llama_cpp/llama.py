@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from ...core.adapter import LoraAdapter
 from ...embedder import Embedder
 from ...enums import PoolingType
 from ...errors import InvalidRequest, MissingExtra, UnsupportedModel
+from ...gguf import GGUFReader
 from ...hub.references import resolve
 from ...keywords import check_keywords, names_methods
 from . import results
@@ -45,8 +46,8 @@ _KNOWN = (
     "seed", "n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "rope_scaling_type", "pooling_type",
     "attention_type", "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast",
     "yarn_beta_slow", "yarn_orig_ctx", "logits_all", "embedding", "offload_kqv", "flash_attn", "op_offload",
-    "swa_full", "no_perf", "last_n_tokens_size", "lora_scale", "lora_path", "numa", "chat_format", "draft_model",
-    "type_k", "type_v", "spm_infill", "verbose", "chat_handler", "flash_attn_type", "kv_unified", "n_seq_max",
+    "swa_full", "no_perf", "last_n_tokens_size", "lora_scale", "lora_path", "chat_format", "draft_model",
+    "type_k", "type_v", "verbose", "chat_handler", "flash_attn_type", "kv_unified", "n_seq_max",
     *ONLY_UNSET,
 )  # fmt: skip
 _RANDOM = 0xFFFFFFFF  # llama.cpp's "draw a seed"
@@ -65,7 +66,8 @@ class Llama(Tokens, TokenByToken):
     Attributes:
         llm: the llcuda_ffi.Llama behind it.
         model_path: as it was given.
-        chat_format, chat_handler: as they were given.
+        chat_format, chat_handler, draft_model, lora_path, n_batch, last_n_tokens_size: as they were given.
+        cache: what `set_cache` was given.
     """
 
     def __init__(self, model_path: str | os.PathLike[str], **settings: Any) -> None:
@@ -82,6 +84,9 @@ class Llama(Tokens, TokenByToken):
         self.verbose = bool(settings.get("verbose", True))
         self._settings = settings
         self.chat_format, self.chat_handler = settings.get("chat_format"), settings.get("chat_handler")
+        self.draft_model, self.lora_path = settings.get("draft_model"), settings.get("lora_path")
+        self.n_batch, self.last_n_tokens_size = settings.get("n_batch", 512), settings.get("last_n_tokens_size", 64)
+        self.cache: Any = None
         handler = self.chat_handler
         named = None if self.chat_format is None else chat_format(self.chat_format)
         self._template = getattr(handler, "template", None) or (named and named.template)
@@ -91,7 +96,7 @@ class Llama(Tokens, TokenByToken):
                 "chat_handler takes a Jinja2ChatFormatter or a handler with clip_model_path of "
                 "llcuda_ffi.compat.llama_cpp.llama_chat_format"
             )
-        if not isinstance(settings.get("draft_model"), (LlamaPromptLookupDecoding, type(None))):
+        if not isinstance(self.draft_model, (LlamaPromptLookupDecoding, type(None))):
             raise InvalidRequest("draft_model takes LlamaPromptLookupDecoding; llcuda_ffi.Llama(draft=…) takes a model")
         seed = settings.get("seed", _RANDOM)
         self._seed = None if seed in (None, -1, _RANDOM) else int(seed)
@@ -108,11 +113,11 @@ class Llama(Tokens, TokenByToken):
         """The llcuda_ffi.Llama behind it."""
         if self._llm is None:
             given = self._settings
-            draft = given.get("draft_model")
+            draft = self.draft_model
             layers = given.get("n_gpu_layers")
             self._llm = engine.Llama(
                 self.model_path if self._embedder is None else self._embedder.model,
-                n_ctx=given.get("n_ctx", 512) or None,
+                n_ctx=given.get("n_ctx", 512) or self._trained_context(),
                 n_parallel=1,
                 n_batch=given.get("n_batch"),
                 n_ubatch=given.get("n_ubatch"),
@@ -130,6 +135,11 @@ class Llama(Tokens, TokenByToken):
                 adapter = LoraAdapter.load(self._llm.model, given["lora_path"])
                 self._lora = {adapter: given.get("lora_scale", 1.0)}
         return self._llm
+
+    def _trained_context(self) -> int:
+        """What n_ctx=0 stands for: the model's whole context."""
+        with GGUFReader(resolve(self.model_path)) as reader:
+            return int(reader.metadata[f"{reader.architecture}.context_length"])
 
     @property
     def embedder(self) -> Embedder:
@@ -181,8 +191,9 @@ class Llama(Tokens, TokenByToken):
         settings.setdefault("max_tokens", 16)
         params = self._params(settings, "create_completion")
         if not isinstance(prompt, str):
-            prompt = list(prompt)
-            if not all(isinstance(token, (int, np.integer)) for token in prompt):
+            listed = isinstance(prompt, Iterable) and not isinstance(prompt, bytes)
+            prompt = list(prompt) if listed else []
+            if not listed or not all(isinstance(token, (int, np.integer)) for token in prompt):
                 raise InvalidRequest("one prompt a call, a text or token ids: llcuda_ffi.Llama.generate takes many")
         if not prompt:
             prompt = self.tokenize(b"") or [self.token_eos()]
@@ -194,7 +205,8 @@ class Llama(Tokens, TokenByToken):
                 raise InvalidRequest("suffix goes with a prompt that is a text")
             asked, params = self.llm.infill_prompt(prompt, suffix), params.replace(echo=False)
         before = prompt if suffix and settings.get("echo") else ""
-        shapes = results.Completions(settings.get("model") or self.model_path, self.llm.vocab)
+        start = 0 if params.echo else len(prompt)
+        shapes = results.Completions(settings.get("model") or self.model_path, self.llm.vocab, start)
         if stream:
             return shapes.stream(self.llm.stream(asked, params))
         made = shapes.whole(self.llm.generate(asked, params))
@@ -239,9 +251,10 @@ class Llama(Tokens, TokenByToken):
             "chat_template_kwargs": chat_template_kwargs,
             "add_generation_prompt": add_generation_prompt,
         }
+        model = settings.get("model") or self.model_path
         if stream:
-            return results.chat_dicts(self.llm.chat_stream(messages, params, **options))
-        return results.chat_dict(self.llm.chat(messages, params, **options), bool(functions))
+            return results.chat_dicts(self.llm.chat_stream(messages, params, **options), model)
+        return results.chat_dict(self.llm.chat(messages, params, **options), model, bool(functions))
 
     def create_chat_completion_openai_v1(self, *args: Any, **settings: Any) -> Any:
         """As create_chat_completion, as the classes of the package openai.
@@ -264,6 +277,8 @@ class Llama(Tokens, TokenByToken):
         params = sampling_settings(settings, self.llm.vocab, owner)
         if params.seed is None and self._seed is not None:
             params = params.replace(seed=self._seed)
+        if "last_n_tokens_size" in self._settings and "penalty_last_n" not in settings:
+            params = params.replace(penalty_last_n=self.last_n_tokens_size)
         return params if self._lora is None else params.replace(lora=self._lora)
 
     def set_seed(self, seed: int) -> None:

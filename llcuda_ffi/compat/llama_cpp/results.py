@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from ...chat.results import ChatChunk, ChatCompletion, usage_dict
@@ -14,11 +15,18 @@ from ...engine.results import Chunk, Completion, TokenLogprob
 FINISH = {"eog": "stop", "stop": "stop", "length": "length", "cancelled": "length"}
 
 
-class Completions:
-    """Makes the dicts of one call to create_completion."""
+Scored = Sequence[tuple[bytes, "TokenLogprob | None"]]  # what a token writes, and its probability
 
-    def __init__(self, model: str, vocab: Vocab) -> None:
-        self._vocab = vocab
+
+class Completions:
+    """Makes the dicts of one call to create_completion.
+
+    Args:
+        start: where the text of the first token begins, in characters.
+    """
+
+    def __init__(self, model: str, vocab: Vocab, start: int) -> None:
+        self._vocab, self._at = vocab, start
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -26,47 +34,57 @@ class Completions:
             "model": model,
         }
 
-    def whole(self, done: Completion, suffix: str = "") -> dict[str, Any]:
+    def whole(self, done: Completion) -> dict[str, Any]:
         """A completion."""
-        scored: list[TokenLogprob | None] | None = None
+        scored = None
         if done.logprobs is not None:
-            scored = [*(done.prompt_logprobs or []), *done.logprobs]
-        choice = self._choice(done.text + suffix, scored, FINISH[done.finish_reason])
+            scored = [*self._echoed(done), *((entry.bytes, entry) for entry in done.logprobs)]
+        choice = self._choice(done.text, scored, FINISH[done.finish_reason])
         return {**self._head, "choices": [choice], "usage": usage_dict(done.usage)}
 
-    def stream(self, chunks: Iterator[Chunk], suffix: str = "") -> Iterator[dict[str, Any]]:
+    def stream(self, chunks: Iterator[Chunk]) -> Iterator[dict[str, Any]]:
         """The pieces of a completion."""
         for chunk in chunks:
             finish = None if chunk.finish_reason is None else FINISH[chunk.finish_reason]
-            text = chunk.text + suffix if finish else chunk.text
-            if text or finish:
-                yield {**self._head, "choices": [self._choice(text, chunk.logprobs, finish)]}
+            if chunk.text or finish:
+                scored = None if chunk.logprobs is None else [(entry.bytes, entry) for entry in chunk.logprobs]
+                yield {**self._head, "choices": [self._choice(chunk.text, scored, finish)]}
 
-    def _choice(self, text: str, scored: Sequence[TokenLogprob | None] | None, finish: str | None) -> dict[str, Any]:
+    def _echoed(self, done: Completion) -> list[tuple[bytes, TokenLogprob | None]]:
+        """The tokens of a prompt that is scored, without its BOS; the first has no probability in OpenAI's form."""
+        pieces = map(self._vocab.piece, done.prompt_token_ids)
+        found = list(zip(pieces, done.prompt_logprobs or (), strict=False))
+        if done.prompt_token_ids[:1] == [self._vocab.bos]:
+            del found[:1]
+        return [(piece, entry if i else None) for i, (piece, entry) in enumerate(found)]
+
+    def _choice(self, text: str, scored: Scored | None, finish: str | None) -> dict[str, Any]:
         return {"text": text, "index": 0, "logprobs": self._logprobs(scored), "finish_reason": finish}
 
-    def _logprobs(self, scored: Sequence[TokenLogprob | None] | None) -> dict[str, Any] | None:
+    def _logprobs(self, scored: Scored | None) -> dict[str, Any] | None:
         if scored is None:
             return None
-        tokens = ["" if entry is None else entry.bytes.decode("utf-8", "replace") for entry in scored]
-        offsets = [0]
-        for token in tokens:
-            offsets.append(offsets[-1] + len(token))
+        tokens = [piece.decode("utf-8", "replace") for piece, _ in scored]
+        offsets = list(accumulate(map(len, tokens), initial=self._at))
+        self._at = offsets.pop()
         return {
             "tokens": tokens,
-            "text_offset": offsets[:-1],
-            "token_logprobs": [None if entry is None else entry.logprob for entry in scored],
-            "top_logprobs": [None if entry is None else self._top(entry) for entry in scored],
+            "text_offset": offsets,
+            "token_logprobs": [None if entry is None else entry.logprob for _, entry in scored],
+            "top_logprobs": [None if entry is None else _top(entry) for _, entry in scored],
         }
 
-    def _top(self, entry: TokenLogprob) -> dict[str, float]:
-        piece = self._vocab.piece
-        return {piece(token, special=True).decode("utf-8", "replace"): value for token, value in entry.top}
+
+def _top(entry: TokenLogprob) -> dict[str, float]:
+    """The likeliest tokens, and the chosen one."""
+    pieces = zip(entry.top_bytes, entry.top, strict=True)
+    tops = {piece.decode("utf-8", "replace"): value for piece, (_, value) in pieces}
+    return {**tops, entry.bytes.decode("utf-8", "replace"): entry.logprob}
 
 
-def chat_dict(done: ChatCompletion, function: bool) -> dict[str, Any]:
+def chat_dict(done: ChatCompletion, model: str, function: bool) -> dict[str, Any]:
     """A chat completion; with `function` a call is told in the older form too."""
-    out = done.to_dict()
+    out = {**done.to_dict(), "model": model}
     for choice in out["choices"]:
         calls = choice["message"].get("tool_calls")
         if function and calls:
@@ -74,11 +92,11 @@ def chat_dict(done: ChatCompletion, function: bool) -> dict[str, Any]:
     return out
 
 
-def chat_dicts(chunks: Iterator[ChatChunk]) -> Iterator[dict[str, Any]]:
+def chat_dicts(chunks: Iterator[ChatChunk], model: str) -> Iterator[dict[str, Any]]:
     """The pieces of a chat completion; the first one has the role."""
     first = True
     for chunk in chunks:
-        out = chunk.to_dict()
+        out = {**chunk.to_dict(), "model": model}
         if first:
             first = False
             role = {**out["choices"][0], "delta": {"role": "assistant"}, "finish_reason": None, "logprobs": None}

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.vocab import Vocab
 from ...enums import AttentionType, GGMLType, LoadMode, PoolingType, RopeScalingType, SplitMode
-from ...errors import InvalidRequest
+from ...errors import InvalidRequest, UnsupportedModel
 from ...keywords import check_keywords
 from ...params import ContextParams, ModelParams
 from ...sampling_params import SamplingParams
@@ -57,6 +57,8 @@ ONLY_UNSET: dict[str, tuple[tuple[Any, ...], str]] = {
     "n_parts": ((None, -1, 1), "a split file is found by its first part"),
     "f16_kv": ((None, True), "type_k and type_v say it"),
     "low_vram": ((None, False), "n_gpu_layers and offload_kqv say it"),
+    "numa": ((None, False, 0), "run the process under numactl"),
+    "spm_infill": ((None, False), "create_completion(prefix, suffix) writes prefix, suffix, middle"),
 }
 _CONTEXT = (
     "n_threads_batch", "rope_scaling_type", "attention_type", "rope_freq_base", "rope_freq_scale", "yarn_ext_factor",
@@ -105,7 +107,9 @@ def sampling_settings(settings: Mapping[str, Any], vocab: Vocab, owner: str) -> 
             )
         found.update(grammar.settings)
     criteria = settings.get("stopping_criteria")
-    if criteria is not None and vocab.eos is not None:
+    if criteria is not None:
+        if vocab.eos is None:
+            raise UnsupportedModel("stopping_criteria need a model with an end token: use stop= or max_tokens=")
         processors = found.get("logits_processors", [])
         processors = [processors] if callable(processors) else [*processors]
         found["logits_processors"] = [*processors, stopping(criteria, vocab.eos)]

@@ -119,7 +119,7 @@ def request_output(request_id: str, completions: Sequence[Completion], vocab: Vo
         request_id,
         first.prompt,
         first.prompt_token_ids,
-        None if scores is None else [None if entry is None else position(entry, vocab) for entry in scores],
+        None if scores is None else [None if entry is None else position(entry) for entry in scores],
         [completion_output(done, vocab, special) for done in completions],
         True,
         first.timings,
@@ -134,17 +134,18 @@ def completion_output(done: Completion, vocab: Vocab, special: bool) -> Completi
         vocab.detokenize(done.token_ids, special=True) if special else done.text,
         done.token_ids,
         done.cumulative_logprob,
-        None if done.logprobs is None else [position(entry, vocab) for entry in done.logprobs],
+        None if done.logprobs is None else [position(entry) for entry in done.logprobs],
         _FINISH[done.finish_reason],
         done.stop_reason,
     )
 
 
-def position(entry: TokenLogprob, vocab: Vocab) -> Position:
+def position(entry: TokenLogprob) -> Position:
     """The likeliest tokens of a position and the chosen one, by token id."""
-    ranks = {token: rank for rank, (token, _) in enumerate(entry.top, 1)}
-    chosen = {} if entry.token in ranks else {entry.token: entry.logprob}
-    return {
-        token: Logprob(value, ranks.get(token), vocab.piece(token, special=True).decode("utf-8", "replace"))
-        for token, value in {**dict(entry.top), **chosen}.items()
+    tops = zip(entry.top, entry.top_bytes, strict=True)
+    found = {
+        token: Logprob(value, rank, piece.decode("utf-8", "replace"))
+        for rank, ((token, value), piece) in enumerate(tops, 1)
     }
+    found.setdefault(entry.token, Logprob(entry.logprob, None, entry.bytes.decode("utf-8", "replace")))
+    return found

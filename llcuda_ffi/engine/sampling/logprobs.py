@@ -29,4 +29,5 @@ def token_logprob(vocab: Vocab, token: int, row: npt.NDArray[np.float32], k: int
         best = np.argpartition(row, len(row) - k)[len(row) - k :]
         best = best[np.argsort(-row[best], kind="stable")]
         top = tuple((int(t), float(row[t])) for t in best)
-    return TokenLogprob(token, vocab.piece(token, special=True), float(row[token]), top)
+    written = tuple(vocab.piece(t, special=True) for t, _ in top)
+    return TokenLogprob(token, vocab.piece(token, special=True), float(row[token]), top, written)

@@ -83,11 +83,11 @@ class NativeCompletion:
             i = prompt * n + chunk.index
             whole = chunk.completion
             if whole is None:
-                yield event(shown.part(i, chunk, model))
+                yield event(shown.part(i, chunk))
             else:
                 done.append(whole)
                 if chunk.text or chunk.token_ids:
-                    yield event(shown.part(i, chunk, model))
+                    yield event(shown.part(i, chunk))
                 # the tokens were sent already
                 yield event(shown.final(i, whole, model, params, tokens[i // n], "", [], None))
         asked.finished((c.usage, c.timings, FINISH[c.finish_reason]) for c in done)
@@ -103,13 +103,12 @@ class _Shown:
         self.n_probs: int | None = probs or None
         self._tokens = fields.flag("return_tokens", False)
         self._fields = fields.items("response_fields", 256) or None
-        self._vocab: Vocab | None = None
 
-    def part(self, index: int, chunk: Chunk, model: ServedModel) -> dict[str, Any]:
+    def part(self, index: int, chunk: Chunk) -> dict[str, Any]:
         """One event of a stream."""
         out: dict[str, Any] = {"index": index, "content": chunk.text, "tokens": chunk.token_ids, "stop": False}
         if chunk.logprobs and self.n_probs:
-            out["completion_probabilities"] = _probabilities(chunk.logprobs, model.text().llama.vocab)
+            out["completion_probabilities"] = _probabilities(chunk.logprobs)
         return out
 
     def final(
@@ -145,11 +144,11 @@ class _Shown:
             "timings": timings_dict(done.timings, usage),
         }
         if logprobs is not None and self.n_probs:
-            out["completion_probabilities"] = _probabilities(logprobs, llama.vocab)
+            out["completion_probabilities"] = _probabilities(logprobs)
         return out if self._fields is None else _picked(out, self._fields)
 
 
-def _probabilities(entries: Sequence[TokenLogprob], vocab: Vocab) -> list[dict[str, Any]]:
+def _probabilities(entries: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
     """llama.cpp's form of log probabilities."""
 
     def one(token: int, piece: bytes, value: float) -> dict[str, Any]:
@@ -163,7 +162,9 @@ def _probabilities(entries: Sequence[TokenLogprob], vocab: Vocab) -> list[dict[s
     return [
         {
             **one(entry.token, entry.bytes, entry.logprob),
-            "top_logprobs": [one(t, vocab.piece(t, special=True), value) for t, value in entry.top],
+            "top_logprobs": [
+                one(t, piece, value) for (t, value), piece in zip(entry.top, entry.top_bytes, strict=True)
+            ],
         }
         for entry in entries
     ]

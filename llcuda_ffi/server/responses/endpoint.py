@@ -22,7 +22,6 @@ from ..events import to_json
 from ..sampling import sampling
 from ..served_model import ServedModel
 from ..state import Asked, ServerState
-from ..token_logprobs import name_tops
 from ..usage import timings_dict
 from .items import Item, input_items, messages_of, response_format, tools_of
 from .output import Event, OutputWriter
@@ -233,7 +232,6 @@ class _Job:
         if self._top is None or not entries:
             return []
         found = logprobs_dict(entries)
-        name_tops(found, model.text().llama.vocab)
         return list(found["content"]) if found else []
 
 
