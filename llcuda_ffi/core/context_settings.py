@@ -15,8 +15,24 @@ from .memory import MemoryKind
 from .model import Model
 
 # whose layers of multi-token prediction were tried with the bundles since v0.5.0: what is wrong there aborts
-MTP_ARCHITECTURES = frozenset({"deepseek2", "glm4moe", "qwen35", "step35"})
-SEVERAL_MTP_LAYERS = frozenset({"step35"})  # of which the first drafts
+MTP_ARCHITECTURES = frozenset(
+    {
+        "bailingmoe3",
+        "cohere2moe",
+        "deepseek2",
+        "deepseek32",
+        "glm-dsa",
+        "glm4moe",
+        "hy_v3",
+        "mimo2",
+        "nemotron_h_moe",
+        "qwen35",
+        "qwen35moe",
+        "qwen3next",
+        "step35",
+    }
+)
+SEVERAL_MTP_LAYERS = frozenset({"hy_v3", "mimo2", "step35"})  # of which the first drafts
 
 # C++ functions with plain arguments, by the names under which they are exported
 KEEP_HIDDEN = "_Z26llama_set_embeddings_nextnP13llama_contextbb"

@@ -11,16 +11,44 @@ import pytest
 
 from llcuda_ffi import Llama, lora
 from llcuda_ffi.core.context import Context
+from llcuda_ffi.core.context_settings import MTP_ARCHITECTURES
 from llcuda_ffi.core.model import Model
 from llcuda_ffi.errors import InvalidRequest, ModelError, UnsupportedModel
 
 from ..support.random_reuse import tiny_adapter
 from ..support.tiny_architectures import TINY, lively
 from ..support.tiny_model import TinyFile
-from ..support.tiny_mtp import CYCLE, agreeing, tiny_deepseek2_mtp, tiny_glm4moe, tiny_qwen35_mtp, tiny_step35
+from ..support.tiny_mtp import (
+    CYCLE,
+    agreeing,
+    tiny_bailingmoe3,
+    tiny_cohere2moe,
+    tiny_deepseek2_mtp,
+    tiny_deepseek32_mtp,
+    tiny_glm4moe,
+    tiny_hy_v3,
+    tiny_mimo2,
+    tiny_nemotron_h_moe,
+    tiny_qwen3next_mtp,
+    tiny_qwen35_mtp,
+    tiny_step35,
+)
 
 KINDS: dict[str, Callable[[], TinyFile]] = {"glm4moe": tiny_glm4moe, "qwen35": tiny_qwen35_mtp}
-MORE = {**KINDS, "deepseek2": tiny_deepseek2_mtp, "step35": tiny_step35}
+MORE: dict[str, Callable[[], TinyFile]] = {
+    **KINDS,
+    "bailingmoe3": tiny_bailingmoe3,
+    "cohere2moe": tiny_cohere2moe,
+    "deepseek2": tiny_deepseek2_mtp,
+    "deepseek32": tiny_deepseek32_mtp,
+    "glm-dsa": lambda: tiny_deepseek32_mtp("glm-dsa"),
+    "hy_v3": tiny_hy_v3,
+    "mimo2": tiny_mimo2,
+    "nemotron_h_moe": tiny_nemotron_h_moe,
+    "qwen35moe": lambda: tiny_qwen3next_mtp("qwen35moe"),
+    "qwen3next": tiny_qwen3next_mtp,
+    "step35": tiny_step35,
+}
 PROMPTS = [list(CYCLE[3:15]), list(CYCLE[:7]), list(CYCLE[5:]) * 3, [3 + i * 7 % 240 for i in range(90)]]
 ANSWER: dict[str, Any] = {"max_tokens": 40, "ignore_eos": True}
 SETTINGS: dict[str, Any] = {"n_ctx": 256, "n_parallel": 2, "kv_type": "f32", "n_batch": 64, "n_threads": 1}
@@ -33,7 +61,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, make in MORE.items():
         lively(make()).write(folder / name)
         agreeing(make(), CYCLE).write(folder / f"{name}-right")
-        agreeing(make(), CYCLE, CYCLE[::5]).write(folder / f"{name}-mostly")
+        if name in KINDS:
+            agreeing(make(), CYCLE, CYCLE[::5]).write(folder / f"{name}-mostly")
     return folder
 
 
@@ -62,12 +91,29 @@ def test_same_text(models: Path, name: str, settings: dict[str, Any]) -> None:
         assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("name", sorted(MORE.keys() - KINDS.keys()))
+def test_same_text_alone(models: Path, name: str) -> None:
+    """Each architecture, with random weights: the tokens without drafts, of which hardly any are taken."""
+    found = []
+    for draft in (None, "mtp"):
+        with Llama(models / name, draft=draft, **SETTINGS) as llm:
+            found.append([llm.generate(p, temperature=0, max_tokens=24, ignore_eos=True) for p in PROMPTS[1::2]])
+    assert [answer.token_ids for answer in found[0]] == [answer.token_ids for answer in found[1]]
+    assert all(answer.timings.drafted > 10 for answer in found[1])
+
+
+def test_architectures() -> None:
+    """Each that drafts is tried here."""
+    assert set(MORE) == MTP_ARCHITECTURES
+
+
 @pytest.mark.parametrize("name", MORE)
 def test_right_drafts(models: Path, name: str) -> None:
     """Layers that agree with the model are believed: each token gets the hidden state that belongs to it, also beside
     others, of prompts in parts, and after a rejected draft; and there are fewer batches than tokens."""
     prompts = [list(CYCLE) * 4, list(CYCLE[4:]) * 3, list(CYCLE[:9])]
-    for file, share in ((f"{name}-right", 1.0), (f"{name}-mostly", 0.3)):
+    for kind, share in {"right": 1.0, "mostly": 0.3}.items() if name in KINDS else [("right", 1.0)]:
+        file = f"{name}-{kind}"
         with Llama(models / file, draft="mtp", **SETTINGS) as llm:
             before = llm.metrics().batches
             answers = llm.generate([prompts[0]], temperature=0, **ANSWER)
