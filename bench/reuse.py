@@ -4,7 +4,10 @@ On tiny models of each kind of memory, or on models by name. Times to the first 
 the same prompt; the tiny heads of tiny models make a short chunk over a long cache dearer than it is in real shapes.
 
 And what keeping costs where nothing is reused: prompts without a common beginning, with everything kept by default and
-with nothing kept, in turns.
+with nothing kept, in turns. The control keeps nothing on both sides: it shows 0.
+
+With --llama-server PROGRAM, how much of the same prompts in the same order llama-server reuses, and how much we do,
+both with their defaults.
 
 python bench/reuse.py [-r 3] [--tokens 2000] [--width 1024] [--kinds llama,smollm2-135m,…] [--steps 60] [--json FILE]
 """
@@ -16,24 +19,28 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if "--width" in sys.argv:
     os.environ["LLCUDA_FFI_TINY_WIDTH"] = sys.argv[sys.argv.index("--width") + 1]
 
 import report
+from llama_server import LlamaServer
 
-from llcuda_ffi import Llama, hub
+from llcuda_ffi import Llama, Model, hub
 from tests.support.random_reuse import RandomReuse, Tally
 from tests.support.tiny_architectures import TINY, lively
 
 KINDS = "llama,deepseek2,gemma3,mamba,lfm2,lfm2-window,granite-hybrid,qwen35"
+ANEW = 10  # rounds after which both sides of `cost` are made anew
 WANTED: dict[str, Any] = {"max_tokens": 32, "temperature": 0, "ignore_eos": True}
 
 
@@ -42,7 +49,7 @@ def prompt(n: int) -> list[int]:
     return [3 + i * i * 7 % 240 for i in range(n)]
 
 
-def load(path: Path, n: int, **settings: Any) -> Llama:
+def load(path: Path | Model, n: int, **settings: Any) -> Llama:
     """A Llama for two conversations, that has computed something before; one thread where models are tiny."""
     threads = 1 if "--width" not in sys.argv else "auto"
     llm = Llama(path, **{"n_ctx": n + 512, "n_parallel": 2, "n_threads": threads, **settings})
@@ -77,25 +84,116 @@ def after_restart(path: Path, n: int) -> tuple[float, int]:
         return warm.timings.ttft_s, warm.usage.cached_tokens
 
 
-def cost(path: Path, n: int, rounds: int) -> dict[str, list[float]]:
+def cost(path: Path, n: int, seconds: float, **measured: Any) -> dict[str, Any]:
     """Time of requests that reuse nothing, with all that is kept by default, over that with nothing kept, by the clock
-    and by CPU time: the median of rounds of one request each, in turns, one thread, and its standard error."""
+    and by CPU time: the median of rounds, and its standard error.
+
+    A round is four requests of n tokens, one thread: one side, twice the other, the first again. Both sides have the
+    same weights, and every few rounds they are made anew, so that their memory lies elsewhere.
+
+    Args:
+        seconds: how long.
+        measured: settings of the side that is measured, if not the defaults.
+    """
     rng = np.random.default_rng(1)
-    with load(path, n, n_threads=1) as keeps, load(path, n, n_threads=1, prefix_cache=False) as plain:
-        ratios = []
-        for i in range(rounds + 2):
-            seconds = []
-            for llm in (keeps, plain) if i % 2 else (plain, keeps):
-                tokens = rng.integers(3, 240, n).tolist()
-                began = np.array([perf_counter(), process_time()])
-                llm.generate(tokens, max_tokens=8, temperature=0, ignore_eos=True)
-                seconds.append(np.array([perf_counter(), process_time()]) - began)
-            ratios.append(seconds[0] / seconds[1] if i % 2 else seconds[1] / seconds[0])
-        kept = np.array(ratios[2:])
-        low, middle, high = np.percentile(kept, (25, 50, 75), axis=0)
-        # of a median of values that scatter normally
-        error = 1.253 * (high - low) / 1.349 / len(kept) ** 0.5
-        return {name: [float(middle[i]), float(error[i])] for i, name in enumerate(("clock", "cpu"))}
+    sides: list[dict[str, Any]] = [measured, {"prefix_cache": False}]
+
+    def request(llm: Llama) -> npt.NDArray[np.float64]:
+        tokens = rng.integers(3, 240, n).tolist()
+        began = np.array([perf_counter(), process_time()])
+        llm.generate(tokens, max_tokens=8, temperature=0, ignore_eos=True)
+        return np.array([perf_counter(), process_time()]) - began
+
+    ratios: list[npt.NDArray[np.float64]] = []
+    started = perf_counter()
+    with Model.load(path) as model:
+        while perf_counter() - started < seconds:
+            order = (0, 1) if len(ratios) // ANEW % 2 else (1, 0)
+            made = {i: load(model, n, n_threads=1, **sides[i]) for i in order}
+            for i in order:
+                request(made[i])
+            for turn in range(ANEW):
+                if perf_counter() - started > seconds:
+                    break
+                took = [np.zeros(2), np.zeros(2)]
+                first, other = (0, 1) if turn % 2 else (1, 0)
+                for i in (first, other, other, first):
+                    took[i] += request(made[i])
+                ratios.append(took[0] / took[1])
+            for llm in made.values():
+                llm.close()
+    low, middle, high = np.percentile(ratios, (25, 50, 75), axis=0)
+    error = 1.253 * (high - low) / 1.349 / len(ratios) ** 0.5  # of a median of values that scatter normally
+    found = {name: [float(middle[i]), float(error[i])] for i, name in enumerate(("clock", "cpu"))}
+    return {"rounds": len(ratios), **found}
+
+
+Asked = list[tuple[list[list[int]], int]]  # prompts that come together, tokens of each answer
+
+
+class Recorded:
+    """A Llama that notes which prompts it is asked together, and for how many tokens."""
+
+    def __init__(self, llm: Llama) -> None:
+        self.llm = llm
+        self.asked: Asked = []
+
+    def generate(self, prompts: Any, **settings: Any) -> Any:
+        """What may reuse something is noted; answers longer than the context are not."""
+        if settings.get("prefix_cache", True) and "overflow" not in settings:
+            several = prompts if isinstance(prompts[0], list) else [prompts] * settings.get("n", 1)
+            self.asked.append((several, settings["max_tokens"]))
+        return self.llm.generate(prompts, **settings)
+
+    def stream(self, prompt: list[int], **settings: Any) -> Any:
+        """One that is left early is noted as one of two tokens."""
+        self.asked.append(([prompt], 2))
+        return self.llm.stream(prompt, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.llm, name)
+
+
+def beside(path: Path, program: Path, asked: Asked) -> dict[str, int]:
+    """Tokens of the prompts that were asked, and those that need not be computed: with an endless memory, of ours, of
+    ours with as much host memory as llama-server takes, and of llama-server, with three slots."""
+    found = {"prompt_tokens": sum(len(prompt) for prompts, _ in asked for prompt in prompts)}
+    found |= {"prompts": sum(len(prompts) for prompts, _ in asked), "endless": 0}
+    for name, settings in {"ours": {}, "ours_host": {"host_cache_bytes": "8GiB"}}.items():
+        seen: list[list[int]] = []
+        found[name] = 0
+        with Llama(path, n_ctx=512, n_parallel=3, n_threads=1, **settings) as llm:
+            for prompts, most in asked:
+                if name == "ours":
+                    found["endless"] += sum(max((shared(p, old) for old in seen), default=0) for p in prompts)
+                answers = llm.generate(prompts, max_tokens=most, temperature=0, ignore_eos=True)
+                found[name] += sum(answer.usage.cached_tokens for answer in answers)
+                seen += [p + answer.token_ids for p, answer in zip(prompts, answers, strict=True)]
+    server = LlamaServer(program, path, n_ctx=512, n_parallel=3, n_threads=1)
+    found["llama_server"] = sum(sum(server.generate(prompts, most)) for prompts, most in asked)
+    server.close()
+    return found
+
+
+def again(path: Path, program: Path, n: int) -> dict[str, list[int]]:
+    """Tokens that were not computed, of ours and of llama-server, of a prompt of n tokens given again, then of its
+    first seven eighths, then of its first third."""
+    asked = [prompt(n), prompt(n)[: n * 7 // 8], prompt(n)[: n // 3]]
+    found = {"tokens": [*map(len, asked)]}
+    with load(path, n) as llm:
+        llm.generate(prompt(n), max_tokens=2)
+        found["ours"] = [llm.generate(p, max_tokens=2).usage.cached_tokens for p in asked]
+    server = LlamaServer(program, path, n_ctx=n + 512, n_parallel=2, n_threads=1)
+    server.generate([prompt(n)], 2)
+    found["llama_server"] = [server.generate([p], 2)[0] for p in asked]
+    server.close()
+    return found
+
+
+def shared(a: list[int], b: list[int]) -> int:
+    """Tokens at the beginning that are the same, all but the last of a at most."""
+    most = min(len(a) - 1, len(b))
+    return next((i for i in range(most) if a[i] != b[i]), most)
 
 
 def child(path: Path, n: int) -> None:
@@ -116,9 +214,12 @@ def main() -> None:
     p = report.parser(__doc__, rounds=3)
     p.add_argument("--tokens", type=int, default=2000)
     p.add_argument("--width", type=int, default=32, help="embedding width of the tiny models; heads of 64 from 256 on")
-    p.add_argument("--cost-rounds", type=int, default=0, help="rounds of requests that reuse nothing")
+    p.add_argument("--cost-seconds", type=float, default=0, help="measure the cost where nothing is reused that long")
+    p.add_argument("--control", action="store_true", help="and the same where nothing is kept on both sides")
     p.add_argument("--kinds", default=KINDS)
     p.add_argument("--steps", type=int, default=60, help="random requests of each kind")
+    p.add_argument("--seeds", type=int, default=1, help="runs of random requests")
+    p.add_argument("--llama-server", type=Path, metavar="PROGRAM", help="compare with it, on the random requests")
     a = p.parse_args()
     rows: dict[str, Any] = {}
     out: dict[str, Any] = {}
@@ -126,46 +227,80 @@ def main() -> None:
         for kind in a.kinds.split(","):
             path = Path(folder, kind)
             if kind in TINY:
-                lively(TINY[kind]()).write(path)
+                file = lively(TINY[kind]())
+                # llama-server gives a slot no more tokens than that
+                file.metadata[f"{file.metadata['general.architecture']}.context_length"] = a.tokens + 512
+                file.write(path)
             else:
                 path = hub.resolve(kind)
+            row = rows[kind] = {}
             with load(path, a.tokens) as llm:
-                out = out or report.header(
-                    "reuse", llm.model.library, {"tokens": a.tokens, "width": a.width, "steps": a.steps}
-                )
+                settings = {"tokens": a.tokens, "width": a.width, "steps": a.steps}
+                if a.llama_server:
+                    settings["llama-server"] = LlamaServer.version(a.llama_server)
+                out = out or report.header("reuse", llm.model.library, settings)
                 out["on_gpu"] = llm.model.placement.on_gpu
                 runs = [second_turn(llm, a.tokens) for _ in range(a.rounds)]
-                memory = llm.metrics().checkpoint_bytes
-            restarts = [after_restart(path, a.tokens) for _ in range(a.rounds)]
-            tally = Tally()
+                row["checkpoint_bytes"] = llm.metrics().checkpoint_bytes
+            print(f"  {kind}:", flush=True)
+            if a.rounds:
+                restarts = [after_restart(path, a.tokens) for _ in range(a.rounds)]
+                cold, warm = median(run[1] for run in runs), median(run[0] for run in runs)
+                restart = median(seconds for seconds, _ in restarts)
+                row |= {"cold_s": cold, "second_turn": warm / cold, "restart": restart / cold}
+                row |= {"same_prompt_kept": runs[0][2], "restart_kept": restarts[0][1]}
+                print(
+                    f"    cold {cold * 1000:6.1f} ms; second turn {warm / cold:5.1%}, after a restart "
+                    f"{restart / cold:5.1%}; same prompt: {runs[0][2]} of {a.tokens} kept",
+                    flush=True,
+                )
             if a.steps:
-                run = RandomReuse(path, 1)
-                tally = run.run(a.steps, Path(folder))
-                run.close()
-            cold, warm = median(run[1] for run in runs), median(run[0] for run in runs)
-            restart = median(seconds for seconds, _ in restarts)
-            kept = cost(path, a.tokens, a.cost_rounds) if a.cost_rounds else None
-            rows[kind] = {
-                "cold_s": cold,
-                "second_turn": warm / cold,
-                "restart": restart / cold,
-                "same_prompt_kept": runs[0][2],
-                "restart_kept": restarts[0][1],
-                "random_share": tally.share,
-                "random_requests": tally.requests,
-                "random_wrong": len(tally.wrong),
-                "checkpoint_bytes": memory,
-                "cost": kept,
-            }
-            print(
-                f"  {kind:>15}: cold {cold * 1000:6.1f} ms; second turn {warm / cold:5.1%}, after a restart "
-                f"{restart / cold:5.1%}; same prompt: {runs[0][2]} of {a.tokens} kept; random: {tally.share:.0%} of "
-                f"prompt tokens kept, {len(tally.wrong)} of {tally.requests} wrong; checkpoints {memory} "
-                f"bytes; cost {kept}",
-                flush=True,
-            )
+                row |= random_requests(path, a.steps, a.seeds, Path(folder), a.llama_server)
+                if a.llama_server:
+                    row["again"] = again(path, a.llama_server, a.tokens)
+            for name in ("cost", *(["control"] if a.control else ())) if a.cost_seconds else ():
+                plain = {"prefix_cache": False} if name == "control" else {}
+                row[name] = found = cost(path, a.tokens, a.cost_seconds, **plain)
+                told = ", ".join(f"{k} {found[k][0] - 1:+.2%} ± {found[k][1]:.2%}" for k in ("clock", "cpu"))
+                print(f"    {name}: {told} ({found['rounds']} rounds of 4 requests)", flush=True)
     out["kinds"] = rows
+    if a.llama_server and a.steps:
+        table(rows)
     report.write(out, a.json)
+
+
+def random_requests(path: Path, steps: int, seeds: int, folder: Path, program: Path | None) -> dict[str, Any]:
+    """The property test's requests, compared with cold runs; and the same prompts beside llama-server."""
+    tally, compared = Tally(), Counter[str]()
+    for seed in range(1, seeds + 1):
+        run = RandomReuse(path, seed)
+        run.warm = recorded = Recorded(run.warm)  # type: ignore[assignment]
+        done = run.run(steps, folder)
+        run.close()
+        for name in ("requests", "prompt_tokens", "cached_tokens"):
+            setattr(tally, name, getattr(tally, name) + getattr(done, name))
+        tally.wrong += done.wrong
+        if program:
+            compared.update(beside(path, program, recorded.asked))
+    print(
+        f"    random: {tally.share:.0%} of prompt tokens kept, {len(tally.wrong)} of {tally.requests} wrong", flush=True
+    )
+    found = {"random_share": tally.share, "random_requests": tally.requests, "random_wrong": len(tally.wrong)}
+    return {**found, "beside": dict(compared)} if program else found
+
+
+def table(rows: dict[str, Any]) -> None:
+    """Print what was not computed, of both."""
+    first = next(iter(rows.values()))["again"]["tokens"]
+    heads = ["prompts", "endless memory", "ours", "ours, 8 GiB", "llama-server"]
+    heads += [f"{n} of {first[0]} again" for n in first]
+    print("\n| |" + "|".join(heads) + "|\n|-|" + "-|" * len(heads))
+    for kind, row in rows.items():
+        asked = row["beside"]
+        shares = [asked[name] / asked["prompt_tokens"] for name in ("endless", "ours", "ours_host", "llama_server")]
+        parts = [f"{share:.0%}" for share in shares]
+        parts += [f"{a} / {b}" for a, b in zip(row["again"]["ours"], row["again"]["llama_server"], strict=True)]
+        print(f"|{kind}|{asked['prompts']}|" + "|".join(parts) + "|")
 
 
 if __name__ == "__main__":
