@@ -21,6 +21,7 @@ from .errors import ClosedError
 from .keywords import check_keywords, names_methods
 from .llama import Llama
 from .llama_settings import LlamaSettings
+from .native.one_process import OneProcess
 from .sampling_params import Params, sampling_params, with_given
 from .sampling_settings import SamplingSettings
 from .structured.grammars import constrained
@@ -37,7 +38,7 @@ _SLICE = 512  # requests submitted at a time, between which other coroutines run
 
 
 @names_methods
-class AsyncLlama(AsyncChatMethods):
+class AsyncLlama(AsyncChatMethods, OneProcess):
     """Llama for asyncio. Takes what Llama takes; any number of tasks may use it, also of several event loops.
 
         async with AsyncLlama("smollm2-135m") as llm:

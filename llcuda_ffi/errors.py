@@ -25,7 +25,7 @@
     │       └── EngineFailure      the engine of a Llama stopped: a new one must be made
     ├── Cancelled                  the request was cancelled, or its deadline passed
     ├── ClosedError                (also ValueError) used after close
-    └── ConcurrentUseError         (also RuntimeError) used from a second thread, or after a fork
+    └── ConcurrentUseError         (also RuntimeError) used from a second thread, after a fork, or in another process
 
 A message says what happened, to what, and what to do next.
 """
@@ -132,4 +132,4 @@ class ClosedError(LlcudaError, ValueError):
 
 
 class ConcurrentUseError(LlcudaError, RuntimeError):
-    """The object is in use by another thread, or was made before a fork."""
+    """The object is in use by another thread, was made before a fork, or would leave its process."""

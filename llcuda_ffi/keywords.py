@@ -13,6 +13,7 @@ from .errors import UnknownSetting
 ELSEWHERE = {
     "batch_size": "batch_tokens (tokens computed together)",
     "chat_format": "template= of chat()",
+    "convert_to_numpy": "left out: results are arrays of numpy",
     "convert_to_tensor": "torch.from_numpy() of the result",
     "do_sample": "temperature (0 is greedy)",
     "draft_model": "draft",
@@ -48,6 +49,7 @@ ELSEWHERE = {
     "num_predict": "max_tokens",
     "num_return_sequences": "n",
     "num_thread": "n_threads",
+    "output_value": "encode_tokens() for a vector of each token",
     "repeat_last_n": "penalty_last_n",
     "repetition_penalty": "repeat_penalty",
     "sampling_params": "params",
@@ -58,6 +60,8 @@ ELSEWHERE = {
     "structured_outputs": "json_schema, regex, choices or grammar",
     "tensor_parallel_size": "model_params=ModelParams(tensor_split=...)",
     "threads": "n_threads",
+    "trust_remote_code": "left out: no code comes with a GGUF file",
+    "truncate_dim": "dim= of encode()",
     "type_k": "kv_type",
     "type_v": "kv_type",
     "typical": "typical_p",
@@ -70,9 +74,10 @@ ELSEWHERE = {
 
 # names of ours that were given in the wrong place
 _OF_REQUESTS = ("grammar", "json_schema", "max_tokens", "min_p", "seed", "stop", "temperature", "top_k", "top_p")
-_OF_LLAMA = ("device", "draft", "kv_type", "n_ctx", "n_gpu_layers", "n_parallel", "n_threads")
+_OF_LLAMA = ("draft", "kv_type", "n_ctx", "n_parallel")
 ELSEWHERE |= dict.fromkeys(_OF_REQUESTS, "a setting of generate(), stream() and chat()")
 ELSEWHERE |= dict.fromkeys(_OF_LLAMA, "an argument of Llama()")
+ELSEWHERE |= dict.fromkeys(("device", "n_gpu_layers", "n_threads"), "an argument of Llama() and Embedder()")
 
 # the same of methods
 METHODS_ELSEWHERE = {
@@ -93,12 +98,14 @@ METHODS_ELSEWHERE = {
     "eval": "context.decode() (docs/low-level.md)",
     "eval_logits": "Context.logits (docs/low-level.md)",
     "fit": "not there: train with the other library, then convert (llcuda-ffi model convert)",
+    "get_embedding_dimension": "dim",
     "get_metrics": "metrics()",
     "get_sentence_embedding_dimension": "dim",
     "get_tokenizer": "vocab",
     "half": "not there: the file has its type (llcuda-ffi quantize makes another)",
     "infer": "generate(), or llcuda_ffi.llcuda.InferenceEngine",
     "invoke": "generate() or chat()",
+    "max_seq_length": "max_tokens",
     "model_params": "model_params= of llcuda_ffi.Llama",
     "n_vocab": "vocab.n_tokens",
     "predict": "scores(query, documents) of Reranker",
@@ -113,6 +120,8 @@ METHODS_ELSEWHERE = {
     "score": "scores(query, documents) of Reranker",
     "set_cache": "always on (docs/cache.md)",
     "sleep": "close()",
+    "similarity_pairwise": "(a * b).sum(axis=-1) of normalized vectors",
+    "start_multi_process_pool": "not there: every core is used without it",
     "stream_chat": "chat_stream()",
     "stream_generate": "stream()",
     "token_bos": "vocab.bos",

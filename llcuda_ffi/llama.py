@@ -33,6 +33,7 @@ from .isolated.opening import open_isolated
 from .keywords import names_methods, names_unknown
 from .llama_settings import LlamaSettings
 from .multimodal.encoder import MediaEncoder
+from .native.one_process import OneProcess
 from .params import INT32_MAX, ContextParams, ModelParams, byte_size, checked, flag, integer, override
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ _MANY = 32  # requests from which a GPU waits for the CPU to choose tokens
 
 @names_methods
 @names_unknown
-class Llama(LlamaState, GenerateMethods, ChatMethods):
+class Llama(LlamaState, GenerateMethods, ChatMethods, OneProcess):
     """A model ready to generate. Any number of threads may use one Llama; their requests share its batches.
 
         with Llama("smollm2-135m") as llm:

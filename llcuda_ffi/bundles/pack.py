@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import BundleError
 from ..fetch.integrity import file_sha256
 from ..hardware.fatbin import read_fatbin
+from ..regular_file import replaceable
 from . import elf, own
 
 METADATA = "metadata.json"
@@ -52,6 +53,7 @@ def pack(build: Path, output: Path) -> dict[str, Any]:
     """
     if output.suffix not in COMPRESSIONS:
         raise BundleError(f"{output.name}: name the archive .tar.xz, .tar.gz, .tgz or .tar")
+    replaceable(output)
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".pack-") as temporary:
         place = Path(temporary) / "lib"
         place.mkdir()

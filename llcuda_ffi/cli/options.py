@@ -150,7 +150,7 @@ def pick_model(argument: str | None, option: str | None) -> str:
     """
     if argument and option and argument != option:
         raise click.UsageError(f"two models: {argument} and -m {option}")
-    return argument or option or DEFAULT_MODEL
+    return next((given for given in (argument, option) if given is not None), DEFAULT_MODEL)
 
 
 SAMPLING_NAMES = (

@@ -31,7 +31,8 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
     Returns:
         how many lines failed in this run.
     """
-    piped = str(output) == "-"
+    dash = str(output) == "-"
+    piped = dash or (output.exists() and not output.is_file())  # /dev/stdout, a pipe: nothing to go on after
     done = 0 if piped else _resume(output)
     with source.open("rb") as lines:
         total = sum(1 for line in lines if line.strip())
@@ -42,7 +43,7 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
     flight: deque[Request | str] = deque()
     failed = 0
     with (
-        open(1, "wb", closefd=False) if piped else output.open("ab") as out,
+        open(1, "wb", closefd=False) if dash else output.open("ab") as out,
         Progress("", total, None, unit="prompt", done=done) as shows,
     ):
 

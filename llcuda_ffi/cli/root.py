@@ -119,5 +119,6 @@ def run() -> None:
         click.echo(f"error: the input is not UTF-8 text: {error}", err=True)
         sys.exit(1)
     except OSError as error:  # a file named on the command line that cannot be read or written
-        click.echo(f"error: {error}", err=True)
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+        click.echo(f"error: {what}", err=True)
         sys.exit(1)

@@ -18,6 +18,7 @@ from ..enums import FType
 from ..errors import InvalidRequest, MissingExtra, ModelError, ModelNotFound
 from ..params import member
 from ..quantization.files import quantize
+from ..regular_file import replaceable
 from .bert import FILE_TYPES, convert_bert, is_bert, read_json
 
 
@@ -35,10 +36,10 @@ def convert(folder: str | os.PathLike[str], target: str | os.PathLike[str], type
         InvalidRequest: an unknown type.
         ModelError: the conversion failed, or libllama does not load the result.
     """
-    place, final = Path(folder), Path(target)
+    place, final = Path(folder), replaceable(target)
     if not place.is_dir():
         raise ModelNotFound(f"there is no folder {place}")
-    if not final.absolute().parent.is_dir() or final.is_dir():
+    if not final.absolute().parent.is_dir():
         raise InvalidRequest(f"the target {final} must be a file in a folder that exists")
     direct = type.lower() if type.lower() in FILE_TYPES else None
     if direct is None:

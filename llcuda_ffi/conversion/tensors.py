@@ -19,6 +19,7 @@ from ..gguf.types import BLOCKS
 from ..gguf.writer import Encoded, Tensor, bfloat16_bits, write_gguf
 from ..quantization.files import quantize
 from ..quantization.rows import ROW_TYPES, quantize_rows
+from ..regular_file import replaceable
 from .hugging_face import run_converter
 
 
@@ -90,7 +91,7 @@ class GGUFConverter:
 
     def convert(self, path: str | os.PathLike[str], quant_type: str = "Q4_K_M") -> Path:
         """Write the file; it appears whole or not at all."""
-        target = Path(path)
+        target = replaceable(path)
         kind = str(quant_type).upper()
         if kind not in FType.__members__ and kind != "F32":
             raise InvalidRequest(f"quant_type must be a file type such as Q4_K_M, not {quant_type!r:.40}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..enums import StateSeqFlags
 from ..errors import BackendFailure, InvalidRequest, UnsupportedByBundle, UnsupportedModel
 from ..native.log import Listener, listen
 from ..params import UINT32_MAX, integer
-from ..regular_file import open_regular
+from ..regular_file import open_regular, written_whole
 from .context import Context
 from .sequence_state import SequenceState, StateLayout
 from .state_check import check_context, check_sequence
@@ -249,13 +248,8 @@ def save_state_file(
     """`save_state` into a file, which appears whole or not at all."""
     target = Path(path)
     raw = save_state(context, seq_id, tokens=tokens).to_bytes()
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        temporary.write_bytes(raw)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with written_whole(target) as fresh:
+        fresh.write_bytes(raw)
     return target
 
 

@@ -18,6 +18,7 @@ from ..engine.assembly import open_model
 from ..enums import FlashAttnType, PoolingType
 from ..errors import ClosedError, ConcurrentUseError, ContextOverflow, InvalidRequest
 from ..hardware.cpu import usable_cores
+from ..native.one_process import OneProcess
 from ..params import ModelParams, checked, flag, integer, override
 from .packing import PackingQueue, open_contexts
 from .wordpiece import WordPiece, needs_wordpiece
@@ -36,7 +37,7 @@ MOST_SEQUENCES = 256
 LONGEST = 8192
 
 
-class TextModel:
+class TextModel(OneProcess):
     """A model for texts that are read, not continued. Safe to use from many threads; their texts share batches.
 
     Attributes:

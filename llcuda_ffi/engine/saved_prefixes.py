@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..core.state import SavedState, save_state
 from ..errors import BackendFailure, InvalidRequest
-from ..regular_file import open_regular
+from ..regular_file import open_regular, written_whole
 from .scheduler import Scheduler
 
 _MAGIC = b"LLCUDAFFIPREFIX1"
@@ -56,20 +54,12 @@ def kept_prefixes(scheduler: Scheduler) -> list[tuple[int, list[SavedState]]]:
 
 def write_prefixes(saved: SavedPrefixes, path: str | os.PathLike[str]) -> int:
     """Write states to a file, which appears whole or not at all; returns the tokens written."""
-    target = Path(path)
-    with tempfile.NamedTemporaryFile(dir=target.resolve().parent, prefix=f".{target.name}.", delete=False) as out:
-        try:
-            out.write(_MAGIC)
-            for state in saved.states:
-                raw = state.to_bytes()
-                out.write(len(raw).to_bytes(8, "little"))
-                out.write(raw)
-            out.flush()
-            os.fsync(out.fileno())
-            os.replace(out.name, target)
-        except BaseException:
-            os.unlink(out.name)
-            raise
+    with written_whole(path) as fresh, fresh.open("wb") as out:
+        out.write(_MAGIC)
+        for state in saved.states:
+            raw = state.to_bytes()
+            out.write(len(raw).to_bytes(8, "little"))
+            out.write(raw)
     return saved.n_tokens
 
 

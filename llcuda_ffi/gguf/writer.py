@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import struct
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidModelFile, InvalidRequest
+from ..regular_file import written_whole
 from .reader import GGUFReader
 from .types import BLOCKS, NUMBERS, NUMPY, GGMLType, ValueType
 
@@ -97,27 +97,19 @@ def write_gguf(
         head.append(_text(name) + struct.pack(f"<I{len(ne)}QIQ", len(ne), *ne, tensor.type, offset))
         offset += -(-tensor.nbytes // alignment) * alignment
 
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            top = b"".join(head)
-            file.write(top + bytes(-len(top) % alignment))
-            for name, tensor in encoded.items():
-                data = tensor.data() if callable(tensor.data) else tensor.data
-                raw = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
-                if len(raw) != tensor.nbytes:
-                    raise InvalidRequest(
-                        f"tensor {name!r}: {tensor.type.name} of shape {tensor.shape} has {tensor.nbytes} bytes, "
-                        f"{len(raw)} were given"
-                    )
-                file.write(raw)
-                file.write(bytes(-len(raw) % alignment))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with written_whole(target) as fresh, open(fresh, "wb") as file:
+        top = b"".join(head)
+        file.write(top + bytes(-len(top) % alignment))
+        for name, tensor in encoded.items():
+            data = tensor.data() if callable(tensor.data) else tensor.data
+            raw = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
+            if len(raw) != tensor.nbytes:
+                raise InvalidRequest(
+                    f"tensor {name!r}: {tensor.type.name} of shape {tensor.shape} has {tensor.nbytes} bytes, "
+                    f"{len(raw)} were given"
+                )
+            file.write(raw)
+            file.write(bytes(-len(raw) % alignment))
     return target
 
 

@@ -16,6 +16,7 @@ from ..gguf.writer import Encoded, Tensor, bfloat16_bits, copied_metadata, copie
 from ..params import number
 from ..quantization.files import quantize
 from ..quantization.rows import ROW_TYPES, quantize_rows
+from ..regular_file import replaceable
 from .peft import BaseShape, LoraPair, PeftAdapter, gguf_pairs
 
 Adapter = str | os.PathLike[str]
@@ -40,7 +41,7 @@ def merge(
         ModelNotFound, InvalidModelFile, UnsupportedModel: an adapter or the base cannot be used.
         LlcudaError: the base is quantized and the package `gguf` is not installed.
     """
-    final = Path(target)
+    final = replaceable(target)
     if final.exists() and final.samefile(base):
         raise InvalidRequest(f"the target {final} is the base itself: give another name")
     scales = adapters if isinstance(adapters, Mapping) else {adapters: 1.0}

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from ..child_process import after_fork
 from ..errors import ClosedError, ConcurrentUseError
 from .log import Listener, listen
+from .one_process import OneProcess
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -212,7 +213,7 @@ def _before_finalizers() -> None:
     atexit.register(_leave)
 
 
-class Handle:
+class Handle(OneProcess):
     """The base of every object that owns a native pointer.
 
     Raises (from every use):

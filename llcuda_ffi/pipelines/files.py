@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from ..embedder import Embedder
 from ..errors import InvalidRequest
 from ..fetch.progress import Progress
+from ..regular_file import replaceable
 from .rows import BadRow, parquet, read_texts
 
 Array = npt.NDArray[Any]
@@ -68,7 +69,7 @@ def embed_file(
     Raises:
         InvalidRequest: a format or column that is not there; an earlier run with other settings; a run in progress.
     """
-    origin, final = Path(source), Path(target)
+    origin, final = Path(source), replaceable(target)
     if final.suffix.lower() not in (".npy", ".parquet"):
         raise InvalidRequest(f"{final.name}: the result must be .npy or .parquet")
     if final.suffix.lower() == ".parquet":

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from ..hardware.cpu import usable_cores
 from ..native.load import loaded
 from ..native.profile import profile
 from ..params import ModelParams, check_regex, flag, integer, member
+from ..regular_file import written_whole
 from .imatrix import imatrix_file
 
 _HEAD = re.compile(r"\[ *(\d+)/ *(\d+)\] +(\S+) +- \[([ \d,]+)\], type = +(\w+),")
@@ -156,18 +156,12 @@ def quantize(
     final = Path(target)
     if final.exists() and final.samefile(source):
         raise InvalidRequest(f"the target {final} is the source itself: give another name")
-    if final.is_dir() or not final.absolute().parent.is_dir():
+    if not final.absolute().parent.is_dir():
         raise InvalidRequest(f"the target {final} must be a file in a folder that exists")
     began = perf_counter()
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        plan = _run(source, temporary, ftype, options, progress, bundle)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        size = temporary.stat().st_size
-        os.replace(temporary, final)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(final) as fresh:
+        plan = _run(source, fresh, ftype, options, progress, bundle)
+        size = fresh.stat().st_size
     values = {name: getattr(plan, name) for name in QuantizePlan.__dataclass_fields__}
     return Quantized(**values, path=final, file_bytes=size, seconds=perf_counter() - began)
 
@@ -299,7 +293,9 @@ def _listen(
     if code != 0:
         how = f" (its process ended with status {status})" if code is None else ""
         said = "; libllama said: " + " | ".join(line for line in last if line) if last else ""
-        raise ModelError(f"{job['source']} could not be quantized to {ftype.name}{how}{said}")
+        again = any("requantizing" in line for line in last)
+        hint = "; its weights are quantized already: allow_requantize=True does it at a loss" if again else ""
+        raise ModelError(f"{job['source']} could not be quantized to {ftype.name}{how}{said}{hint}")
     if progress is not None:
         progress(1.0)
     return QuantizePlan(

@@ -98,6 +98,20 @@ def test_log_probabilities_of_a_prompt(tiny: Path, tmp_path: Path) -> None:
     assert isinstance(result["logprobs"][0]["top_bytes"][0], list)
 
 
+def test_results_into_a_device(tiny: Path, tmp_path: Path) -> None:
+    """--output may be /dev/stdout or a pipe: nothing is read from it to go on after."""
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"prompt": STORY, "max_tokens": 1}))
+    done = run("generate", "-f", source, "-o", "/dev/stdout", "-m", tiny, "-c", 64)
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout)["prompt"] == STORY
+
+
+def test_an_empty_name_of_a_model() -> None:
+    """`-m "$UNSET"` is an error, not the default model."""
+    refused(run("generate", STORY, "-m", ""), 1, "''")
+
+
 def test_demo(smollm2: Path) -> None:
     """demo prints text, and one line of facts on stderr."""
     done = run("demo", "-n", 5)

@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "llcuda_ffi"
 
 # lowest first; what stands on one line does not import its neighbours
 LAYERS = [
-    ["errors", "enums", "child_process", "regular_file", "html_view"],
-    ["keywords"],
+    ["errors", "enums", "child_process", "html_view"],
+    ["keywords", "regular_file"],
     ["params", "fetch", "gguf", "hardware"],
     ["sampling_settings"],
     ["sampling_params", "bundles"],
