@@ -252,8 +252,9 @@ def _models(
     # of the names that were given to the first model alone, the first is how the API shows it
     own = [alias for alias, name in aliases if not name]
     if own:
-        first = found[0]
-        first.name, first.aliases = own[0], [a for a in first.aliases if a != own[0]]
+        first, others = found[0], {name for model in found[1:] for name in model.names}
+        former = [] if first.name in others else [first.name]  # it is still found by the name on the command line
+        first.name, first.aliases = own[0], [*(a for a in first.aliases if a != own[0]), *former]
     budget = None if memory_gb is None else int(memory_gb * 1e9)
     models = Models(found, memory_budget=budget, idle_timeout=ttl, lenient=lenient)
     try:

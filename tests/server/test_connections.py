@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +61,14 @@ def test_list_of_models(server: Server) -> None:
     """With a slash at the end it is the list too; each entry says its state as llama.cpp's router does."""
     models = json.loads(server.send("GET", "/v1/models/")[1])["data"]
     assert {m["status"]["value"] for m in models} == {"loaded"}
+
+
+def test_first_name(server: Server, smollm2: Path) -> None:
+    """A model that --alias has given another name is found by its first one too."""
+    assert json.loads(server.send("GET", f"/v1/models/{smollm2.stem}")[1])["id"] == "smol"
+
+
+def test_responses_need_something_to_answer(server: Server) -> None:
+    """Neither input nor instructions nor a response to go on from: 400."""
+    status, answer = server.post("/v1/responses", model="smol")
+    assert (status, answer["error"]["code"]) == (400, "invalid_value")

@@ -148,8 +148,11 @@ class _Job:
 
     def __init__(self, asked: Asked, earlier: tuple[str | None, list[Item]]) -> None:
         fields = asked.fields
-        self.items = [*earlier[1], *input_items(fields.take("input", ""))]
+        given = fields.take("input")
         instructions = fields.text("instructions", "") or None
+        if given is None and instructions is None and not earlier[1]:
+            raise InvalidRequest("input is missing: a text, or a list of items")
+        self.items = [*earlier[1], *input_items("" if given is None else given)]
         tools, shown_tools, self.namespaces = tools_of(fields)
         form, text = response_format(fields)
         reasoning = Fields(fields.mapping("reasoning"), fields.lenient)
