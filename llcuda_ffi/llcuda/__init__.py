@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import __version__ as __version__
+
 _WHERE = {
     "ChatEngine": "chat",
     "ConversationManager": "chat",
@@ -59,6 +61,17 @@ _ELSEWHERE = {
     "Tensor": "tensor",
 }
 
+# what computed nothing there, and what does it here
+_GONE = {
+    "CUDAGraph": "llcuda_ffi.native.cuda.CudaOptions switches CUDA graphs",
+    "ContinuousBatching": "it is always on: load_model(n_parallel=...)",
+    "FlashAttentionConfig": "load_model(flash_attn=...)",
+    "KVCacheConfig": "load_model(kv_type=..., kv_cells=...)",
+    "TensorCoreConfig": "llcuda_ffi.native.cuda.CudaOptions chooses the kernels of matrices",
+    "TritonKernel": "llcuda_ffi.tensor computes with libggml's kernels",
+    "matmul": "a @ b of two Tensors",
+}
+
 __all__ = sorted([*_WHERE, *_ELSEWHERE])  # noqa: PLE0605
 
 
@@ -70,7 +83,8 @@ def __getattr__(name: str) -> Any:
     elif name in _ELSEWHERE:
         value = getattr(import_module(f"..{_ELSEWHERE[name]}", __name__), name)
     else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}: docs/migrating.md lists what there is")
+        here = _GONE.get(name, "docs/migrating.md lists what there is")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}: {here}")
     globals()[name] = value
     return value
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,44 +13,76 @@ from typing import Any
 from .. import lora
 from ..conversion.tensors import convert_to_gguf
 from ..errors import InvalidRequest
+from ..fetch.cache import cache_root, folder
+from ..fetch.progress import note
+from ..gguf import GGMLType, GGUFReader
+from ..gguf.types import BLOCKS
 from ..hub.references import resolve
+from ..params import flag
+from ..quantization.files import quantize
 from .engine import InferenceEngine
+
+_4_BITS = 5  # and a scale for each block: Q4_K has 4.5 bits a weight, Q4_1 5
 
 
 def load_unsloth_model(
-    path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, max_seq_length: int = 2048
+    path: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None = None,
+    max_seq_length: int = 2048,
+    load_in_4bit: bool = False,
 ) -> InferenceEngine:
     """An engine with what Unsloth saved.
 
     Args:
         path: a GGUF file, or a LoRA folder (adapter_config.json), which needs `base`.
         base: the base model of a LoRA: any reference to a GGUF file.
+        load_in_4bit: of a file with more bits a weight take a copy in Q4_K_M, which is made once, in the cache.
     """
     engine = InferenceEngine()
-    folder = Path(path)
-    if not (folder / "adapter_config.json").is_file():
-        if folder.is_dir():
-            raise InvalidRequest(f"{folder} holds no LoRA: turn a whole model into GGUF with export_to_gguf() first")
-        engine.load_model(path, ctx_size=max_seq_length, silent=True)
+    place = Path(path)
+    is_lora = (place / "adapter_config.json").is_file()
+    if place.is_dir() and not is_lora:
+        raise InvalidRequest(f"{place} holds no LoRA: turn a whole model into GGUF with export_to_gguf() first")
+    if is_lora and base is None:
+        raise InvalidRequest(f"{place} is a LoRA adapter: give its base model as a GGUF file (base=)")
+    model = path if base is None or not is_lora else base
+    engine.load_model(_in_4_bits(resolve(model)) if load_in_4bit else model, ctx_size=max_seq_length, silent=True)
+    if not is_lora:
         return engine
-    if base is None:
-        raise InvalidRequest(f"{folder} is a LoRA adapter: give its base model as a GGUF file (base=)")
-    engine.load_model(base, ctx_size=max_seq_length, silent=True)
+    assert base is not None
     with tempfile.TemporaryDirectory(prefix="llcuda-ffi-") as temporary:
-        adapter = lora.load(engine.llm, lora.convert(folder, resolve(base), Path(temporary) / "adapter.gguf"))
+        adapter = lora.load(engine.llm, lora.convert(place, resolve(base), Path(temporary) / "adapter.gguf"))
     lora.swap(engine.llm, {adapter: 1.0})
     return engine
+
+
+def _in_4_bits(path: Path) -> Path:
+    """The file, if most of its weights have about 4 bits; else a copy of that type in the cache."""
+    with GGUFReader(path) as reader:
+        weights: Counter[GGMLType] = Counter()
+        for tensor in reader.tensors.values():
+            weights[tensor.ggml_type] += tensor.numel
+    numbers, size = BLOCKS[weights.most_common(1)[0][0]]
+    if size * 8 / numbers <= _4_BITS:
+        return path
+    about = path.stat()
+    key = hashlib.sha256(f"{path.absolute()} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:12]
+    kept = folder(cache_root() / "quantized") / f"{path.stem}-Q4_K_M-{key}.gguf"
+    if not kept.is_file():
+        note(f"writing {kept}: {path.name} in 4 bits a weight (load_in_4bit=False takes it as it is)")
+        quantize(path, kept, "Q4_K_M", allow_requantize=True)
+    return kept
 
 
 class UnslothModelLoader:
     """`load_unsloth_model` with its settings kept."""
 
-    def __init__(self, max_seq_length: int = 2048) -> None:
-        self.max_seq_length = max_seq_length
+    def __init__(self, max_seq_length: int = 2048, load_in_4bit: bool = True) -> None:
+        self.max_seq_length, self.load_in_4bit = max_seq_length, flag("load_in_4bit", load_in_4bit)
 
     def load(self, path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> InferenceEngine:
         """An engine with what Unsloth saved."""
-        return load_unsloth_model(path, base, self.max_seq_length)
+        return load_unsloth_model(path, base, self.max_seq_length, self.load_in_4bit)
 
 
 class UnslothExporter:

@@ -294,7 +294,7 @@ def _listen(
         how = f" (its process ended with status {status})" if code is None else ""
         said = "; libllama said: " + " | ".join(line for line in last if line) if last else ""
         again = any("requantizing" in line for line in last)
-        hint = "; its weights are quantized already: allow_requantize=True does it at a loss" if again else ""
+        hint = "; its weights are quantized already: allow_requantize does it at a loss" if again else ""
         raise ModelError(f"{job['source']} could not be quantized to {ftype.name}{how}{said}{hint}")
     if progress is not None:
         progress(1.0)

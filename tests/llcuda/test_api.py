@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llcuda_ffi import llcuda
+from llcuda_ffi import __version__, llcuda
+from llcuda_ffi.bundles import InstalledBundle
 from llcuda_ffi.errors import InvalidRequest, ModelNotFound
 
 from ..lora.test_lora import peft_folder
@@ -27,7 +28,10 @@ def test_names() -> None:
     for name in llcuda.__all__:
         assert getattr(llcuda, name) is not None
     with pytest.raises(AttributeError, match="migrating"):
+        llcuda.NothingLikeIt  # noqa: B018
+    with pytest.raises(AttributeError, match=r"llcuda_ffi\.tensor"):
         llcuda.TritonKernel  # noqa: B018
+    assert llcuda.__version__ == __version__
 
 
 def test_quick_start(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,10 +277,35 @@ def test_unsloth(tiny: Path, tmp_path: Path) -> None:
     settings = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 12}
     with llcuda.load_unsloth_model(folder, base=tiny, max_seq_length=256) as tuned:
         text = tuned.infer("the quick brown", **settings).text
-    with llcuda.UnslothModelLoader(256).load(merged) as whole:
+    with llcuda.UnslothModelLoader(256, load_in_4bit=False).load(merged) as whole:
         assert whole.infer("the quick brown", **settings).text == text
     with pytest.raises(InvalidRequest, match="base"):
         llcuda.load_unsloth_model(folder)
+
+
+def test_load_in_4bit(tmp_path: Path, bundle: InstalledBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UnslothModelLoader's default takes a copy in 4 bits, made once; of a file in 4 bits the file; False: as it is."""
+    monkeypatch.setenv("LLCUDA_FFI_BUNDLE", str(bundle.path))
+    monkeypatch.setenv("LLCUDA_FFI_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "source.gguf"
+    make_tiny_llama(source, embd=256, ff=512)
+    used = []
+    for _ in range(2):
+        with llcuda.UnslothModelLoader(max_seq_length=256).load(source) as engine:
+            assert engine.infer("the quick brown", max_tokens=4).success
+            assert engine.model_path is not None
+            used.append((engine.model_path, engine.model_path.stat().st_mtime_ns))
+    small = used[0][0]
+    assert used[0] == used[1]
+    assert small.stat().st_size < source.stat().st_size / 3
+    for loader, path in (
+        (llcuda.UnslothModelLoader(256), small),
+        (llcuda.UnslothModelLoader(256, load_in_4bit=False), source),
+    ):
+        with loader.load(path) as engine:
+            assert engine.model_path == path
+    with pytest.raises(InvalidRequest, match="load_in_4bit"):
+        llcuda.UnslothModelLoader(load_in_4bit="yes")
 
 
 def test_quick_infer(tiny: Path) -> None:
