@@ -226,6 +226,12 @@ def check_regex(pattern: str) -> None:
         raise InvalidRequest(f"{pattern!r} is not a regular expression: {error}") from None
 
 
+# of ContextParams; None: as the model says
+ROPE_NUMBERS = (
+    "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow",
+)  # fmt: skip
+
+
 @names_unknown
 @dataclass(frozen=True, kw_only=True)
 class ContextParams(_Checked):
@@ -306,14 +312,7 @@ class ContextParams(_Checked):
                 raise InvalidRequest(f"{name} must be one of {', '.join(KV_TYPES)}, not {getattr(self, name).name}")
         for name in ("embeddings", "offload_kqv", "op_offload", "no_perf", "swa_full", "kv_unified", "mtp"):
             flag(name, getattr(self, name))
-        for name in (
-            "rope_freq_base",
-            "rope_freq_scale",
-            "yarn_ext_factor",
-            "yarn_attn_factor",
-            "yarn_beta_fast",
-            "yarn_beta_slow",
-        ):
+        for name in ROPE_NUMBERS:
             if getattr(self, name) is not None:
                 number(name, getattr(self, name))
         if self.yarn_orig_ctx is not None:

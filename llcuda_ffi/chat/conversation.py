@@ -92,29 +92,20 @@ class Chat:
             InvalidRequest: a message, tool, template or setting is not acceptable.
         """
         flag("parallel_tool_calls", parallel_tool_calls)
-        for name, value in (
-            ("continue_final_message", continue_final_message),
-            ("add_generation_prompt", add_generation_prompt),
-        ):
-            if value is not None:
-                flag(name, value)
-        if continue_final_message and add_generation_prompt:
-            raise InvalidRequest(
-                "add_generation_prompt begins an answer, continue_final_message goes on with one: drop one"
-            )
+        _check_ends(continue_final_message, add_generation_prompt)
         if tool_format is not None and not (isinstance(tool_format, str) and tool_format in FORMATS):
             raise InvalidRequest(
                 f"no tool format is called {shown(tool_format)}: there are {', '.join(sorted(FORMATS))}"
             )
         if isinstance(documents, (str, bytes)) or not isinstance(documents, (Sequence, type(None))):
             raise InvalidRequest(f"documents must be a list of mappings, not {type(documents).__name__}")
+        if params.echo:
+            raise InvalidRequest("echo is for generate(): a chat's prompt is ChatCompletion.prompt")
         params = with_response_format(params, response_format)
         schemas = tool_schemas(tools) if tools else []
         mode, named = chosen(tool_choice, [s["function"]["name"] for s in schemas])
         if mode == "none":
             schemas = []
-        if params.echo:
-            raise InvalidRequest("echo is for generate(): a chat's prompt is ChatCompletion.prompt")
         jinja = self.template(template, tools=bool(schemas))
         media = ChatMedia()
         chat = normalize(media.take(messages))
@@ -126,9 +117,8 @@ class Chat:
         require_text(chat)
         check_known(chat, jinja.capabilities.mentions)
         chat = openai_forms(chat)
-        if continue_final_message is None:  # an answer that has begun goes on
-            begun = chat[-1]["role"] == "assistant" and chat[-1]["content"] and not chat[-1].get("tool_calls")
-            continue_final_message = bool(begun) and add_generation_prompt is None
+        if continue_final_message is None:
+            continue_final_message = add_generation_prompt is None and _has_begun(chat[-1])
         opens = not continue_final_message and add_generation_prompt is not False
         shown_tools: list[dict[str, Any]] | None = schemas or None
         format = tool_format or detect_format(jinja.source)
@@ -210,6 +200,25 @@ class Chat:
             if len(ids) == 1 and vocab.is_control(int(ids[0])):
                 found.add(int(ids[0]))
         return frozenset(found)
+
+
+def _check_ends(continue_final_message: Any, add_generation_prompt: Any) -> None:
+    """Both say where the prompt ends: neither, or one of them, may be True."""
+    for name, value in (
+        ("continue_final_message", continue_final_message),
+        ("add_generation_prompt", add_generation_prompt),
+    ):
+        if value is not None:
+            flag(name, value)
+    if continue_final_message and add_generation_prompt:
+        raise InvalidRequest(
+            "add_generation_prompt begins an answer, continue_final_message goes on with one: drop one"
+        )
+
+
+def _has_begun(last: Mapping[str, Any]) -> bool:
+    """Whether a conversation's last message is an answer to go on with."""
+    return last["role"] == "assistant" and bool(last["content"]) and not last.get("tool_calls")
 
 
 def _variables(given: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ..enums import FlashAttnType, PoolingType
 from ..errors import InvalidRequest, UnsupportedByBundle, UnsupportedModel
 from ..hardware.cpu import usable_cores
 from ..native.load import Library
-from ..params import ContextParams
+from ..params import ROPE_NUMBERS, ContextParams
 from .memory import MemoryKind
 from .model import Model
 
@@ -148,15 +148,7 @@ def native_params(library: Library, params: ContextParams, abort_flag: Any) -> A
         "rope_scaling_type",
     ):
         setattr(native, name, getattr(params, name).value)
-    for name in (
-        "rope_freq_base",
-        "rope_freq_scale",
-        "yarn_ext_factor",
-        "yarn_attn_factor",
-        "yarn_beta_fast",
-        "yarn_beta_slow",
-        "yarn_orig_ctx",
-    ):
+    for name in (*ROPE_NUMBERS, "yarn_orig_ctx"):
         if getattr(params, name) is not None:
             setattr(native, name, getattr(params, name))
     for name in ("n_outputs_max", "n_rs_seq"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
+from ..params import ROPE_NUMBERS
 from .adapter import LoraAdapter, active_adapters, control_vector
 from .context import Context
 from .model import Model
@@ -32,8 +33,8 @@ def state_key(context: Context) -> dict[str, Any]:
         "flash_attn": context.flash_attn,  # decides whether V is kept transposed
         "swa_full": params.swa_full,
         "rope_scaling_type": params.rope_scaling_type.name,
+        **{key: getattr(params, key) for key in (*ROPE_NUMBERS, "yarn_orig_ctx")},
         "rope_freq_base": base,
-        **{key: getattr(params, key) for key in _POSITIONS},
         "long_rope": _long_rope(context),
         "adapters": [[_adapter(adapter), scale] for adapter, scale in active_adapters(context).items()],
         "control_vector": control_vector(context),
@@ -47,14 +48,6 @@ def _long_rope(context: Context) -> bool:
     return 0 < trained < context.n_ctx_seq and metadata.get(f"{name}.rope.scaling.type") != "yarn"
 
 
-_POSITIONS = (
-    "rope_freq_scale",
-    "yarn_ext_factor",
-    "yarn_attn_factor",
-    "yarn_beta_fast",
-    "yarn_beta_slow",
-    "yarn_orig_ctx",
-)
 _SAMPLES, _SAMPLE = 32, 4096
 _fingerprints: weakref.WeakKeyDictionary[Model, str] = weakref.WeakKeyDictionary()
 _digests: weakref.WeakKeyDictionary[LoraAdapter, str] = weakref.WeakKeyDictionary()

@@ -25,15 +25,14 @@ from ..bundles import InstalledBundle, ensure
 from ..child_process import after_fork, end_child, python_command
 from ..errors import InvalidModelFile
 from ..native.load import loaded
-from ..params import ContextParams, ModelParams
+from ..params import ROPE_NUMBERS, ContextParams, ModelParams
 from .trial_verdicts import Verdicts
 
 SECONDS = 30.0  # and one more for each 100 MB, or 10 MB of a projector, which computes
 _HEAD = 1 << 20
 _CONTEXT_CLASS = (
     "pooling_type", "attention_type", "flash_attn_type", "type_k", "type_v", "embeddings", "swa_full", "kv_unified",
-    "rope_scaling_type", "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast",
-    "yarn_beta_slow", "yarn_orig_ctx", "n_rs_seq", "mtp",
+    "rope_scaling_type", *ROPE_NUMBERS, "yarn_orig_ctx", "n_rs_seq", "mtp",
 )  # fmt: skip
 _logger = logging.getLogger(__name__)
 _useless: set[Path] = set()  # bundles whose child ends with sound models too

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DownloadError, ModelNotFound
+from ..errors import DownloadError, LlcudaError, ModelNotFound
 from ..fetch.cache import disk_error, folder, offline
 from ..fetch.integrity import Expected, file_sha256
 from ..fetch.progress import Progress
@@ -170,17 +170,13 @@ def fetch(stated: HubFile, target: Path, expected: Expected, *, progress: bool |
         arrived = Path(path)
         digest = check(arrived, expected, stated)
         arrived.replace(target)
+    except LlcudaError:
+        raise
     except OSError as error:
-        if isinstance(error, DownloadError | ModelNotFound):
-            raise
         if error.errno is not None and not isinstance(error, ConnectionError):
             raise disk_error(error, target) from error
         raise _translated(error, stated.repo, stated.file, stated.commit) from error
     except Exception as error:
-        from ..errors import LlcudaError
-
-        if isinstance(error, LlcudaError):
-            raise
         raise _translated(error, stated.repo, stated.file, stated.commit) from error
     shutil.rmtree(staging, ignore_errors=True)
     return digest
