@@ -22,11 +22,10 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 from statistics import median
-from time import perf_counter, process_time
+from time import process_time
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if "--width" in sys.argv:
@@ -36,13 +35,13 @@ import report
 from llama_server import LlamaServer
 
 from llcuda_ffi import Llama, Model, hub
+from llcuda_ffi.core.batch import Batch
 from tests.support.random_reuse import RandomReuse, Tally
 from tests.support.tiny_architectures import TINY, lively
 
 KINDS = "llama,deepseek2,gemma3,mamba,lfm2,lfm2-window,granite-hybrid,qwen35"
-# whose cost is measured against nothing kept; the last shows how far to trust it
+# whose cost is measured against nothing kept
 SETTINGS: dict[str, Any] = {"default": {}, "host": {"host_cache_bytes": "4GiB"}, "nothing": {"prefix_cache": False}}
-ANEW = 10  # rounds after which both sides of `cost` are made anew
 WANTED: dict[str, Any] = {"max_tokens": 32, "temperature": 0, "ignore_eos": True}
 
 
@@ -86,48 +85,75 @@ def after_restart(path: Path, n: int) -> tuple[float, int]:
         return warm.timings.ttft_s, warm.usage.cached_tokens
 
 
-def cost(path: Path, n: int, seconds: float, **measured: Any) -> dict[str, Any]:
-    """Time of requests that reuse nothing, with all that is kept by default, over that with nothing kept, by the clock
-    and by CPU time: the median of rounds, and its standard error.
+def cost(path: Path, n: int, pairs: int, **measured: Any) -> dict[str, Any]:
+    """What requests of n tokens that reuse nothing cost more where everything is kept by default, as a share of the
+    CPU time where nothing is; with its standard error.
 
-    A round is four requests of n tokens, one thread: one side, twice the other, the first again. Both sides have the
-    same weights, and every few rounds they are made anew, so that their memory lies elsewhere.
+    Both sides have the same weights, one thread, and ask in turns. As a whole the two differ by less than the machine
+    does from one moment to the next, so the cost is the sum of its parts: what is not spent in computing batches, of
+    both sides; and what batches that only one of them has take more than their tokens do among the others.
 
     Args:
-        seconds: how long.
         measured: settings of the side that is measured, if not the defaults.
     """
     rng = np.random.default_rng(1)
-    sides: list[dict[str, Any]] = [measured, {"prefix_cache": False}]
+    whole, parts = [], []
+    with (
+        Model.load(path) as model,
+        load(model, n, n_threads=1, **measured) as keeps,
+        load(model, n, n_threads=1, prefix_cache=False) as plain,
+    ):
+        batches = [timed(llm) for llm in (keeps, plain)]
+        for i in range(-1, pairs):
+            took = [0.0, 0.0]
+            for side in (0, 1) if i % 2 else (1, 0):
+                tokens = rng.integers(3, 240, n).tolist()
+                batches[side].clear()
+                began = process_time()
+                (keeps, plain)[side].generate(tokens, max_tokens=8, temperature=0, ignore_eos=True)
+                took[side] = process_time() - began
+            if i < 0:
+                continue
+            rest = [took[side] - sum(seconds for _, seconds in batches[side]) for side in (0, 1)]
+            whole.append(took[0] / took[1] - 1)
+            parts.append((rest[0] - rest[1], more_batches(*batches), took[1]))
+    total = median(part[2] for part in parts)
+    shares = {"around": [part[0] / total for part in parts], "batches": [part[1] / total for part in parts]}
+    shares |= {"sum": [(part[0] + part[1]) / total for part in parts], "whole": whole}
+    return {"pairs": pairs, "seconds": total, **{name: center(values) for name, values in shares.items()}}
 
-    def request(llm: Llama) -> npt.NDArray[np.float64]:
-        tokens = rng.integers(3, 240, n).tolist()
-        began = np.array([perf_counter(), process_time()])
-        llm.generate(tokens, max_tokens=8, temperature=0, ignore_eos=True)
-        return np.array([perf_counter(), process_time()]) - began
 
-    ratios: list[npt.NDArray[np.float64]] = []
-    started = perf_counter()
-    with Model.load(path) as model:
-        while perf_counter() - started < seconds:
-            order = (0, 1) if len(ratios) // ANEW % 2 else (1, 0)
-            made = {i: load(model, n, n_threads=1, **sides[i]) for i in order}
-            for i in order:
-                request(made[i])
-            for turn in range(ANEW):
-                if perf_counter() - started > seconds:
-                    break
-                took = [np.zeros(2), np.zeros(2)]
-                first, other = (0, 1) if turn % 2 else (1, 0)
-                for i in (first, other, other, first):
-                    took[i] += request(made[i])
-                ratios.append(took[0] / took[1])
-            for llm in made.values():
-                llm.close()
-    low, middle, high = np.percentile(ratios, (25, 50, 75), axis=0)
-    error = 1.253 * (high - low) / 1.349 / len(ratios) ** 0.5  # of a median of values that scatter normally
-    found = {name: [float(middle[i]), float(error[i])] for i, name in enumerate(("clock", "cpu"))}
-    return {"rounds": len(ratios), **found}
+def center(values: list[float]) -> tuple[float, float]:
+    """The median, and its standard error where values scatter normally."""
+    low, middle, high = np.percentile(values, (25, 50, 75))
+    return float(middle), float(1.253 * (high - low) / 1.349 / len(values) ** 0.5)
+
+
+def timed(llm: Llama) -> list[tuple[int, float]]:
+    """The batches that are computed from now on: tokens, CPU seconds."""
+    batches: list[tuple[int, float]] = []
+    compute = llm.context.decode_sound
+
+    def decode_sound(batch: Batch) -> None:
+        began = process_time()
+        compute(batch)
+        batches.append((batch.n_tokens, process_time() - began))
+
+    llm.context.decode_sound = decode_sound  # type: ignore[method-assign]
+    return batches
+
+
+def more_batches(ours: list[tuple[int, float]], plain: list[tuple[int, float]]) -> float:
+    """Seconds that the smallest batches of ours, by which there are more, took more than as many tokens take in those
+    of the other side that ours has not."""
+    extra = len(ours) - len(plain)
+    if not extra:
+        return 0.0
+    small = sorted(batch for batch in ours if batch[0] > 1)[:extra]
+    sizes = Counter(size for size, _ in ours)
+    others = [batch for batch in plain if batch[0] not in sizes]
+    rate = sum(seconds for _, seconds in others) / sum(size for size, _ in others)
+    return sum(seconds - size * rate for size, seconds in small)
 
 
 Asked = list[tuple[list[list[int]], int]]  # prompts that come together, tokens of each answer
@@ -216,7 +242,7 @@ def main() -> None:
     p = report.parser(__doc__, rounds=3)
     p.add_argument("--tokens", type=int, default=2000)
     p.add_argument("--width", type=int, default=32, help="embedding width of the tiny models; heads of 64 from 256 on")
-    p.add_argument("--cost-seconds", type=float, default=0, help="measure the cost where nothing is reused that long")
+    p.add_argument("--cost-pairs", type=int, default=0, help="pairs of requests that measure the cost without reuse")
     p.add_argument("--cost-of", default="default", help=f"settings, of {', '.join(SETTINGS)}")
     p.add_argument("--kinds", default=KINDS)
     p.add_argument("--steps", type=int, default=60, help="random requests of each kind")
@@ -260,10 +286,11 @@ def main() -> None:
                 row |= random_requests(path, a.steps, a.seeds, Path(folder), a.llama_server)
                 if a.llama_server:
                     row["again"] = again(path, a.llama_server, a.tokens)
-            for name in a.cost_of.split(",") if a.cost_seconds else ():
-                found = row.setdefault("cost", {})[name] = cost(path, a.tokens, a.cost_seconds, **SETTINGS[name])
-                told = ", ".join(f"{k} {found[k][0] - 1:+.2%} ± {found[k][1]:.2%}" for k in ("clock", "cpu"))
-                print(f"    cost, {name}: {told} ({found['rounds']} rounds of 4 requests)", flush=True)
+            for name in a.cost_of.split(",") if a.cost_pairs else ():
+                found = row.setdefault("cost", {})[name] = cost(path, a.tokens, a.cost_pairs, **SETTINGS[name])
+                names = ("around", "batches", "sum", "whole")
+                told = ", ".join(f"{part} {found[part][0]:+.2%} ± {found[part][1]:.2%}" for part in names)
+                print(f"    cost, {name}: {told} of {found['seconds']:.3f} s", flush=True)
     out["kinds"] = rows
     if a.llama_server and a.steps:
         table(rows)
