@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llcuda_ffi.bundles import InstalledBundle
 from llcuda_ffi.core.gbnf import read_grammar
 from llcuda_ffi.core.grammar import check_grammar
 from llcuda_ffi.errors import InvalidRequest
@@ -58,6 +59,7 @@ BOTH_TAKE = [
     "root ::= \"\" | a-1\na-1 ::= 'x'".replace("'", '"'),
     'root ::= "x"\nroot ::= "y"',
 ]
+OLDER_REFUSE = [BOTH_TAKE[3], BOTH_TAKE[7]]  # it has no escaped hyphen and does not survive a repeated repetition
 
 COMPARE = """
 import json, sys
@@ -93,11 +95,14 @@ def _refused(tmp_path: Path, grammars: list[str], both: bool) -> tuple[dict[str,
     return dict(json.loads(line) for line in out.splitlines()), (tmp_path / "stderr").read_text()
 
 
-def test_refused_and_taken_as_libllama_does(tmp_path: Path) -> None:
+def test_refused_and_taken_as_libllama_does(bundle: InstalledBundle, tmp_path: Path) -> None:
     """Each of the first list is refused by both, each of the second taken; libllama writes nothing to stderr."""
     refused, said = _refused(tmp_path, BOTH_REFUSE + BOTH_TAKE, both=False)
-    assert list(refused) == BOTH_REFUSE
-    assert said == ""
+    if bundle.profile == "b7698":
+        assert list(refused) == BOTH_REFUSE + OLDER_REFUSE
+    else:
+        assert list(refused) == BOTH_REFUSE
+        assert said == ""
     refused, _ = _refused(tmp_path, BOTH_REFUSE, both=True)
     assert refused == dict.fromkeys(BOTH_REFUSE, False)
 
