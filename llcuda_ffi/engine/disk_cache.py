@@ -105,17 +105,18 @@ class DiskCache:
 
     def _joined(self, contents: Sequence[memoryview], has_end: bool) -> SequenceState:
         layout = self._layout
-        head = bytes(contents[0][:8])
-        rows = [KVRows.parse(raw[8:], layout) for raw in contents[: -1 if has_end else None]]
+        head = bytes(contents[0][: layout.head])
+        rows = [KVRows.parse(raw[layout.head :], layout) for raw in contents[: -1 if has_end else None]]
         window, recurrent = None, b""
         if has_end:
-            last = contents[-1]
-            size = int.from_bytes(last[8:16], "little")
+            last = contents[-1][layout.head :]
+            size = int.from_bytes(last[:8], "little")
+            inside, rest = last[8 : 8 + size], last[8 + size :]
             if size:
-                partial = SequenceState.parse_partial(last[16 : 16 + size], layout)
+                partial = SequenceState.parse_partial(inside, layout)
                 window, recurrent = partial.window, partial.recurrent
-            if layout.has_base and len(last) > 16 + size:
-                rows.append(KVRows.parse(last[16 + size :], layout))
+            if layout.has_base and len(rest):
+                rows.append(KVRows.parse(rest, layout))
         return SequenceState(head, KVRows.join(rows) if layout.has_base else None, window, recurrent)
 
     # --- writing ---

@@ -15,6 +15,7 @@ from llcuda_ffi.core.sequence_state import KVRows, SequenceState, StateLayout
 from llcuda_ffi.core.state import read_sequence, write_sequence
 from llcuda_ffi.errors import InvalidRequest
 
+from ..support.generation import known_kinds
 from ..support.tiny_architectures import TINY, lively
 
 KINDS = ["llama", "deepseek2", "gemma3", "mamba", "lfm2", "lfm2-window", "granite-hybrid", "qwen35"]
@@ -36,7 +37,7 @@ def parsed(context: Context, seq: int) -> tuple[bytes, SequenceState]:
 
 
 @pytest.mark.parametrize("flash_attn", ["ENABLED", "DISABLED"])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", known_kinds(KINDS))
 def test_apart_and_together(tmp_path: Path, name: str, flash_attn: str) -> None:
     """A state in parts gives the same bytes; cut into pieces, joined and moved to contexts with other sequences and
     shared cells, it goes on as if never moved. What is cut short or changed in its counts is refused."""

@@ -23,6 +23,7 @@ from llcuda_ffi.engine.disk_store import DiskStore
 from llcuda_ffi.errors import InvalidRequest
 from llcuda_ffi.params import byte_size
 
+from ..support.generation import known_kinds, oldest
 from ..support.random_reuse import RandomReuse
 from ..support.server_process import Server
 from ..support.tiny_architectures import TINY, lively
@@ -47,7 +48,9 @@ def model(tmp_path: Path, name: str = "llama") -> Path:
 
 
 @pytest.mark.parametrize("flash_attn", [True, False])
-@pytest.mark.parametrize("name", ["llama", "deepseek2", "gemma3", "mamba", "lfm2-window", "granite-hybrid", "qwen35"])
+@pytest.mark.parametrize(
+    "name", known_kinds(["llama", "deepseek2", "gemma3", "mamba", "lfm2-window", "granite-hybrid", "qwen35"])
+)
 def test_after_a_restart(tmp_path: Path, folder: Path, name: str, flash_attn: bool) -> None:
     """The next turn computes only what is new, and a prompt that leaves the first one goes on from what they share;
     with other slots, and with the answer of a cold run."""
@@ -167,7 +170,8 @@ def test_command(tmp_path: Path, folder: Path) -> None:
 def test_server(tmp_path: Path, folder: Path) -> None:
     """`serve --disk-cache`: after kill -9 and a new start a prompt goes on from the disk, as /metrics says."""
     path, prompt = model(tmp_path), PROMPT
-    for start, kept in ((0, 0), (1, len(PROMPT) + 3 - 64)):
+    rest = 16 + 3 if oldest() else 64  # b7698 has no tiles of attention: what is kept in chunks of 128 is used as it is
+    for start, kept in ((0, 0), (1, len(PROMPT) + 3 - rest)):
         server = Server(tmp_path / f"log{start}", path, "-c", 1024, "--disk-cache", "100MB")
         try:
             status, answer = server.post("/v1/completions", prompt=prompt, max_tokens=4, temperature=0)

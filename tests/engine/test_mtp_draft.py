@@ -15,6 +15,7 @@ from llcuda_ffi.core.context_settings import MTP_ARCHITECTURES
 from llcuda_ffi.core.model import Model
 from llcuda_ffi.errors import InvalidRequest, ModelError, UnsupportedModel
 
+from ..support.generation import newer
 from ..support.random_reuse import tiny_adapter
 from ..support.tiny_architectures import TINY, lively
 from ..support.tiny_model import TinyFile
@@ -33,6 +34,8 @@ from ..support.tiny_mtp import (
     tiny_qwen35_mtp,
     tiny_step35,
 )
+
+pytestmark = newer
 
 KINDS: dict[str, Callable[[], TinyFile]] = {"glm4moe": tiny_glm4moe, "qwen35": tiny_qwen35_mtp}
 MORE: dict[str, Callable[[], TinyFile]] = {

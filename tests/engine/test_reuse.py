@@ -18,6 +18,7 @@ from llcuda_ffi.core.memory import MemoryKind
 from llcuda_ffi.errors import DecodeError, InvalidRequest, UnsupportedModel
 from llcuda_ffi.params import ContextParams, ModelParams
 
+from ..support.generation import known_kinds, newer
 from ..support.random_reuse import RandomReuse, tiny_adapter
 from ..support.tiny_architectures import TINY, lively
 
@@ -59,7 +60,10 @@ RUNS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "settings"), [pytest.param(n, s, id=f"{n}, {w}") for n, w, s in RUNS])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [pytest.param(n, s, id=f"{n}, {w}", marks=newer if n == "qwen35" else ()) for n, w, s in RUNS],
+)
 def test_random_requests(models: Path, tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
     """Requests that share beginnings give the log probabilities of a cold run, whatever was reused."""
     run = RandomReuse(models / name, 1, **settings)
@@ -71,7 +75,9 @@ def test_random_requests(models: Path, tmp_path: Path, name: str, settings: dict
     assert tally.cached_tokens > 0
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=newer if n in ("qwen35", "lfm2-window") else ()) for n in KINDS]
+)
 def test_kind(models: Path, name: str) -> None:
     """Each model's memory is told for what it is."""
     with Llama(models / name, n_ctx=64, n_parallel=1) as llm:
@@ -100,7 +106,7 @@ def test_window_that_is_gone(models: Path) -> None:
         assert warm.token_ids == cold.token_ids
 
 
-@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind is not MemoryKind.FULL])
+@pytest.mark.parametrize("name", known_kinds(name for name, kind in KINDS.items() if kind is not MemoryKind.FULL))
 def test_checkpoints(models: Path, name: str) -> None:
     """Where the memory cannot go back, a request goes on from a checkpoint: near the end of a prompt given again,
     where prompts were seen to part, and at the ends of a prompt's batches; without a budget it computes all."""
@@ -166,7 +172,7 @@ def test_shift_of_shared_cells(models: Path, name: str) -> None:
             assert done.token_ids[:17] == want[:17]
 
 
-@pytest.mark.parametrize("name", ["mamba", "lfm2", "granite-hybrid", "qwen35"])
+@pytest.mark.parametrize("name", known_kinds(["mamba", "lfm2", "granite-hybrid", "qwen35"]))
 def test_drafts_without_roll_back(models: Path, name: str) -> None:
     """Drafts on models whose state cannot be rolled back: the same text, with some drafts kept and some not."""
     prompt = [3 + i % 7 for i in range(40)] + [3 + i * 7 % 240 for i in range(20)]
@@ -182,7 +188,7 @@ def test_drafts_without_roll_back(models: Path, name: str) -> None:
         assert again.usage.cached_tokens > 60
 
 
-@pytest.mark.parametrize("name", ["mamba", "lfm2-window", "granite-hybrid", "qwen35"])
+@pytest.mark.parametrize("name", known_kinds(["mamba", "lfm2-window", "granite-hybrid", "qwen35"]))
 def test_draft_model_without_roll_back(models: Path, name: str) -> None:
     """A draft model for a model whose state cannot be rolled back: the same text, also beside others and again."""
     prompts = [[3 + i % 7 for i in range(40)], [3 + i * 7 % 240 for i in range(50)]]
@@ -245,7 +251,7 @@ def test_state_computed_otherwise(models: Path, tmp_path: Path, changed: dict[st
         assert llm.generate([5, 6, 7], max_tokens=1).usage.cached_tokens == 0
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", known_kinds(KINDS))
 def test_state_for_other_slots(models: Path, tmp_path: Path, name: str) -> None:
     """What one Llama saved goes on in another with more slots, fewer, or shared cells."""
     prompt = [3 + i * 7 % 240 for i in range(100)]
@@ -264,6 +270,7 @@ def test_state_for_other_slots(models: Path, tmp_path: Path, name: str) -> None:
             assert max(abs(got[t] - cold[t]) for t in got.keys() & cold.keys()) < 0.06
 
 
+@newer
 @pytest.mark.parametrize(("name", "again"), [("llama", 64), ("deepseek2", 64), ("gemma3", 40), ("lfm2", 40)])
 def test_tile_of_attention(models: Path, name: str, again: int) -> None:
     """With full attention on the CPU, some of what is kept is computed again where 64 tokens take less time than 40;
@@ -283,7 +290,7 @@ def test_tile_of_attention(models: Path, name: str, again: int) -> None:
             assert llm.generate([*kept, *range(10, 50)], **wanted).usage.cached_tokens == 300
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", known_kinds(KINDS))
 def test_state_in_memory(models: Path, name: str) -> None:
     """A session kept in memory goes on, also from before its end where the memory needs a checkpoint for that."""
     prompt = [3 + i * 7 % 240 for i in range(200)]
@@ -340,6 +347,7 @@ def test_state_beside_adapters(models: Path, tmp_path: Path) -> None:
         assert llm.load_state(state) == 100
 
 
+@newer
 def test_window_and_state_do_not_shift(models: Path) -> None:
     """libllama aborts where it shifts a model whose attention all slides beside a recurrent state: refused before."""
     with Llama(models / "lfm2-window", n_ctx=128, n_parallel=1) as llm:
