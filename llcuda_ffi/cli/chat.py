@@ -66,10 +66,9 @@ def command(
             except KeyboardInterrupt:
                 click.echo("(Ctrl-D or /quit leaves)", err=True)
                 continue
-            if message is None:
-                return
-            if message.startswith("/"):
-                if not conversation.command(message):
-                    return
-            elif message.strip():
+            if message is None or (message.startswith("/") and not conversation.command(message)):
+                break
+            if message.strip() and not message.startswith("/"):
                 conversation.say(message)
+        if conversation.failed and not sys.stdin.isatty():
+            sys.exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +57,7 @@ class Conversation:
         self.images: list[str] = []
         if system:
             self.messages.append({"role": "system", "content": system})
-        self.color = sys.stdout.isatty()
+        self.failed = False
 
     # --- talking ---
 
@@ -70,6 +69,10 @@ class Conversation:
             self.images = []
         self.messages.append({"role": "user", "content": content})
         self.answer()
+
+    def _failed(self, error: Exception) -> None:
+        self.failed = True
+        click.secho(f"error: {error}", fg="red", err=True)
 
     def show(self, image: str) -> None:
         """Show an image, a file, with the next message."""
@@ -92,7 +95,7 @@ class Conversation:
                 dropped = self._drop_oldest_turn()
                 if not dropped:
                     self.messages = before[:-1]
-                    click.secho(f"error: {error}", fg="red", err=True)
+                    self._failed(error)
                     return
                 left_out += dropped
         if left_out:
@@ -132,7 +135,7 @@ class Conversation:
             raise
         except LlcudaError as error:
             self.messages.pop()
-            click.secho(f"error: {error}", fg="red", err=True)
+            self._failed(error)
             return
         finally:
             if stream is not None:
@@ -173,7 +176,7 @@ class Conversation:
         try:
             action(rest)
         except (LlcudaError, OSError, ValueError) as error:
-            click.secho(f"error: {error}", fg="red", err=True)
+            self._failed(error)
         return True
 
     def do_help(self, rest: str) -> None:

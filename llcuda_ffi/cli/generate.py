@@ -79,7 +79,9 @@ def command(
 
 def _print(llm: Any, prompt: str, params: Any, as_json: bool) -> None:
     if as_json:
-        click.echo(llm.generate(prompt, params).to_json())
+        from .prompts import encoded
+
+        click.echo(encoded(llm.generate(prompt, params).to_json()))
         return
     completion = None
     blank, begun = True, False

@@ -58,7 +58,7 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
             else:
                 result = {"error": entry}
             failed += "error" in result
-            out.write(json.dumps(result, ensure_ascii=False).encode() + b"\n")
+            out.write(encoded(json.dumps(result, ensure_ascii=False)) + b"\n")
             out.flush()
             shows.advance(1)
 
@@ -82,6 +82,11 @@ def run_file(llm: Llama, source: Path, output: Path, params: SamplingParams) -> 
             os.fsync(out.fileno())
     click.echo(f"{total - done} prompts, {failed} failed", err=True)
     return failed
+
+
+def encoded(text: str) -> bytes:
+    """JSON as bytes; half of a surrogate pair, which UTF-8 cannot have, becomes JSON's own escape for it."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _lines(source: Path, skip: int) -> Iterator[bytes]:

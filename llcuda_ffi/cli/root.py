@@ -64,7 +64,7 @@ def _root() -> None:
       llcuda-ffi generate "Once upon a time"
       llcuda-ffi serve smollm2-135m
     \b
-    Exit codes: 0 done; 1 an error (one line on stderr), or some prompts of a file failed;
+    Exit codes: 0 done; 1 an error (one line on stderr), or some prompts of a file or pipe failed;
     2 bad usage; 3 some rows of `embed` failed; 130 Ctrl-C.
     \b
     Completion of commands, options and model names in the shell:

@@ -107,6 +107,21 @@ def test_results_into_a_device(tiny: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["prompt"] == STORY
 
 
+def test_half_of_a_surrogate_pair(tiny: Path, tmp_path: Path) -> None:
+    """A prompt that no UTF-8 can hold is answered, and its result is JSON all the same."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "Once \\ud800", "max_tokens": 1}\n"Once"\n')
+    done = run("generate", "-f", source, "-o", output, "-m", tiny, "-c", 64, "-n", 1)
+    assert done.returncode == 0, done.stderr.decode()
+    first, second = map(json.loads, output.read_bytes().splitlines())
+    assert (first["prompt"], second["prompt"]) == ("Once \ud800", "Once")
+
+
+def test_a_message_that_fails(tiny: Path) -> None:
+    """A chat that reads a pipe says by its exit code that a message was not answered."""
+    refused(run("chat", tiny, "--template", "nope", stdin=b"Hello\n"), 1, "nope")
+
+
 def test_an_empty_name_of_a_model() -> None:
     """`-m "$UNSET"` is an error, not the default model."""
     refused(run("generate", STORY, "-m", ""), 1, "''")
