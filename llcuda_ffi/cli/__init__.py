@@ -1,5 +1,6 @@
 """The command `llcuda-ffi`: what is done before anything that takes time is imported."""
 
+import io
 import os
 import sys
 
@@ -8,6 +9,8 @@ def main() -> None:
     """Run the command line. Exit codes: see `llcuda-ffi --help`."""
     try:
         _use_utf8()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a model's words that the terminal's encoding lacks
         from .root import run
 
         run()

@@ -39,3 +39,20 @@ def test_ascii_locale(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.decode("utf-8"))["prompt"] == "Où?"
+
+
+def test_words_that_the_encoding_lacks(tmp_path: Path) -> None:
+    """What a terminal of another encoding cannot show is a question mark, and no error."""
+    make_tiny_llama(tmp_path / "tiny.gguf")
+    grammar = tmp_path / "words.gbnf"
+    grammar.write_text('root ::= "é🦙"', encoding="utf-8")
+    command = ["generate", "Once", "-m", str(tmp_path / "tiny.gguf"), "--grammar", str(grammar)]
+    done = subprocess.run(
+        [sys.executable, "-m", "llcuda_ffi", *command],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "é?\n".encode("latin-1")
