@@ -225,7 +225,7 @@ def all_installed() -> list[InstalledBundle]:
     """Every whole bundle of the cache, by name."""
     try:
         entries = sorted(path for path in bundles_folder().iterdir() if not path.name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # there is no such folder, or it cannot be read: who needs a bundle is told why
         return []
     found = []
     for entry in entries:

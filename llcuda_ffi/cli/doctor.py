@@ -152,7 +152,7 @@ def _bundle(problems: list[dict[str, str]]) -> dict[str, Any]:
 def _cache(problems: list[dict[str, str]]) -> dict[str, Any]:
     root = cache_root()
     place = next((p for p in (root, *root.parents) if p.exists()), Path("/"))
-    writable = os.access(place, os.W_OK)
+    writable = place.is_dir() and os.access(place, os.W_OK)
     if not writable:
         problems.append(
             {"what": f"the cache {root} cannot be written", "mend": "set LLCUDA_FFI_CACHE to a folder of yours"}

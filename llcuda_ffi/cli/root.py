@@ -92,7 +92,8 @@ def _in_flags(message: str, arguments: list[str]) -> str:
         name, equals = found[1], found[2]
         return f"{flags[name]} " if equals else flags[name] if "_" in name else name
 
-    return re.sub(rf"(?<![\w\-./`'\"])({words})(=?)(?![\w/])", flag, message)
+    named = re.sub(rf"(?<![\w\-./`'\"])({words})(=?)(?![\w/])", flag, message)
+    return re.sub(r"(--[\w-]+) \(serve \1\)", r"\1", named)
 
 
 def _subcommand(group: click.Group, name: str) -> click.Command | None:

@@ -75,3 +75,16 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("LLCUDA_FFI_CACHE", str(tmp_path / "x"))
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
     assert any("LLCUDA_FFI_CACHE" in problem["mend"] for problem in doctor.examine()["problems"])
+
+
+@pytest.mark.parametrize("kind", ["file", "loop"])
+def test_a_cache_that_is_no_folder(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor still reports, and names the cache among the problems."""
+    place = tmp_path / "cache"
+    if kind == "file":
+        place.touch()
+    else:
+        place.symlink_to(place)
+    monkeypatch.setenv("LLCUDA_FFI_CACHE", str(place))
+    monkeypatch.delenv("LLCUDA_FFI_BUNDLE", raising=False)
+    assert any(str(place) in problem["what"] for problem in doctor.examine()["problems"])
