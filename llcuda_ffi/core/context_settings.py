@@ -81,7 +81,7 @@ def check_mtp(model: Model) -> None:
     if not all(library.profile.has(name) and hasattr(library.lib, name) for name in (KEEP_HIDDEN, HIDDEN)):
         raise UnsupportedByBundle(f"{library.bundle.name} has no multi-token prediction: use v0.5.0 or a newer bundle")
     if not model.n_layer_mtp:
-        raise UnsupportedModel(f"{what} has no layers of multi-token prediction")
+        raise UnsupportedModel(f"{what} has no layers of multi-token prediction, or none that libllama computes")
     if model.architecture not in MTP_ARCHITECTURES:
         raise UnsupportedModel(f"{what}: multi-token prediction is not known to work for its architecture")
     if model.n_layer_mtp > 1 and model.architecture not in SEVERAL_MTP_LAYERS:

@@ -17,7 +17,7 @@ from llcuda_ffi.errors import InvalidRequest, ModelError, UnsupportedModel
 
 from ..support.generation import newer
 from ..support.random_reuse import tiny_adapter
-from ..support.tiny_architectures import TINY, lively
+from ..support.tiny_architectures import KV, TINY, lively
 from ..support.tiny_model import TinyFile
 from ..support.tiny_mtp import (
     CYCLE,
@@ -185,7 +185,7 @@ def test_isolated(models: Path) -> None:
 
 def test_what_has_no_mtp(models: Path, tmp_path: Path) -> None:
     """A sentence each for what cannot draft so."""
-    llama, several, lost, other = (tmp_path / name for name in ("llama", "several", "lost", "other"))
+    llama, several, lost, other, apart = (tmp_path / name for name in ("llama", "several", "lost", "other", "apart"))
     TINY["llama"]().write(llama)
     tiny_qwen35_mtp(2).write(several)
     file = tiny_glm4moe()
@@ -195,11 +195,18 @@ def test_what_has_no_mtp(models: Path, tmp_path: Path) -> None:
     file.metadata["qwen2.nextn_predict_layers"] = 1
     file.tensors["blk.1.nextn.eh_proj.weight"] = file.tensors["blk.1.attn_q.weight"]
     file.write(other)
+    file = tiny_mimo2()
+    for name in [name for name in file.tensors if "attn_qkv" in name]:
+        whole = file.tensors.pop(name)[0]
+        for part, rows in (("q", whole[0]), ("k", KV), ("v", KV)):
+            file.add(name.replace("qkv", part), (whole[0], rows), np.random.default_rng(1))
+    file.write(apart)
     for path, message in (
         (llama, "no layers of multi-token prediction"),
         (several, "has 2 layers"),
         (lost, "no layers of multi-token prediction"),
         (other, "its architecture|could not load"),
+        (apart, "none that libllama computes"),
     ):
         with pytest.raises((UnsupportedModel, ModelError), match=message):
             Llama(path, draft="mtp", **SETTINGS)

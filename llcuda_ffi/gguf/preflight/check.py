@@ -36,7 +36,8 @@ class GGUFReport:
         split: (number, count) of the part.
         n_positions: rows of the learned position embeddings, None for models without: libllama aborts beyond.
         not_on_cuda: why it cannot be computed on CUDA, "" where nothing is known against it.
-        has_mtp: whether it, or one of the parts after it, has the weights of a layer of multi-token prediction.
+        has_mtp: whether it, or one of the parts after it, has the weights of a layer of multi-token prediction, as
+            libllama computes them.
     """
 
     path: Path
@@ -86,7 +87,11 @@ def check(path: str | os.PathLike[str], overrides: Mapping[str, Override] | None
 
 
 def _has_mtp(reader: GGUFReader) -> bool:
-    return any(name.endswith(".nextn.eh_proj.weight") for name in reader.tensors)
+    end = ".nextn.eh_proj.weight"
+    layers = [name.removesuffix(end) for name in reader.tensors if name.endswith(end)]
+    # libllama aborts where q, k and v of this one's are apart; of a model in parts they may be in another
+    whole = reader.architecture == "mimo2" and reader.split[1] <= 1
+    return any(not whole or f"{layer}.attn_qkv.weight" in reader.tensors for layer in layers)
 
 
 def _check_part(subject: Subject) -> None:
