@@ -18,6 +18,8 @@ from llcuda_ffi.chat.parsing.parser import FORMATS
 from llcuda_ffi.chat.tools.functions import function_schema
 from llcuda_ffi.errors import ContextOverflow, InvalidRequest
 
+from ..support.tiny_model import make_tiny_llama
+
 CITY = {
     "type": "function",
     "function": {
@@ -273,3 +275,35 @@ def test_terminal(smollm2: Path, tmp_path: Path) -> None:
     assert "tokens/s" in done.stderr
     assert "top_k must be" in done.stderr
     assert "no command /nonsense" in done.stderr
+
+
+def test_tool_calls_do_not_depend_on_what_is_reused(tmp_path: Path) -> None:
+    """Weights and cache in F32: calls whole or streamed, after reuse or without it, have the same tokens.
+
+    Their log probabilities differ by rounding only, and streamed without reuse by nothing.
+    """
+    make_tiny_llama(tmp_path / "tiny.gguf")
+    reused = 0
+    with Llama(tmp_path / "tiny.gguf", n_ctx=512, n_parallel=2, kv_type="f32", flash_attn=False) as tiny:
+
+        def ask(city: str, stream: bool, cache: bool) -> ChatCompletion:
+            nonlocal reused
+            messages = [{"role": "user", "content": f"Find {city}"}]
+            settings: Any = {"tools": [CITY], "tool_choice": "required", "temperature": 0, "max_tokens": 24}
+            settings |= {"logprobs": 0, "prefix_cache": cache}
+            if stream:
+                done = [chunk.completion for chunk in tiny.chat_stream(messages, **settings)][-1]
+            else:
+                done = tiny.chat(messages, **settings)
+            assert done is not None
+            reused += done.usage.cached_tokens if cache else 0
+            return done
+
+        for i in range(12):
+            cold = ask(f"place {i}", False, False).choices[0].logprobs or []
+            for stream, cache in ((True, False), (False, True), (True, True)):
+                other = ask(f"place {i}", stream, cache).choices[0].logprobs or []
+                assert [entry.token for entry in other] == [entry.token for entry in cold]
+                apart = max(abs(a.logprob - b.logprob) for a, b in zip(cold, other, strict=True))
+                assert apart <= (1e-4 if cache else 0)
+    assert reused > 0
