@@ -231,12 +231,16 @@ class AsyncLlama(AsyncChatMethods, OneProcess):
         return self.llama.metrics()
 
     def close(self) -> None:
-        """End all requests with Cancelled and free everything. Does nothing the second time."""
+        """End all requests with Cancelled and free everything; blocks until then. Does nothing the second time."""
         with self._changing:
             self._closed = True
             if self._llama is not None:
                 self._llama.engine.close(wait=True)
                 self._llama.close()
+
+    async def aclose(self) -> None:
+        """As `close`, without blocking the event loop."""
+        await asyncio.to_thread(self.close)
 
     async def __aenter__(self) -> Self:
         await self._ready()
@@ -245,7 +249,7 @@ class AsyncLlama(AsyncChatMethods, OneProcess):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.to_thread(self.close)
+        await self.aclose()
 
 
 def _in_event_loop() -> bool:

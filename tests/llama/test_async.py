@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llcuda_ffi import AsyncLlama
-from llcuda_ffi.errors import ClosedError, InvalidRequest
+from llcuda_ffi.errors import Cancelled, ClosedError, InvalidRequest
+
+from ..support.tiny_model import make_tiny_llama
 
 TEXTS = ["Once upon a time", "The capital of France is", "def fib(n):"]
 
@@ -136,5 +139,22 @@ def test_200_requests_with_cancellations(llm: AsyncLlama) -> None:
         assert done + cancelled == 200
         assert after.requests - before.requests >= done
         assert after.failed == before.failed
+
+    asyncio.run(main())
+
+
+def test_aclose(tmp_path: Path) -> None:
+    """It ends what runs, may come twice, and is what contextlib.aclosing calls."""
+    make_tiny_llama(tmp_path / "tiny.gguf")
+
+    async def main() -> None:
+        async with contextlib.aclosing(AsyncLlama(tmp_path / "tiny.gguf", n_ctx=512)) as llm:
+            task = asyncio.create_task(llm.generate(TEXTS[0], max_tokens=400, ignore_eos=True))
+            await asyncio.sleep(0.01)
+            await llm.aclose()
+            with pytest.raises((Cancelled, ClosedError)):
+                await task
+        with pytest.raises(ClosedError):
+            await llm.generate(TEXTS[0])
 
     asyncio.run(main())
