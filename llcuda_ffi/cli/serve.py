@@ -222,9 +222,7 @@ def _found(
         model = ServedModel.find(reference, settings=own, defaults=defaults)
         if i == 0:
             model.adapters = {name: Path(file) for name, file in loras}
-            model.template = template
-            if template is not None and Path(template).is_file():
-                model.template = Path(template).read_text(encoding="utf-8")
+            model.template = None if template is None else _template(template)
         found.append(model)
     if folder is not None:
         there = {model.reference for model in found}
@@ -263,6 +261,22 @@ def _models(
         models.close()
         raise
     return models
+
+
+def _template(given: str) -> str:
+    """A template: the text of a file, a built-in name, or Jinja as it is."""
+    from ..chat.template.builtin import TEMPLATES
+
+    if "{%" in given or "{{" in given:
+        return given
+    try:
+        if Path(given).is_file():
+            return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the template {given:.200} cannot be read: {error}") from None
+    if given not in TEMPLATES:
+        raise InvalidRequest(f"no file and no template is called {given!r:.200}: there is {', '.join(TEMPLATES)}")
+    return given
 
 
 def _object(text: str) -> dict[str, Any]:

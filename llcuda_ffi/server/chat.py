@@ -46,7 +46,7 @@ class ChatCompletions:
             if stream:
                 if turn.params.prompt_logprobs is not None:
                     raise InvalidRequest("log probabilities of a prompt cannot be streamed: drop stream")
-                prepared = await turn.prepared(model)
+                prepared = await turn.prepared(asked)
                 return asked.stream(self._events(asked, turn, prepared, with_usage, shown))
             answer = await turn.answer(asked)
         out = answer.to_dict()
@@ -112,7 +112,7 @@ class ChatCompletions:
             stream_options(asked.fields)
             turn, _ = chat_turn(asked)
             asked.enter()
-            return await turn.prepared(asked.model)
+            return await turn.prepared(asked)
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,16 @@ class ChatTurn:
     stopped_by: str | int | None = None
     completions: list[Completion] = field(default_factory=list)
 
-    async def prepared(self, model: ServedModel) -> ChatRequest:
+    async def prepared(self, asked: Asked) -> ChatRequest:
         """The rendered prompt, ready to be generated.
 
         Raises:
             InvalidRequest: the conversation or a setting is not acceptable.
+            ClientLeft: the client did.
         """
+        return await while_connected(asked.request.receive, self._prepared(asked.model))
+
+    async def _prepared(self, model: ServedModel) -> ChatRequest:
         if len(self.messages) > MOST_MESSAGES:
             raise InvalidRequest(f"the conversation has {len(self.messages)} messages, more than {MOST_MESSAGES}")
         check_media(self.messages)
@@ -69,7 +73,7 @@ class ChatTurn:
         llm = asked.model.text()
 
         async def work() -> ChatCompletion:
-            prepared = await self.prepared(asked.model)
+            prepared = await self._prepared(asked.model)
             made = await llm.generate(prepared.prompt, prepared.params)
             self.completions = made if isinstance(made, list) else [made]
             self.stopped_by = self.completions[0].stop_reason

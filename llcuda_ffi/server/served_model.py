@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from ..async_llama import AsyncLlama
+from ..chat.methods import prepare_all
 from ..core.adapter import LoraAdapter
 from ..embedder import Embedder
 from ..embedding.reranker import Reranker
 from ..engine.assembly import DEFAULT_N_CTX
 from ..enums import PoolingType
-from ..errors import InvalidRequest, MissingExtra
+from ..errors import InvalidRequest, LlcudaError, MissingExtra
 from ..gguf import GGUFReader
 from ..hub.references import resolve
 from ..structured.guided import guide_of
@@ -146,6 +147,9 @@ class ServedModel:
                 # llguidance reads the vocabulary under the interpreter's lock: now, not while streams run
                 with contextlib.suppress(MissingExtra):
                     guide_of(model)
+                # the process that renders templates, and what this one takes: not while the first chat waits
+                with contextlib.suppress(LlcudaError):
+                    prepare_all(engine.llama, [{"role": "user", "content": ""}], None, {"template": self.template})
         except BaseException:
             engine.close()
             raise

@@ -67,10 +67,16 @@ def test_addresses_page_and_origins(tuned: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [["--default", "temprature=1"], ["--default", "top_p=7"], ["--chat-template-kwargs", "[1]"]]
+    "given",
+    [
+        ["--default", "temprature=1"],
+        ["--default", "top_p=7"],
+        ["--chat-template-kwargs", "[1]"],
+        ["--chat-template", "chatlm"],
+    ],
 )
 def test_wrong_options(tmp_path: Path, given: list[str]) -> None:
-    """A default that no request could have, and variables that are no object, end the command."""
+    """A default that no request could have, variables that are no object, an unknown template: they end the command."""
     make_tiny_llama(tmp_path / "tiny.gguf")
     done = CliRunner().invoke(command, [str(tmp_path / "tiny.gguf"), "--port", "0", *given])
     assert done.exit_code != 0

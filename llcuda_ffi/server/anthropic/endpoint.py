@@ -44,7 +44,7 @@ class Messages:
             asked.enter()
             name = f"msg_{secrets.token_hex(12)}"
             if stream:
-                prepared = await turn.prepared(model)
+                prepared = await turn.prepared(asked)
                 return asked.stream(self._events(asked, turn, prepared, name), _error_event)
             answer = await turn.answer(asked)
         return JSONResponse(_message(name, model, blocks_of(answer), *_end(answer, turn), _usage(answer.usage)))
@@ -81,7 +81,7 @@ class Messages:
             asked.fields.take("stream")
             turn = _turn(asked, 1)
             asked.enter()
-            prepared = await turn.prepared(asked.model)
+            prepared = await turn.prepared(asked)
         return JSONResponse({"input_tokens": len(prepared.tokens)})
 
 

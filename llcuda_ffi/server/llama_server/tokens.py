@@ -33,7 +33,7 @@ class Tokens:
                 asked.model.as_kind("text")
                 turn, _ = chat_turn(asked)
                 asked.enter()
-                prompt: list[int] = (await turn.prepared(asked.model)).tokens.tolist()
+                prompt: list[int] = (await turn.prepared(asked)).tokens.tolist()
                 return await asyncio.to_thread(_counted, prompt, vocab, strings)
             text = fields.text("content" if "content" in fields or "prompt" not in fields else "prompt")
             special = fields.flag("add_special_tokens", fields.flag("add_special", False))

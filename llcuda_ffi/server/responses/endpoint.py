@@ -58,7 +58,7 @@ class Responses:
             job = _Job(asked, await self._earlier(asked))
             asked.enter()
             if stream:
-                prepared = await job.turn.prepared(model)
+                prepared = await job.turn.prepared(asked)
                 return asked.stream(self._events(asked, job, prepared), _error_event)
             answer = await job.turn.answer(asked)
             output = OutputWriter(job.namespaces)
@@ -102,7 +102,7 @@ class Responses:
             asked.fields.take("stream")
             job = _Job(asked, await self._earlier(asked))
             asked.enter()
-            prepared = await job.turn.prepared(asked.model)
+            prepared = await job.turn.prepared(asked)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prepared.tokens)})
 
     async def one(self, request: Request) -> Response:
