@@ -70,5 +70,6 @@ class Device(Handle):
         if address:
             ffi.cast("void (*)(ggml_backend_t, int)", address)(self.pointer, n)
 
-    def _supports(self, operation: Any) -> bool:
+    def supports(self, operation: Any) -> bool:
+        """Whether it computes an operation, given as libggml's tensor; what it does not support ends the process."""
         return bool(self.library.lib.ggml_backend_dev_supports_op(self._device, operation))

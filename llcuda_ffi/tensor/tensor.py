@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BackendFailure, InvalidRequest
+from ..errors import BackendFailure, InvalidRequest, UnsupportedByBundle
 from ..gguf.types import BLOCKS, GGMLType
 from ..native.handle import Handle
 from ..native.log import listen
@@ -221,7 +221,14 @@ class Tensor(Handle):
                 context = _context(ffi, lib, 8)
                 held.callback(lib.ggml_free, context)
                 pointers = [tensor.pointer for tensor in (self, *others)]
-                made = lib.ggml_cpy(context, build(lib, context, *pointers), result.pointer)
+                operation = build(lib, context, *pointers)
+                if not device.supports(operation):
+                    kinds = ", ".join(tensor.type.name for tensor in (self, *others))
+                    raise UnsupportedByBundle(
+                        f"{device.name} does not compute this operation on {kinds} with bundle "
+                        f"{device.library.bundle.name}: use Device('cpu'), or another type"
+                    )
+                made = lib.ggml_cpy(context, operation, result.pointer)
                 graph = lib.ggml_new_graph_custom(context, 16, False)
                 lib.ggml_build_forward_expand(graph, made)
                 buffer = lib.ggml_backend_alloc_ctx_tensors(context, device.pointer)

@@ -11,6 +11,8 @@ from llcuda_ffi.errors import ClosedError, InvalidRequest
 from llcuda_ffi.quantization.rows import ROW_TYPES
 from llcuda_ffi.tensor import Device, Tensor
 
+from ..support.child_process import run_child
+
 
 @pytest.fixture(scope="module")
 def device() -> Iterator[Device]:
@@ -142,3 +144,26 @@ def test_many() -> None:
             if i == 50:
                 before = resident()
         assert resident() - before < 8 << 20
+
+
+@pytest.mark.gpu
+def test_types_that_a_gpu_lacks() -> None:
+    """Each type of weights is computed on a GPU, or refused: what libggml lacks there would end the process."""
+    out = run_child(
+        """
+        import numpy as np
+        from llcuda_ffi.errors import UnsupportedByBundle
+        from llcuda_ffi.quantization.rows import ROW_TYPES
+        from llcuda_ffi.tensor import Device, Tensor
+        device = Device("cuda")
+        inputs = Tensor.from_numpy(np.ones((4, 512), np.float32), device)
+        for kind in ROW_TYPES:
+            weight = Tensor.from_numpy(np.ones((8, 512), np.float32), device, kind)
+            try:
+                inputs.linear(weight)
+            except UnsupportedByBundle as error:
+                assert kind in str(error)
+        print("done")
+        """
+    )
+    assert out.strip() == "done"
