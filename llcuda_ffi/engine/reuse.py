@@ -129,6 +129,8 @@ class ReuseSearch:
         if reuse:
             for saved in self._host:
                 shared = cut(min(common_prefix(saved.tokens, tokens), most)) if saved.key == key else 0
+                if not shared:
+                    continue
                 held = len(saved.tokens)
                 low = max(0, held - self._sequences.window)
                 n, checkpoint = self._reach(shared, len(tokens), held, low, known, cut)
