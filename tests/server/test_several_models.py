@@ -87,6 +87,7 @@ def test_alias_adapter_and_unknown_name(fleet: Server) -> None:
     assert adapted != pytest.approx(plain, abs=1e-4)
     assert first(model="one", lora=[{"id": 0, "scale": 1.0}]) == pytest.approx(adapted, abs=1e-4)
     assert json.loads(fleet.send("GET", "/lora-adapters")[1])[0]["name"] == "terse"
+    assert fleet.send("HEAD", "/lora-adapters") == (200, b"")
     fleet.send("POST", "/lora-adapters", b'[{"id": 0, "scale": 1.0}]')
     assert first(model="one") == pytest.approx(adapted, abs=1e-4)
     fleet.send("POST", "/lora-adapters", b"[]")

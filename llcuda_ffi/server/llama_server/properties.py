@@ -66,7 +66,7 @@ class Properties:
 
     async def adapters(self, request: Request) -> Response:
         """The LoRA adapters, with the scales that requests have which name none; POST sets these."""
-        if request.method == "GET":
+        if request.method in ("GET", "HEAD"):
             async with self._text(request.query_params.get("model")) as model:
                 return JSONResponse(_adapters(model))
         fields = Fields({"adapters": await self._state.bodies.read_list(request)})
