@@ -205,12 +205,16 @@ class AsyncLlama(AsyncChatMethods, OneProcess):
         *,
         n: int | None = None,
         json_schema: Any = None,
+        begun: Iterable[Chunk] = (),
         **settings: Unpack[SamplingSettings],
     ) -> AsyncIterator[Chunk]:
         """As Llama.stream, for `async for`."""
         llama = await self._ready()
         asked = sampling_params(params, with_given(settings, n=n, json_schema=json_schema))
-        requests = await _off_loop(not _is_short(prompt, asked, {}), lambda: llama.requests(prompt, asked, stream=True))
+        requests = await _off_loop(
+            not _is_short(prompt, asked, {}) or begun != (),
+            lambda: llama.requests(prompt, asked, stream=True, begun=begun),
+        )
         wake = LoopWake()
         try:
             _submit(llama, requests, wake)

@@ -15,7 +15,7 @@ from .engine.generation import Generation
 from .engine.media import MediaPrompt
 from .engine.prompts import Prompt, infill_tokens, prompt_tokens, split_prompts
 from .engine.request import Request, Tokens
-from .engine.results import Chunk, Completion
+from .engine.results import Chunk, Completion, chunks_of_each
 from .engine.sampling.chain import pick_seed
 from .engine.state import Engine
 from .errors import ContextOverflow, InvalidRequest, UnsupportedModel
@@ -158,15 +158,19 @@ class GenerateMethods:
             request.adapters = adapters_of(self.context, params.lora)
         return request
 
-    def requests(self, prompt: Prompt, params: SamplingParams, *, stream: bool = False) -> list[Request]:
+    def requests(
+        self, prompt: Prompt, params: SamplingParams, *, stream: bool = False, begun: Iterable[Chunk] = ()
+    ) -> list[Request]:
         """The n requests of one prompt, for `engine.submit`.
 
         Args:
             stream: whether chunks are made.
+            begun: see `stream`.
 
         Raises:
             InvalidRequest, ContextOverflow: the prompt or a setting is not acceptable.
         """
+        chunks = chunks_of_each(begun, params.n)
         tokens, text = prompt_tokens(self.vocab, prompt)
         seed = pick_seed(params)
         media = prompt if isinstance(prompt, MediaPrompt) else None
@@ -178,6 +182,8 @@ class GenerateMethods:
             other = self._request(tokens, text, params, (seed + i) % UINT32_MAX, stream, media)
             other.follow(first, i)
             requests.append(other)
+        for request in requests:
+            request.resume(chunks[request.index])
         return requests
 
     @overload
@@ -331,9 +337,15 @@ class GenerateMethods:
         *,
         n: int | None = None,
         json_schema: Any = None,
+        begun: Iterable[Chunk] = (),
         **settings: Unpack[SamplingSettings],
     ) -> Iterator[Chunk]:
         """Generate text piece by piece. Closing the iterator, or leaving its loop, cancels the request.
+
+        Args:
+            begun: chunks of an earlier stream of the same prompt and settings, also of another process, that broke
+                off: this one goes on after them. Their tokens count as its own, in max_tokens, usage, penalties,
+                stop strings and structured output.
 
         Yields:
             Chunks of whole characters; the last one has finish_reason and the Completion. With n > 1 the chunks of all
@@ -344,7 +356,7 @@ class GenerateMethods:
         """
         self.engine.check()
         given = with_given(settings, n=n, json_schema=json_schema)
-        return self._chunks(self.requests(prompt, sampling_params(params, given), stream=True))
+        return self._chunks(self.requests(prompt, sampling_params(params, given), stream=True, begun=begun))
 
     def _chunks(self, requests: list[Request]) -> Iterator[Chunk]:
         engine = self.engine

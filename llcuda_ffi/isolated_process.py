@@ -123,7 +123,7 @@ class Service:
         params, prompt = back(message["params"]), message["prompt"]
         if "media" in message:
             prompt = prompt_back(prompt, message["media"], message.get("blob", b""))
-        requests = llama.requests(prompt, params, stream=message["stream"])
+        requests = llama.requests(prompt, params, stream=message["stream"], begun=map(back, message["begun"]))
         for number, request in zip(ids, requests, strict=True):
             self.running[number] = request
             request.wake = _Outlet(self, number, request)  # type: ignore[assignment]

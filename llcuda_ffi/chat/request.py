@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from ..engine.media import MediaPrompt
 from ..engine.results import Chunk, Completion, TokenLogprob, Usage
 from ..sampling_params import SamplingParams
+from .identity import created_now, new_id
 from .parsing.deltas import Delta, Parsed
 from .parsing.parser import AnswerParser
 from .prompts import PromptTokens, Tokens
@@ -71,8 +70,8 @@ class ChatRequest:
     turns: PromptTokens
     media: MediaPrompt | None = None
     tail: tuple[str, Tokens] | None = None
-    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
-    created: int = field(default_factory=lambda: int(time.time()))
+    id: str = field(default_factory=lambda: f"chatcmpl-{new_id(12)}")
+    created: int = field(default_factory=created_now)
 
     @property
     def prompt(self) -> Tokens | MediaPrompt:
@@ -115,7 +114,7 @@ class ChatRequest:
 
     def call_id(self) -> str:
         """An id for a call; Mistral's templates take nine letters and digits only."""
-        return secrets.token_hex(5)[:9] if self.format.name == "mistral" else f"call_{secrets.token_hex(12)}"
+        return new_id(5)[:9] if self.format.name == "mistral" else f"call_{new_id(12)}"
 
     def completion(self, completions: Sequence[Completion], choices: list[ChatChoice]) -> ChatCompletion:
         """The whole result."""

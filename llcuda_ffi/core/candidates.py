@@ -44,3 +44,15 @@ class Candidates:
         token = int(array.data[array.selected].id)
         self._lib.llama_sampler_accept(pointer, token)
         return token
+
+    def draw(self, sampler: Any, n: int) -> None:
+        """Have a sampler draw n times from the first two rows, for nothing (llama_sampler_apply).
+
+        For a caller that lets nobody else use the sampler.
+        """
+        array, apply = self._array, self._lib.llama_sampler_apply
+        for _ in range(n):
+            self.rows["id"][:2] = 0, 1
+            self.rows["logit"][:2] = 0
+            array.data, array.size, array.selected, array.sorted = self._first, 2, -1, False
+            apply(sampler, array)

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BackendFailure, InvalidRequest
-from ..params import UINT32_MAX, integer
-from .candidates import CANDIDATE
+from ..params import INT32_MAX, UINT32_MAX, integer
+from .candidates import CANDIDATE, Candidates
 from .chain_samplers import SELECTING, ChainBuilder, checked_seed
 from .context import Context
 from .grammar import grammar_sampler
@@ -21,6 +21,10 @@ from .model import Model
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+# samplers that draw one random number for each token, where there are several to draw from
+_DRAWING = frozenset({"dist", "xtc"})
 
 
 class SamplerChain(ChainBuilder):
@@ -288,6 +292,18 @@ class SamplerChain(ChainBuilder):
             accept, chain = self._lib.llama_sampler_accept, self.pointer
             for token in tokens:
                 accept(chain, token)
+
+    def skip(self, n: int) -> None:
+        """Have the random states of dist and xtc be as after `n` tokens, each drawn from several.
+
+        Those of mirostat and adaptive_p hang on what was drawn from: they stay.
+        """
+        n = integer("n", n, 0, INT32_MAX)
+        candidates = Candidates(self.model.library, 2)
+        with self.exclusive():
+            for place, name in enumerate(self.names):
+                if name in _DRAWING:
+                    candidates.draw(self._lib.llama_sampler_chain_get(self.pointer, self._index(place)), n)
 
     def clone(self) -> SamplerChain:
         """A copy with the same state (llama_sampler_clone)."""

@@ -106,15 +106,16 @@ class Metrics:
         self.requests += 1
         self.cancelled += completion.finish_reason == "cancelled"
         usage, timings = completion.usage, completion.timings
+        made = usage.completion_tokens - request.progress.begun
         self.prompt_tokens += usage.prompt_tokens
         self.cached_tokens += usage.cached_tokens
-        self.completion_tokens += usage.completion_tokens
+        self.completion_tokens += made
         self.drafted += timings.drafted
         self.accepted += timings.accepted
-        if usage.completion_tokens:
+        if made:
             self.ttft.append(timings.ttft_s)
-        if usage.completion_tokens > 1:
-            self.itl.append(timings.decode_s / (usage.completion_tokens - 1))
+        if made > 1:
+            self.itl.append(timings.decode_s / (made - 1))
             self.rate.append(timings.tokens_per_s)
 
     def failed(self) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from codecs import utf_8_decode
 from collections import deque
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from ..core.vocab import Vocab
+from ..errors import InvalidRequest
 from ..sampling_params import SamplingParams
 from .results import Chunk, Completion, FinishReason, TokenLogprob
 from .sampling.constraint import Constraint
@@ -29,6 +30,15 @@ class ChunkQueue:
     def put(self, tokens: int, chars: int, chunk: Chunk) -> None:
         """Add the chunk that follows after so many tokens and characters."""
         self._queue.append((tokens, chars, chunk))
+
+    @property
+    def given(self) -> tuple[int, int]:
+        """How many tokens and characters the reader has."""
+        return self._tokens, self._chars
+
+    def begin(self, tokens: int, chars: int) -> None:
+        """The reader has so many already."""
+        self._tokens, self._chars = tokens, chars
 
     def __bool__(self) -> bool:
         return bool(self._queue)
@@ -57,6 +67,7 @@ class Output:
     Attributes:
         token_ids: every token so far.
         logprobs: an entry for each, None where nobody asked.
+        forced: how many of the tokens that `resume` was given were not drawn: a constraint left no choice.
         constraint: what the tokens must follow, None where nothing.
         streams: whether chunks are made.
         stop_reason: the stop string or token that ended it, None for other ends.
@@ -65,7 +76,7 @@ class Output:
 
     __slots__ = (
         "_chars", "_chunks", "_echo", "_ends", "_limit", "_params", "_sent", "_shown", "_stop_tokens", "_text",
-        "_vocab", "constraint", "index", "logprobs", "stop_reason", "streams", "token_ids",
+        "_vocab", "constraint", "forced", "index", "logprobs", "stop_reason", "streams", "token_ids",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +105,7 @@ class Output:
         self.index = 0
         self.stop_reason: str | int | None = None
         self._sent = self._chars = 0  # tokens and characters in chunks
+        self.forced = 0
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self.constraint = constraint
@@ -158,6 +170,34 @@ class Output:
                 self._chars = len(self._text.take())
         return reason
 
+    def resume(self, chunks: Sequence[Chunk], *, draws: bool) -> FinishReason | None:
+        """Be as after these chunks of a stream that broke off; the next chunk follows them.
+
+        Args:
+            draws: every token was drawn, also one that a constraint left no choice for.
+
+        Returns:
+            why the output has ended with them, None where it goes on.
+
+        Raises:
+            InvalidRequest: they are not of a stream of this request.
+        """
+        tokens = self._vocab.ids([token for chunk in chunks for token in chunk.token_ids]).tolist()
+        if self.logprobs is not None:
+            self.logprobs += [entry for chunk in chunks for entry in chunk.logprobs or ()]
+        if self.constraint is not None and not draws:
+            self.forced = _count_forced(self.constraint, tokens, self._vocab)
+        self.token_ids += tokens
+        self._sent = len(tokens)
+        reason = self.rewind()
+        text = "".join(chunk.text for chunk in chunks)
+        shown = "" if self._text is None else self._text.text[: self._chars]
+        if text != shown or (self.logprobs is not None and len(self.logprobs) != len(tokens)):
+            raise InvalidRequest("these chunks are not the beginning of a stream of this prompt with these settings")
+        if self._chunks is not None:
+            self._chunks.begin(self._sent, self._chars)
+        return reason
+
     def release(self) -> bool:
         """Send what can be shown to the reader of the stream, if there is one; returns whether there was anything."""
         if self._text is None or not (text := self._text.take()):
@@ -204,3 +244,20 @@ class Output:
         """Whether a structured output was not cut: what max_tokens ended is complete where nothing may follow."""
         constraint = self.constraint
         return constraint is not None and (reason == "eog" or (reason == "length" and constraint.finished()))
+
+
+def _count_forced(constraint: Constraint, tokens: Sequence[int], vocab: Vocab) -> int:
+    """How many of an output's first tokens its constraint left no choice for."""
+    constraint.restart(())
+    count = at = 0
+    while at < len(tokens):
+        run = constraint.forced()
+        n = 0
+        while at < len(tokens) and n < len(run) and tokens[at] == run[n] and not vocab.is_eog(tokens[at]):
+            constraint.accept(tokens[at])
+            at, n = at + 1, n + 1
+        count += n
+        if not n:
+            constraint.accept(tokens[at])
+            at += 1
+    return count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -16,7 +16,7 @@ from ..core.vocab import Vocab
 from ..sampling_params import SamplingParams
 from .media import MediaPrompt
 from .output import ChunkQueue, Output
-from .results import Completion, FinishReason, Timings, TokenLogprob, Usage
+from .results import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
 from .sampling.chain import TokenSampler
 from .sampling.constraint import Constraint
 from .sampling.logit_steps import LogitStep, logit_steps
@@ -60,6 +60,7 @@ class Progress:
     Attributes:
         t_slot, t_first, t_last: when it got a slot, its first and its last token; 0.0 before.
         cached_tokens: tokens of the prompt that were not computed.
+        begun: tokens that an earlier stream of the request gave.
         dropped: tokens after the first `keep` that shifts have taken out of the context.
         drafted, accepted: tokens of speculative decoding.
     """
@@ -68,6 +69,7 @@ class Progress:
     t_first: float = 0.0
     t_last: float = 0.0
     cached_tokens: int = 0
+    begun: int = 0
     dropped: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -79,7 +81,8 @@ class Progress:
             self.t_first = now
 
     def timings(self, arrival: float, n: int) -> Timings:
-        """Of `n` tokens."""
+        """Of `n` tokens, `begun` among them."""
+        n -= self.begun
         decode_s = max(0.0, self.t_last - self.t_first)
         return Timings(
             queue_s=(self.t_slot or perf_counter()) - arrival,
@@ -104,6 +107,7 @@ class Request:
         prompt_text: the prompt as it was given, where that was a text.
         prompt_logprobs: log probabilities of the prompt's tokens, where they are asked for and so far.
         index: which of n completions of the prompt it is.
+        begun: chunks of an earlier stream of the same request, which it goes on from.
         media: images and sounds of the prompt, None where it is text alone.
         adapters: LoRA adapters of this request alone; None: those that the context has for all requests.
         place: its place in the queue.
@@ -118,6 +122,7 @@ class Request:
 
     __slots__ = (
         "adapters",
+        "begun",
         "chunks",
         "completion",
         "done",
@@ -167,6 +172,7 @@ class Request:
         self.prompt_logprobs: list[TokenLogprob | None] | None = None if params.prompt_logprobs is None else []
         self.steps: list[LogitStep] = logit_steps(params, vocab, prompt)
         self.adapters: Adapters | None = None
+        self.begun: Sequence[Chunk] = ()
         arrival = perf_counter()
         self.place = Place(arrival, None if params.timeout is None else arrival + params.timeout)
         self.chunks = ChunkQueue()
@@ -196,6 +202,24 @@ class Request:
         """Be number `index` of n completions of a prompt, which is computed for the first of them."""
         self.place.group, self.index, self.output.index = first, index, index
         self.prompt_logprobs = None  # the first has them
+
+    def resume(self, chunks: Sequence[Chunk]) -> None:
+        """Go on after these chunks, which an earlier stream of the same request gave before it broke off.
+
+        Raises:
+            InvalidRequest: they are not of this request.
+        """
+        if not chunks:
+            return
+        self.begun = chunks
+        if (whole := chunks[-1].completion) is not None:
+            self.completion, self.done = whole, True
+            return
+        self.progress.cached_tokens = len(self.prompt)  # at most
+        reason = self.output.resume(chunks, draws=bool(self.steps))
+        self.progress.begun = len(self.output.token_ids)
+        if reason is not None:
+            self.finish(reason)
 
     @property
     def streams(self) -> bool:

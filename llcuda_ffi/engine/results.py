@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
+from ..errors import InvalidRequest
 from ..html_view import block, counted, small
+from ..params import items
 
 FinishReason = Literal["stop", "length", "eog", "cancelled"]
 Pieces = tuple[bytes, ...]
@@ -165,6 +167,20 @@ class Chunk:
 
     def __str__(self) -> str:
         return self.text
+
+
+def chunks_of_each(chunks: Iterable[Chunk], n: int) -> list[list[Chunk]]:
+    """The chunks of each of n completions of a prompt.
+
+    Raises:
+        InvalidRequest: one is no chunk, or of another completion.
+    """
+    found: list[list[Chunk]] = [[] for _ in range(n)]
+    for chunk in items("begun", chunks):
+        if not isinstance(chunk, Chunk) or not 0 <= chunk.index < n:
+            raise InvalidRequest(f"begun must be chunks of a stream of n={n} completions, not {chunk!r:.80}")
+        found[chunk.index].append(chunk)
+    return found
 
 
 def to_plain(value: Any) -> Any:

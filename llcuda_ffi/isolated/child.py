@@ -124,6 +124,7 @@ def take(child: Child, message: Any, blob: bytes = b"") -> None:
     elif kind == "chunk":
         if not isinstance(found, Chunk):
             raise ValueError("no chunk")
+        found.index = asked.index
         if found.completion is not None:
             found.completion = asked.completion = _whole(asked, found.completion)
             asked.done = True
@@ -143,7 +144,7 @@ def _put(child: Child, number: int, request: Request, chunk: Chunk) -> None:
     """Give a chunk to who reads the stream."""
     if not request.streams:
         raise ValueError("a chunk that nobody asked for")
-    tokens, chars = child.sent.get(number, (0, 0))
+    tokens, chars = child.sent.get(number, request.chunks.given)
     request.chunks.put(tokens, chars, chunk)
     child.sent[number] = tokens + len(chunk.token_ids), chars + len(chunk.text)
     request.notify()

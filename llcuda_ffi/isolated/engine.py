@@ -6,6 +6,7 @@ child. Has the methods of engine.state.LocalEngine.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from ..errors import BackendFailure, Cancelled, ClosedError, ConcurrentUseError,
 from .channel import ChannelClosed
 from .child import Child, Question, take
 from .media import medium_out, prompt_out
-from .wire import plain_params
+from .wire import plain, plain_params
 
 _NET_S = 0.1  # a waiting thread looks again after this; wakes come by events
 _METRICS_S = 1.0  # how long the child may take to tell its metrics
@@ -164,11 +165,13 @@ class RemoteEngine:
         self.check()
         groups: dict[int, list[Request]] = {}
         for request in requests:
+            if request.done:  # by chunks that it was begun with
+                continue
             groups.setdefault(id(request.place.group or request), []).append(request)
         messages = []
         for members in groups.values():
-            # n completions are asked for together, unless the first of them was sent before
-            whole = members[0].place.group is None
+            # n completions are asked for together, unless the first of them was sent before, or each goes on by itself
+            whole = members[0].place.group is None and not any(one.begun for one in members)
             for part in [members] if whole else [[one] for one in members]:
                 first = part[0]
                 message = {
@@ -177,6 +180,7 @@ class RemoteEngine:
                     "prompt": (first.params.echo and first.prompt_text) or first.prompt.tolist(),
                     "params": plain_params(first.params, first.seed, len(part)),
                     "stream": first.streams,
+                    "begun": [plain(dataclasses.replace(chunk, index=0)) for chunk in first.begun],
                 }
                 blob = b""
                 if first.media is not None:

@@ -88,9 +88,8 @@ class ChatTurn:
         """The answer's pieces, each with the number of its choice."""
         params, done = prepared.params, []
         parsers = [prepared.stream() for _ in range(params.n)]
-        chunks: Any = asked.model.text().stream(prepared.prompt, params)
-        async with contextlib.aclosing(chunks):
-            async for part in chunks:
+        async with contextlib.aclosing(asked.chunks([prepared.prompt], params)) as chunks:
+            async for _, part in chunks:
                 if part.completion is not None and not part.index:
                     self.stopped_by = part.completion.stop_reason
                 for chunk in parsers[part.index].feed(part):

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ..chat.identity import created_now, new_id
 from ..chat.response_format import with_response_format
 from ..core.vocab import Vocab
 from ..engine.results import Chunk, Completion, TokenLogprob
 from ..errors import InvalidRequest
 from ..llama import Llama
 from ..sampling_params import SamplingParams
-from .events import DONE, ChunkWriter, merged, while_connected
+from .events import DONE, ChunkWriter, while_connected
 from .prompts import Prompt, all_ids, prompts_of
 from .sampling import sampling
 from .state import Asked, ServerState
@@ -67,9 +66,9 @@ class Completions:
                 cut = cut if cut > 0 else max(1, llm.llama.n_ctx - (params.max_tokens or 1))
                 tokens = [ids[-cut:] for ids in tokens]
             head = {
-                "id": f"cmpl-{secrets.token_hex(12)}",
+                "id": f"cmpl-{new_id(12)}",
                 "object": "text_completion",
-                "created": int(time.time()),
+                "created": created_now(),
                 "model": model.name,
                 "system_fingerprint": model.fingerprint,
             }
@@ -106,16 +105,14 @@ class Completions:
         with_usage: bool,
         with_ids: bool,
     ) -> AsyncGenerator[bytes, None]:
-        n, llm = params.n, asked.model.text()
-        streams: list[Any] = [llm.stream(t, params) for t in tokens]
-        vocab = llm.llama.vocab
+        n, vocab = params.n, asked.model.text().llama.vocab
         starts = [len(vocab.detokenize(t, special=True)) if params.echo else 0 for t in tokens]
         logprobs = [CompletionLogprobs(start) for start in starts for _ in range(n)]
         done: dict[int, Completion] = {}
         begun: set[int] = set()
         writer = ChunkWriter({**head, "usage": None} if with_usage else head)
         chunk: Chunk
-        async for prompt, chunk in merged(streams):
+        async for prompt, chunk in asked.chunks(tokens, params):
             i = prompt * n + chunk.index
             finish, whole = chunk.finish_reason, chunk.completion
             if whole is not None:

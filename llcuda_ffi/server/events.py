@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -61,7 +61,7 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def merged(streams: Sequence[AsyncGenerator[_T, None]]) -> AsyncIterator[tuple[int, _T]]:
+async def merged(streams: Sequence[AsyncGenerator[_T, None]]) -> AsyncGenerator[tuple[int, _T], None]:
     """What several streams give, as it comes, with the number of each."""
     if len(streams) == 1:
         try:

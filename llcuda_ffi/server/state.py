@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request
 
-from ..engine.results import Timings, Usage
+from ..engine.prompts import Prompt
+from ..engine.results import Chunk, Timings, Usage
+from ..sampling_params import SamplingParams
 from .body import BodyReader, Fields
-from .events import EventStream, error_event
+from .events import EventStream, error_event, merged
 from .gate import Gate
+from .journal import Journal
 from .models import Models
 from .request_metrics import RequestMetrics
 from .served_model import Kind, ServedModel
@@ -97,6 +101,27 @@ class Asked:
             error: writes the event of an exception inside the stream.
         """
         return EventStream(events, self.held.pop_all(), self.state.gate, error)
+
+    async def chunks(
+        self, prompts: Sequence[Prompt], params: SamplingParams
+    ) -> AsyncGenerator[tuple[int, Chunk], None]:
+        """What the model writes for prompts, as it comes, each chunk with the number of its prompt.
+
+        Goes on with an answer that another process began where the request has its journal.
+        """
+        journal: Journal | None = getattr(self.request.state, "journal", None)
+        begun: list[list[Chunk]] = [[] for _ in prompts]
+        if journal is not None:
+            for entry in journal.earlier:
+                begun[entry[0]].append(entry[1])
+                yield entry
+        llm = self.model.text()
+        streams: list[Any] = [llm.stream(prompt, params, begun=begun[i]) for i, prompt in enumerate(prompts)]
+        async with contextlib.aclosing(merged(streams)) as found:
+            async for entry in found:
+                if journal is not None:
+                    journal.note(entry)
+                yield entry
 
     def finished(self, done: Iterable[tuple[Usage, Timings, str]]) -> None:
         """Count finished completions (usage, timings, finish_reason), and note them for the log of their request."""

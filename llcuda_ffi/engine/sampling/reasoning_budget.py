@@ -42,7 +42,7 @@ class _Watch:
         self._tail = b""  # the last bytes, where a mark may stand
         self._left = budget.most if budget.opened else None  # None: not opened yet
         self._over = False
-        self._forced: list[int] | None = None  # what is still to be forced
+        self._forced = 0  # of the tokens that end it
 
     def __call__(self, generated: Sequence[int], logits: Logits) -> None:
         """See LogitStep."""
@@ -52,12 +52,8 @@ class _Watch:
         self._read = len(generated)
         if self._over or self._left is None or self._left > 0:
             return
-        if self._forced is None:
-            self._forced = list(self._budget.forced)
-        token = self._forced.pop(0)
-        self._over = not self._forced
         logits[:] = -np.inf
-        logits[token] = 0
+        logits[self._budget.forced[self._forced]] = 0
 
     def _take(self, token: int) -> None:
         """One more token of the answer."""
@@ -72,5 +68,8 @@ class _Watch:
             return
         self._over = budget.end in self._tail
         self._tail = self._tail[-len(budget.end) :]
-        if self._forced is None:
+        if self._left:
             self._left -= 1
+            return
+        self._forced += 1
+        self._over = self._over or self._forced == len(budget.forced)

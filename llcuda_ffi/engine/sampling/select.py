@@ -11,6 +11,7 @@ import numpy as np
 from ...core.batch import Batch
 from ...core.context import Context
 from ...core.sampler import SamplerChain, sample_rows
+from ...params import UINT32_MAX
 from ..plan import Row
 from ..request import Request
 from ..results import TokenLogprob
@@ -58,7 +59,12 @@ class Selection:
 
     def _make(self, request: Request) -> TokenSampler:
         params, constraint = request.params, request.output.constraint
-        chain = self._chains.take(params, request.seed)
+        seed, drawn = request.seed, len(request.output.token_ids) - request.output.forced
+        if params.mirostat or params.adaptive_p_target >= 0:
+            seed = (seed + drawn) % UINT32_MAX  # their state is not known: at least no number is drawn twice
+        chain = self._chains.take(params, seed)
+        if drawn and not params.greedy:  # it is computed again, or goes on from an earlier stream
+            chain.skip(drawn)
         sampler = TokenSampler(chain, reach(chain.names, params, self._vocab))
         if constraint is not None or request.steps or params.logprobs is not None:
             sampler.row = RowSampler(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from ...chat.identity import Identity, answering
 from ...server import Models, ServedModel, create_app
+from ...server.journal import Journal
+from .notes import read_notes, write_notes
 from .responses import SharedResponses
 from .wire import Outbox, Reply
 
@@ -17,13 +20,25 @@ log = logging.getLogger("llcuda_ffi.server")
 
 @dataclass(frozen=True)
 class Asking:
-    """An HTTP request on its way to a replica."""
+    """An HTTP request on its way to a replica.
+
+    Attributes:
+        method, path, query, headers, body: of the request.
+        identity: what the answer's ids are made of.
+        notes: of each piece of the answer that was sent before its replica died; the next pieces are wanted.
+    """
 
     method: str
     path: str
     query: bytes
     headers: list[tuple[bytes, bytes]]
     body: bytes
+    identity: Identity = field(default_factory=Identity)
+    notes: Sequence[bytes] = ()
+
+
+class NotContinued(ConnectionError):
+    """A replica cannot go on with an answer."""
 
 
 class Replica:
@@ -60,10 +75,13 @@ class Replica:
 
         Raises:
             OSError: the connection to the ingress was lost.
+            NotContinued: the answer was begun by another replica, and is another one here.
         """
         sending = await self._outbox.to(reply)
         bodies = [{"type": "http.request", "body": asking.body, "more_body": False}]
-        whole = False
+        journal, before = Journal(read_notes(asking.notes)), len(asking.notes)
+        whole, made = False, 0  # pieces
+        refused: NotContinued | None = None
 
         async def receive() -> dict[str, Any]:
             if bodies:
@@ -72,27 +90,38 @@ class Replica:
             raise AssertionError
 
         async def send(message: dict[str, Any]) -> None:
-            nonlocal whole
+            nonlocal whole, made, refused
             if message["type"] == "http.response.start":
-                await sending.head(message["status"], list(message.get("headers", ())))
+                if not before:
+                    await sending.head(message["status"], list(message.get("headers", ())))
+                elif message["status"] != 200:
+                    refused = NotContinued(f"status {message['status']}")
             else:
                 if message.get("body"):
-                    await sending.body(message["body"])
+                    made += 1
+                    notes = journal.take()
+                    if made <= before and notes:
+                        refused = NotContinued("the same chunks gave fewer events")
+                    elif made > before and refused is None:
+                        await sending.body(message["body"], write_notes(notes))
+                if refused is not None:
+                    raise refused
                 if not message.get("more_body"):
                     whole = True
                     await sending.end()
 
         try:
-            await self._app(_scope(asking), receive, send)  # type: ignore[arg-type]
-        except Exception:
+            with answering(asking.identity):
+                await self._app(_scope(asking, journal), receive, send)  # type: ignore[arg-type]
+        except Exception as error:
             if not whole:
-                raise
+                raise refused or error
             log.exception("after an answer")
         if not whole:
             raise RuntimeError("the application ended without an answer")
 
 
-def _scope(asking: Asking) -> dict[str, Any]:
+def _scope(asking: Asking, journal: Journal) -> dict[str, Any]:
     return {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -106,5 +135,5 @@ def _scope(asking: Asking) -> dict[str, Any]:
         "headers": asking.headers,
         "client": None,
         "server": None,
-        "state": {},
+        "state": {"journal": journal},
     }

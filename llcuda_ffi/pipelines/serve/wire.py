@@ -16,6 +16,7 @@ import struct
 from dataclasses import dataclass
 
 _FRAME = struct.Struct("!IQB")  # bytes that follow, number of the answer, kind
+_LENGTH = struct.Struct("!I")  # of the notes, which a body's frame begins with
 _HEAD, _BODY, _END = range(3)
 _SECRET_BYTES = 32
 _VERDICT_S = 10.0  # Ray says by then whether a replica died whose connection is gone
@@ -46,10 +47,17 @@ class Reply:
 
 
 class Arriving:
-    """An answer that arrives in pieces; used in one event loop."""
+    """An answer that arrives in pieces; used in one event loop.
+
+    Attributes:
+        reply: where it is sent.
+        notes: what the replica notes of each piece of the body, in their order.
+        ended: whether it is whole.
+    """
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
+        self.notes: list[bytes] = []
         self.ended = False
         self._parts: list[Head | bytes] = []
         self._error: BaseException | None = None
@@ -57,7 +65,8 @@ class Arriving:
         self._patient = False  # waits until the time is over, or the answer
 
     async def take(self, pause: float) -> list[Head | bytes]:
-        """All that has arrived, at least one piece; an empty list after the end.
+        """All that has arrived, at least one piece; an empty list after the end. What had arrived is given before the
+        exception that ended it.
 
         Args:
             pause: seconds to wait for more, unless the answer ends before.
@@ -75,7 +84,7 @@ class Arriving:
                 self._patient = False
         while not self._parts and not self.ended and self._error is None:
             await self._wait()
-        if self._error is not None:
+        if self._error is not None and not self._parts:
             raise self._error
         parts, self._parts = self._parts, []
         return parts
@@ -150,8 +159,14 @@ class Inbox:
                     else:
                         seen.add(number)
                     arriving = self._arriving.get(number)
-                    if arriving is not None:
-                        arriving.put(_read_head(data) if kind == _HEAD else data if kind == _BODY else None)
+                    if arriving is None:
+                        continue
+                    if kind == _BODY:
+                        start = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+                        arriving.notes.append(data[_LENGTH.size : start])
+                        arriving.put(data[start:])
+                    else:
+                        arriving.put(_read_head(data) if kind == _HEAD else None)
         writer.close()
         lost = ConnectionResetError("the connection from a replica was lost")
         for number in seen:
@@ -201,9 +216,9 @@ class Sending:
         texts = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in headers]
         await self._send(_HEAD, json.dumps([status, texts]).encode())
 
-    async def body(self, data: bytes) -> None:
-        """A piece of its body."""
-        await self._send(_BODY, data)
+    async def body(self, data: bytes, notes: bytes = b"") -> None:
+        """A piece of its body, and what the ingress is to know beside it: both arrive, or neither."""
+        await self._send(_BODY, _LENGTH.pack(len(notes)) + notes + data)
 
     async def end(self) -> None:
         """It is whole."""

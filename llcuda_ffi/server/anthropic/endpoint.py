@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ...chat.identity import new_id
 from ...chat.request import ChatRequest
 from ...chat.results import ChatCompletion
 from ...engine.results import Usage
@@ -42,7 +42,7 @@ class Messages:
                 raise InvalidRequest("max_tokens is missing")
             turn = _turn(asked, limit)
             asked.enter()
-            name = f"msg_{secrets.token_hex(12)}"
+            name = f"msg_{new_id(12)}"
             if stream:
                 prepared = await turn.prepared(asked)
                 return asked.stream(self._events(asked, turn, prepared, name), _error_event)

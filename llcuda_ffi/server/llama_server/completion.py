@@ -16,7 +16,7 @@ from ...engine.results import Chunk, Completion, TokenLogprob
 from ...errors import InvalidRequest, UnsupportedModel
 from ...sampling_params import SamplingParams
 from ..body import Fields
-from ..events import event, merged, while_connected
+from ..events import event, while_connected
 from ..prompts import MediaText, all_ids, media_prompt, prompts_of
 from ..sampling import sampling
 from ..served_model import ServedModel
@@ -75,11 +75,9 @@ class NativeCompletion:
         self, asked: Asked, tokens: Sequence[list[int] | MediaPrompt], params: SamplingParams, shown: _Shown
     ) -> AsyncGenerator[bytes, None]:
         model, n = asked.model, params.n
-        llm = model.text()
-        streams: list[Any] = [llm.stream(t, params) for t in tokens]
         done: list[Completion] = []
         chunk: Chunk
-        async for prompt, chunk in merged(streams):
+        async for prompt, chunk in asked.chunks(tokens, params):
             i = prompt * n + chunk.index
             whole = chunk.completion
             if whole is None:

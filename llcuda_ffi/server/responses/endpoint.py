@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ...chat.identity import created_now, new_id
 from ...chat.request import ChatRequest
 from ...chat.results import ChatCompletion, logprobs_dict
 from ...errors import InvalidRequest
@@ -184,9 +184,9 @@ class _Job:
             options["chat_template_kwargs"] = {"reasoning_effort": effort}
         self.turn = ChatTurn(messages_of(self.items, instructions), params, options)
         self._shown = {
-            "id": f"resp_{secrets.token_hex(24)}",
+            "id": f"resp_{new_id(24)}",
             "object": "response",
-            "created_at": int(time.time()),
+            "created_at": created_now(),
             "model": asked.model.name,
             "background": False,
             "error": None,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...chat.identity import new_id
 from ...chat.results import ChatChunk, ChatCompletion
 
 Event = dict[str, Any]
@@ -101,7 +101,7 @@ class OutputWriter:
         if kind != "function_call":
             self._call = -1
         self._open = kind
-        item = {"id": f"{prefix}_{secrets.token_hex(16)}", "type": kind, "status": "in_progress", **parts}
+        item = {"id": f"{prefix}_{new_id(16)}", "type": kind, "status": "in_progress", **parts}
         self.items.append(item)
         empty = {**item, "content": []} if "content" in item else dict(item)
         events.append({"type": "response.output_item.added", "output_index": len(self.items) - 1, "item": empty})
