@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 
 from llcuda_ffi import Llama
 from llcuda_ffi.engine.results import Chunk, Completion
-from llcuda_ffi.errors import InvalidRequest
 
 PROMPT = "the quick brown fox jumps over"
 SCHEMA = {

@@ -29,7 +29,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     make_tiny_llama(model)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     serve.start(http_options={"host": "127.0.0.1", "port": 18321})
-    serve.run(application(str(model), replicas=2, parallel=4, num_cpus=0.5, name="tiny", settings={"n_ctx": 512}))
+    serve.run(application(str(model), replicas=2, parallel=16, num_cpus=0.5, name="tiny", settings={"n_ctx": 1024}))
     yield "http://127.0.0.1:18321"
     serve.shutdown()
     ray.shutdown()
@@ -108,32 +108,97 @@ def test_sessions_find_their_cache(address: str) -> None:
     assert min(found) > 0.6, found
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "words": {"type": "array", "items": {"enum": ["fox", "dog", "sun"]}, "minItems": 100, "maxItems": 120}
+    },
+    "required": ["words"],
+    "additionalProperties": False,
+}
+HELLO = [{"role": "user", "content": LONG}]
+STREAMS: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/completions", {"temperature": 0, "max_tokens": 800, "ignore_eos": True}),
+    ("/v1/completions", {"temperature": 1.0, "seed": 5, "n": 2, "logprobs": 1, "max_tokens": 700, "ignore_eos": True}),
+    ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 800, "ignore_eos": True, "repeat_penalty": 1.2}),
+    ("/v1/chat/completions", {"messages": HELLO, "seed": 1, "json_schema": SCHEMA, "max_tokens": 400}),
+    ("/v1/messages", {"messages": HELLO, "max_tokens": 800, "ignore_eos": True, "temperature": 1.0}),
+    ("/v1/responses", {"input": LONG, "max_output_tokens": 800, "ignore_eos": True, "temperature": 0}),
+]
+
+
 def test_a_killed_replica_loses_nothing(address: str) -> None:
-    """Of 24 streams and whole answers under way, each is answered to its end when a replica is killed."""
+    """Of 24 streams, all of them begun, and 12 whole answers each is answered to its end when a replica is killed:
+    greedy and drawn, with a seed and without, in the words of every API; nothing is sent twice, no id changes."""
     import ray
     from ray.util import list_named_actors
 
-    begun = threading.Barrier(25)
+    begun, killed = threading.Barrier(25), threading.Event()
 
-    def ask(i: int) -> tuple[int, bytes]:
-        begun.wait()
-        prompt = f"{i} {LONG}"
-        return _post(f"{address}/v1/completions", prompt=prompt, max_tokens=300, ignore_eos=True, stream=i % 2 == 0)
+    def whole(i: int) -> tuple[int, bytes]:
+        return _post(f"{address}/v1/completions", prompt=f"{i} {LONG}", max_tokens=200, ignore_eos=True)
 
-    with ThreadPoolExecutor(24) as pool:
-        answers = [pool.submit(ask, i) for i in range(24)]
-        begun.wait()
+    def stream(i: int) -> tuple[str, bytes, bytes]:
+        path, fields = STREAMS[i % len(STREAMS)]
+        prompt = {"prompt": f"{i} {LONG}"} if path == "/v1/completions" else {}
+        body = json.dumps({**fields, **prompt, "stream": True, **_with_usage(path)}).encode()
+        request = urllib.request.Request(address + path, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            before = answer.read(2000)
+            begun.wait(60)
+            killed.wait(60)
+            return path, before, answer.read()
+
+    with ThreadPoolExecutor(36) as pool:
+        streams = [pool.submit(stream, i) for i in range(24)]
+        begun.wait(60)
+        answers = [pool.submit(whole, i) for i in range(12)]
         named = [a for a in list_named_actors(all_namespaces=True) if "Replica#" in a["name"]]
         assert len(named) == 2
         ray.kill(ray.get_actor(named[0]["name"], named[0]["namespace"]), no_restart=False)
-        for i, answer in enumerate(answers):
+        killed.set()
+        for one in streams:
+            path, before, after = one.result()
+            check_stream(path, before + after)
+        for answer in answers:
             status, body = answer.result()
             assert status == 200, body
-            if i % 2:
-                assert json.loads(body)["usage"]["completion_tokens"] == 300
-            else:
-                assert body.endswith(b"data: [DONE]\n\n"), body[-300:]
-                assert b'"error"' not in body
-                events = [json.loads(line[6:]) for line in body.split(b"\n\n") if line.startswith(b"data: {")]
-                assert events[-1]["choices"][0]["finish_reason"] == "length"
-                assert events[-1]["timings"]["predicted_n"] == 300
+            assert json.loads(body)["usage"]["completion_tokens"] == 200
+
+
+def _with_usage(path: str) -> dict[str, Any]:
+    return {"stream_options": {"include_usage": True}} if "completions" in path else {}
+
+
+def check_stream(path: str, body: bytes) -> None:
+    """It is whole and well-formed: one id, every part once, the usage of the whole."""
+    assert b'"error":{' not in body, body[-500:]
+    events = [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {")]
+    if path == "/v1/messages":
+        kinds = [event["type"] for event in events if event["type"] not in ("ping", "content_block_delta")]
+        assert kinds == ["message_start", "content_block_start", "content_block_stop", "message_delta", "message_stop"]
+        assert events[-2]["usage"]["output_tokens"] == 800
+    elif path == "/v1/responses":
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        done = events[-1]["response"]
+        assert done["id"] == events[0]["response"]["id"]
+        assert {event["item_id"] for event in events if "item_id" in event} == {done["output"][0]["id"]}
+        text = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+        assert text == done["output"][0]["content"][0]["text"]
+        assert done["usage"]["output_tokens"] == 800
+    else:
+        assert body.endswith(b"data: [DONE]\n\n")
+        assert len({(event["id"], event["created"]) for event in events}) == 1
+        choices = [event["choices"][0] for event in events[:-1]]
+        n = len({choice["index"] for choice in choices})
+        ends = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+        used = events[-1]["usage"]["completion_tokens"]
+        text = "".join(choice.get("delta", {}).get("content") or "" for choice in choices)
+        if ends == ["stop"]:
+            assert json.loads(text)["words"]
+        else:
+            assert ends == ["length"] * n
+            assert used == (1400 if n == 2 else 800)
+        if n == 2:
+            made = sum(len(choice["logprobs"]["tokens"]) for choice in choices if choice["logprobs"])
+            assert made == used

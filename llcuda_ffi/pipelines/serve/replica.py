@@ -13,7 +13,7 @@ from ...server import Models, ServedModel, create_app
 from ...server.journal import Journal
 from .notes import read_notes, write_notes
 from .responses import SharedResponses
-from .wire import Outbox, Reply
+from .wire import Outbox, Reply, Sending
 
 log = logging.getLogger("llcuda_ffi.server")
 
@@ -77,11 +77,9 @@ class Replica:
             OSError: the connection to the ingress was lost.
             NotContinued: the answer was begun by another replica, and is another one here.
         """
-        sending = await self._outbox.to(reply)
+        journal = Journal(read_notes(asking.notes))
+        send = _Sender(await self._outbox.to(reply), journal, len(asking.notes))
         bodies = [{"type": "http.request", "body": asking.body, "more_body": False}]
-        journal, before = Journal(read_notes(asking.notes)), len(asking.notes)
-        whole, made = False, 0  # pieces
-        refused: NotContinued | None = None
 
         async def receive() -> dict[str, Any]:
             if bodies:
@@ -89,36 +87,53 @@ class Replica:
             await asyncio.Event().wait()  # a client that leaves cancels this call
             raise AssertionError
 
-        async def send(message: dict[str, Any]) -> None:
-            nonlocal whole, made, refused
-            if message["type"] == "http.response.start":
-                if not before:
-                    await sending.head(message["status"], list(message.get("headers", ())))
-                elif message["status"] != 200:
-                    refused = NotContinued(f"status {message['status']}")
-            else:
-                if message.get("body"):
-                    made += 1
-                    notes = journal.take()
-                    if made <= before and notes:
-                        refused = NotContinued("the same chunks gave fewer events")
-                    elif made > before and refused is None:
-                        await sending.body(message["body"], write_notes(notes))
-                if refused is not None:
-                    raise refused
-                if not message.get("more_body"):
-                    whole = True
-                    await sending.end()
-
         try:
             with answering(asking.identity):
                 await self._app(_scope(asking, journal), receive, send)  # type: ignore[arg-type]
-        except Exception as error:
-            if not whole:
-                raise refused or error
+        except Exception:
+            if not send.whole:
+                raise
             log.exception("after an answer")
-        if not whole:
+        if not send.whole:
             raise RuntimeError("the application ended without an answer")
+
+    async def close(self) -> None:
+        """Free the model and end the connections."""
+        await self._outbox.close()
+        await asyncio.to_thread(self._model.close)
+
+
+class _Sender:
+    """Takes an application's messages, and sends the answer without the pieces that were sent before.
+
+    Attributes:
+        whole: whether it has been sent to its end.
+    """
+
+    def __init__(self, sending: Sending, journal: Journal, before: int) -> None:
+        self._sending, self._journal, self._before = sending, journal, before
+        self._made = 0  # pieces
+        self._refused: NotContinued | None = None
+        self.whole = False
+
+    async def __call__(self, message: Mapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            if not self._before:
+                await self._sending.head(message["status"], list(message.get("headers", ())))
+            elif message["status"] != 200:
+                self._refused = NotContinued(f"status {message['status']}")
+        elif message.get("body"):
+            self._made += 1
+            notes = self._journal.take()
+            if self._made > self._before and self._refused is None:
+                await self._sending.body(message["body"], write_notes(notes))
+            elif notes:
+                self._refused = NotContinued("the same chunks gave fewer events")
+        if self._refused is not None:
+            raise self._refused  # again and again: the application would tell the client
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self.whole = True
+            await self._sending.end()
 
 
 def _scope(asking: Asking, journal: Journal) -> dict[str, Any]:
