@@ -11,6 +11,7 @@ import pytest
 
 from llcuda_ffi import Llama
 from llcuda_ffi.engine.results import Chunk, Completion
+from llcuda_ffi.errors import InvalidRequest
 
 PROMPT = "the quick brown fox jumps over"
 SCHEMA = {
@@ -34,7 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "steps": {"temperature": 1.0, "seed": 9, "min_tokens": 12, "bad_words": ["the"]},
     "echo": {"temperature": 0, "echo": True},
     "n": {"temperature": 1.0, "seed": 11, "n": 3},
-    "drafts": {"temperature": 0, "draft": True},
+    "stop": {"temperature": 1.0, "seed": 6, "stop": ["th", "e q"], "max_tokens": 60},
 }  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def joined(chunks: list[Chunk], index: int) -> tuple[str, list[int], int]:
     )
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name != "drafts"])
+@pytest.mark.parametrize("case", CASES)
 def test_goes_on_from_every_place(llm: Llama, case: str) -> None:
     """What follows the first chunks of a stream is what followed them before."""
     settings = {"max_tokens": 24, "ignore_eos": "schema" not in case and case != "grammar", **CASES[case]}
@@ -91,3 +92,53 @@ def test_goes_on_from_every_place(llm: Llama, case: str) -> None:
                 assert [e.logprob for e in done.logprobs] == pytest.approx(
                     [e.logprob for e in before.logprobs], abs=1e-3
                 )
+
+
+def test_the_end_may_be_all_that_is_missing(llm: Llama) -> None:
+    """All tokens are there, their end is not: it comes, and nothing is computed."""
+    settings: dict[str, Any] = {"temperature": 0, "max_tokens": 5, "ignore_eos": True}
+    first = list(llm.stream(PROMPT, **settings))
+    text, tokens, _ = joined(first, 0)
+    batches = llm.metrics().batches
+    [last] = llm.stream(PROMPT, **settings, begun=[Chunk(text, tokens)])
+    assert (last.text, last.token_ids, last.finish_reason) == ("", [], "length")
+    assert last.completion is not None
+    assert last.completion.text == text
+    assert llm.metrics().batches == batches
+
+
+def test_a_shifted_one_goes_on(llm: Llama) -> None:
+    """What no longer fits the context is dropped again; the count is of the whole."""
+    settings: dict[str, Any] = {"temperature": 0, "max_tokens": 300, "ignore_eos": True, "overflow": "shift"}
+    first = list(llm.stream(PROMPT, **settings))
+    for at in (200, 290):
+        rest = list(llm.stream(PROMPT, **settings, begun=copies(first[:at])))
+        done = rest[-1].completion
+        assert done is not None
+        text, tokens, _ = joined([*first[:at], *rest], 0)
+        assert (text, tokens, len(tokens)) == (done.text, done.token_ids, done.usage.completion_tokens)
+        assert done.usage.completion_tokens == 300
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        [Chunk("another text", [5])],
+        [Chunk("", [10**6])],
+        [Chunk("", [1], index=1)],
+        ["the"],
+        "the",
+        5,
+    ],
+)
+def test_chunks_of_something_else_are_refused(llm: Llama, begun: Any) -> None:
+    """Nothing is computed for a beginning that the request cannot have had."""
+    with pytest.raises(InvalidRequest):
+        list(llm.stream(PROMPT, max_tokens=8, begun=begun))
+
+
+def test_a_structure_that_was_another_one_is_refused(llm: Llama) -> None:
+    """The chunks must follow the grammar."""
+    first = list(llm.stream(PROMPT, max_tokens=8, temperature=0))
+    with pytest.raises(InvalidRequest):
+        list(llm.stream(PROMPT, max_tokens=8, json_schema=SCHEMA, begun=first[:3]))

@@ -130,6 +130,20 @@ def test_errors_and_settings(llm: Llama, tiny: Path, tmp_path: Path) -> None:
         Llama(tiny, isolate=True, n_contexts=99)
 
 
+def test_streams_that_go_on(llm: Llama, plain_llm: Llama) -> None:
+    """After chunks of this process, or of another one: the same as there."""
+    settings: dict[str, object] = {**GREEDY, "temperature": 1.0, "seed": 3, "n": 2, "logprobs": 0}
+    first = list(plain_llm.stream("the fox", **settings))  # type: ignore[arg-type]
+    for begun in (first[:7], [chunk for chunk in first if chunk.index], first):
+        rest = list(llm.stream("the fox", **settings, begun=begun))  # type: ignore[arg-type]
+        for i in range(2):
+            tokens = [[t for c in chunks if c.index == i for t in c.token_ids] for chunks in (first, [*begun, *rest])]
+            assert tokens[0] == tokens[1]
+            ends = [c.completion for c in [*begun, *rest] if c.index == i and c.completion is not None]
+            assert [done.token_ids for done in ends] == [tokens[0]]
+    assert llm.engine.idle
+
+
 def test_metrics_and_states(llm: Llama, tmp_path: Path) -> None:
     """Counters and saved prefixes are the child's."""
     before = llm.metrics().requests

@@ -38,7 +38,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "completion": ("/v1/completions", {"prompt": "the", "max_tokens": 12, "ignore_eos": True, **LIKE}),
     "two prompts, two answers, log probabilities": (
         "/v1/completions",
-        {"prompt": ["the", "a"], "n": 2, "logprobs": 1, "max_tokens": 6, "stream_options": {"include_usage": True}, **LIKE},
+        {"prompt": ["the", "a"], "n": 2, "logprobs": 1, "max_tokens": 6,
+         "stream_options": {"include_usage": True}, **LIKE},
     ),
     "stop string, echo": (
         "/v1/completions",
@@ -54,7 +55,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "calls": (
         "/v1/chat/completions",
-        {"messages": HELLO, "tools": [{"type": "function", "function": TOOL}], "tool_choice": "required", **LIKE},
+        {"messages": HELLO, "tools": [{"type": "function", "function": TOOL}], "tool_choice": "required",
+ "parallel_tool_calls": False, **LIKE},
     ),
     "structured": (
         "/v1/chat/completions",
@@ -76,15 +78,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "/v1/messages",
         {
             "messages": HELLO, "max_tokens": 200, "tools": [{"name": "weather", "input_schema": PARAMETERS}],
-            "tool_choice": {"type": "any"}, **LIKE,
+            "tool_choice": {"type": "any", "disable_parallel_tool_use": True}, **LIKE,
         },
     ),
-    "response": ("/v1/responses", {"input": "the fox", "max_output_tokens": 10, "store": False, "top_logprobs": 1, **LIKE}),
+    "response": ("/v1/responses", {"input": "the fox", "max_output_tokens": 10, "store": False,
+ "top_logprobs": 1, **LIKE}),
     "response, call": (
         "/v1/responses",
         {
             "input": "the fox", "store": False, "tools": [{"type": "function", **TOOL}], "tool_choice": "required",
-            **LIKE,
+            "parallel_tool_calls": False, **LIKE,
         },
     ),
     "llama.cpp's": ("/completion", {"prompt": "the", "n_predict": 10, "n_probs": 1, "return_tokens": True, **LIKE}),

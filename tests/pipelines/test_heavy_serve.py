@@ -111,7 +111,7 @@ def test_sessions_find_their_cache(address: str) -> None:
 SCHEMA = {
     "type": "object",
     "properties": {
-        "words": {"type": "array", "items": {"enum": ["fox", "dog", "sun"]}, "minItems": 100, "maxItems": 120}
+        "words": {"type": "array", "items": {"enum": ["fox", "dog", "sun"]}, "minItems": 40, "maxItems": 50}
     },
     "required": ["words"],
     "additionalProperties": False,
@@ -121,7 +121,7 @@ STREAMS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"temperature": 0, "max_tokens": 800, "ignore_eos": True}),
     ("/v1/completions", {"temperature": 1.0, "seed": 5, "n": 2, "logprobs": 1, "max_tokens": 700, "ignore_eos": True}),
     ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 800, "ignore_eos": True, "repeat_penalty": 1.2}),
-    ("/v1/chat/completions", {"messages": HELLO, "seed": 1, "json_schema": SCHEMA, "max_tokens": 400}),
+    ("/v1/chat/completions", {"messages": HELLO, "seed": 1, "json_schema": SCHEMA, "max_tokens": 900}),
     ("/v1/messages", {"messages": HELLO, "max_tokens": 800, "ignore_eos": True, "temperature": 1.0}),
     ("/v1/responses", {"input": LONG, "max_output_tokens": 800, "ignore_eos": True, "temperature": 0}),
 ]

@@ -84,7 +84,7 @@ class Ingress:
             except (RayActorError, ReplicaUnavailableError, OSError) as error:
                 if headed:
                     asking = replace(asking, notes=[*asking.notes, *arriving.notes])
-                log.warning("a replica died (%s); attempt %d of %d", error, attempt + 2, _TRIES)
+                log.warning("a replica died (%s); attempt %d of %d", type(error).__name__, attempt + 2, _TRIES)
         if headed:
             yield _error_event("replicas died one after the other")
         else:
