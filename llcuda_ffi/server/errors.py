@@ -8,8 +8,10 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from ..errors import (
+    BackendFailure,
     Cancelled,
     ClosedError,
     ContextOverflow,
@@ -90,8 +92,18 @@ _ANTHROPIC = {
 }
 
 
+def left_to_another(scope: Scope, error: Exception) -> bool:
+    """Whether the engine died and whoever asked keeps the answer's journal: then it is told, not the client."""
+    journal = scope.get("state", {}).get("journal")
+    if journal is None or not isinstance(error, BackendFailure):
+        return False
+    journal.failure = error
+    return True
+
+
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler."""
+    left_to_another(request.scope, error)
     if type(error) is HTTPException and error.status_code in (404, 405):
         why = why_absent(request.url.path, (error.headers or {}).get("Allow"))
         error = HTTPException(error.status_code, why, error.headers)

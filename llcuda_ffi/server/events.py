@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .errors import error_dict, stopping
+from .errors import error_dict, left_to_another, stopping
 from .gate import Gate
 
 _T = TypeVar("_T")
@@ -164,7 +164,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held:
             try:
-                await while_connected(receive, self._send(send))
+                await while_connected(receive, self._send(scope, send))
             except ClientLeft:
                 pass
             except asyncio.CancelledError:
@@ -172,7 +172,7 @@ class EventStream(Response):
                     raise
                 await send({"type": "http.response.body", "body": self._error(stopping()), "more_body": False})
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, scope: Scope, send: Send) -> None:
         events = self._events
         try:
             try:
@@ -184,7 +184,8 @@ class EventStream(Response):
             except Exception as error:
                 if not self._started:
                     raise
-                await send({"type": "http.response.body", "body": self._error(error), "more_body": True})
+                if not left_to_another(scope, error):
+                    await send({"type": "http.response.body", "body": self._error(error), "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await events.aclose()

@@ -18,10 +18,12 @@ class Journal:
 
     Attributes:
         earlier: those of the answer that broke off.
+        failure: why this answer breaks off: nothing more of it is to be sent. None while it does not.
     """
 
     def __init__(self, earlier: Sequence[Entry] = ()) -> None:
         self.earlier = earlier
+        self.failure: Exception | None = None
         self._new: list[Entry] = []
 
     def note(self, entry: Entry) -> None:

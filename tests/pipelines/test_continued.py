@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from llcuda_ffi.chat.identity import Identity
+from llcuda_ffi.errors import BackendFailure
 from llcuda_ffi.pipelines.serve.replica import Asking, Replica
 from llcuda_ffi.pipelines.serve.wire import Head, Inbox
 
@@ -105,6 +108,7 @@ class Cluster:
     def __init__(self, path: Path) -> None:
         settings = {"n_ctx": 512, "n_parallel": 4, "n_threads": 1, "device": "cpu"}
         self.replicas = [Replica(str(path), "tiny", settings, {}, None) for _ in range(2)]
+        self.isolated = Replica(str(path), "tiny", {**settings, "isolate": True}, {}, None)
         self._inbox, self._loop = Inbox(), asyncio.new_event_loop()
 
     def answer(self, asked: Asking, which: int) -> tuple[list[Any], list[bytes]]:
@@ -120,9 +124,29 @@ class Cluster:
         self._inbox.forget(arriving)
         return parts, arriving.notes
 
+    def killed(self, asked: Asking) -> tuple[list[Any], list[bytes]]:
+        """The pieces and notes of an answer whose engine is killed after some."""
+
+        async def run() -> tuple[list[Any], list[bytes]]:
+            arriving = await self._inbox.expect("127.0.0.1")
+            answering = asyncio.ensure_future(self.isolated.answer(asked, [], arriving.reply))
+            parts: list[Any] = []
+            while len(parts) < 5:
+                parts += await arriving.take(0)
+            os.kill(engine_process(), signal.SIGKILL)
+            with pytest.raises(BackendFailure):
+                await answering
+            arriving.fail(ConnectionResetError())
+            with pytest.raises(ConnectionResetError):
+                while True:
+                    parts += await arriving.take(0)
+            return parts[1:], arriving.notes
+
+        return self._loop.run_until_complete(run())
+
     def close(self) -> None:
         self._inbox.close()
-        for replica in self.replicas:
+        for replica in (*self.replicas, self.isolated):
             self._loop.run_until_complete(replica.close())
         self._loop.run_until_complete(asyncio.sleep(0.05))  # the inbox sees their ends
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
@@ -137,6 +161,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     made = Cluster(path)
     yield made
     made.close()
+
+
+def engine_process() -> int:
+    """The child of this process that has an engine."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((place / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if parent == os.getpid() and b"isolated_process" in (place / "cmdline").read_bytes():
+                return int(place.name)
+        except OSError:  # it has ended meanwhile
+            continue
+    raise AssertionError("there is none")
 
 
 def asking(path: str, fields: dict[str, Any]) -> Asking:
@@ -183,3 +219,14 @@ def test_another_one_goes_on(cluster: Cluster, case: str) -> None:
         rest, later = cluster.answer(begun, at % 2)
         assert both(events(pieces[:at]), events(rest)) == whole, at
         assert len(later) == len(rest)
+
+
+def test_an_engine_that_dies_is_no_answer(cluster: Cluster, tmp_path: Path) -> None:
+    """A replica whose engine's process dies sends no error to the client: the next one goes on where it was."""
+    path, fields = CASES["messages"]
+    asked = asking(path, {**fields, "max_tokens": 400, "ignore_eos": True})
+    (_, *pieces), _ = cluster.answer(asked, 0)
+    begun, notes = cluster.killed(asked)
+    assert 0 < len(notes) < len(pieces)
+    rest, _ = cluster.answer(dataclasses.replace(asked, notes=notes), 1)
+    assert both(events(begun), events(rest)) == events(pieces)

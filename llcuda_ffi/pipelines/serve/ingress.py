@@ -16,6 +16,7 @@ from typing import Any, cast
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from ...errors import BackendFailure
 from .prefixes import prefix_keys
 from .replica import Asking, NotContinued
 from .wire import Arriving, Head, Inbox
@@ -66,7 +67,7 @@ class Ingress:
         from ray.exceptions import RayActorError
         from ray.serve.exceptions import ReplicaUnavailableError
 
-        headed = False
+        headed, why = False, ""
         for attempt in range(_TRIES):
             arriving = await self._inbox.expect(self._host)
             try:
@@ -81,15 +82,17 @@ class Ingress:
                         elif piece.status != 200:
                             raise NotContinued(f"status {piece.status}")
                 return
-            except (RayActorError, ReplicaUnavailableError, OSError) as error:
+            except (RayActorError, ReplicaUnavailableError, BackendFailure, OSError) as error:
                 if headed:
                     asking = replace(asking, notes=[*asking.notes, *arriving.notes])
-                log.warning("a replica died (%s); attempt %d of %d", type(error).__name__, attempt + 2, _TRIES)
+                cause = getattr(error, "cause", error)  # of an exception that came from a replica
+                why = f"replicas failed one after the other, the last by {type(cause).__name__}: {cause}"[:500]
+                log.warning("a replica failed (%s); attempt %d of %d", type(cause).__name__, attempt + 2, _TRIES)
         if headed:
-            yield _error_event("replicas died one after the other")
+            yield _error_event(why)
         else:
             yield Head(503, [(b"content-type", b"application/json"), (b"retry-after", b"1")])
-            yield bytes(_refusal(503, "replicas died one after the other: try again", "engine_failed").body)
+            yield bytes(_refusal(503, f"{why}: try again", "engine_failed").body)
 
     async def _answer(self, asking: Asking, arriving: Arriving, keys: list[str]) -> AsyncGenerator[Head | bytes, None]:
         """One replica's answer: its head unless it goes on with one, then the body; what is no stream comes in one

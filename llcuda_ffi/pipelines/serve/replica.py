@@ -75,6 +75,7 @@ class Replica:
 
         Raises:
             OSError: the connection to the ingress was lost.
+            BackendFailure: the engine died.
             NotContinued: the answer was begun by another replica, and is another one here.
         """
         journal = Journal(read_notes(asking.notes))
@@ -90,10 +91,12 @@ class Replica:
         try:
             with answering(asking.identity):
                 await self._app(_scope(asking, journal), receive, send)  # type: ignore[arg-type]
-        except Exception:
+        except Exception as error:
             if not send.whole:
-                raise
+                raise journal.failure or error from None
             log.exception("after an answer")
+        if journal.failure is not None:
+            raise journal.failure
         if not send.whole:
             raise RuntimeError("the application ended without an answer")
 
@@ -113,25 +116,27 @@ class _Sender:
     def __init__(self, sending: Sending, journal: Journal, before: int) -> None:
         self._sending, self._journal, self._before = sending, journal, before
         self._made = 0  # pieces
-        self._refused: NotContinued | None = None
         self.whole = False
 
     async def __call__(self, message: Mapping[str, Any]) -> None:
+        journal = self._journal
+        if journal.failure is not None:
+            return
         if message["type"] == "http.response.start":
             if not self._before:
                 await self._sending.head(message["status"], list(message.get("headers", ())))
             elif message["status"] != 200:
-                self._refused = NotContinued(f"status {message['status']}")
-        elif message.get("body"):
+                journal.failure = NotContinued(f"status {message['status']}")
+            return
+        if message.get("body"):
             self._made += 1
-            notes = self._journal.take()
-            if self._made > self._before and self._refused is None:
+            notes = journal.take()
+            if self._made > self._before:
                 await self._sending.body(message["body"], write_notes(notes))
             elif notes:
-                self._refused = NotContinued("the same chunks gave fewer events")
-        if self._refused is not None:
-            raise self._refused  # again and again: the application would tell the client
-        if message["type"] == "http.response.body" and not message.get("more_body"):
+                journal.failure = NotContinued("the same chunks gave fewer events")
+                return
+        if not message.get("more_body"):
             self.whole = True
             await self._sending.end()
 
