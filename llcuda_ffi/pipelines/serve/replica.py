@@ -90,7 +90,7 @@ class Replica:
 
         try:
             with answering(asking.identity):
-                await self._app(_scope(asking, journal), receive, send)  # type: ignore[arg-type]
+                await self._app(_scope(asking, journal), receive, send)
         except Exception as error:
             if not send.whole:
                 raise journal.failure or error from None
