@@ -1,7 +1,7 @@
 """Requests with an image: against libmtmd's own calls, 16 together against one by one, a second turn, and what streams
 of text notice of images.
 
-python bench/images.py [-r 5] [--only one turn new known beside] [--edge 512] [--json bench/results/images.json]
+python bench/images.py [-r 5] [--only one turn photo new known beside] [--edge 512] [--json bench/results/images.json]
 
 The models are random: a llama of 12 layers (512 wide) and an encoder of the shape of SmolVLM's, small beside it as real
 ones are beside real models: an image of 512 × 512 is four tiles and the whole, 320 embeddings (--edge 1024: 1,088, as
@@ -12,6 +12,7 @@ llama_sampler_sample.
 
 from __future__ import annotations
 
+import io
 import tempfile
 import threading
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import report
+from PIL import Image
 from raw import RawLoop
 
 from llcuda_ffi import Llama
@@ -30,7 +32,7 @@ from tests.support.tiny_model import Typed
 from tests.support.tiny_projector import make_tiny_projector, make_tiny_seer
 
 BEFORE, AFTER = "the quick brown fox saw ", " and said that "
-PARTS = ("one", "turn", "new", "known", "beside")
+PARTS = ("one", "turn", "photo", "new", "known", "beside")
 
 
 class RawSeer(RawLoop):
@@ -103,6 +105,14 @@ def pictures(n: int, edge: int = 512) -> list[np.ndarray]:
     return [rng.integers(0, 255, (edge, edge, 3), np.uint8) for _ in range(n)]
 
 
+def photo() -> bytes:
+    """A new JPEG file of 2,048 × 1,536 pixels."""
+    out = io.BytesIO()
+    small = np.random.default_rng().integers(0, 255, (48, 64, 3), np.uint8)
+    Image.fromarray(small).resize((2048, 1536), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
 def one(llm: Llama, raw: RawSeer, tokens: int, edge: int) -> tuple[float, float, bool]:
     """Seconds of a request here and in the raw loop, and whether both chose the same tokens."""
     pixels = pictures(1, edge)[0]
@@ -134,9 +144,9 @@ def together(llm: Llama, tokens: int, edge: int, *, seen: bool) -> tuple[float, 
     return times[0], times[1]
 
 
-def turns(llm: Llama, edge: int) -> tuple[float, float]:
+def turns(llm: Llama, image: np.ndarray | bytes) -> tuple[float, float]:
     """Seconds to the first token of a conversation about a new image, and of its second turn."""
-    parts = [{"type": "image", "image": pictures(1, edge)[0]}, {"type": "text", "text": "what is it?"}]
+    parts = [{"type": "image", "image": image}, {"type": "text", "text": "what is it?"}]
     messages: list[Any] = [{"role": "user", "content": parts}]
     times = []
     for _ in range(2):
@@ -222,7 +232,7 @@ def main() -> None:
             out = report.header("images", llm.model.library, {"tokens": a.tokens, "threads": a.threads, "edge": a.edge})
             raw = RawSeer(llm.media.projector, n_ctx=n_ctx, n_parallel=1, n_threads=a.threads)
             one(llm, raw, 4, a.edge)
-            turns(llm, a.edge)
+            turns(llm, pictures(1, a.edge)[0])
             if "one" in a.only:
                 runs = [one(llm, raw, a.tokens, a.edge) for _ in range(a.rounds)]
                 ours, theirs = [r[0] for r in runs], [r[1] for r in runs]
@@ -230,11 +240,13 @@ def main() -> None:
                 out["raw"] = report.line("one request, libmtmd's calls", theirs, "s", 3)
                 out["of_raw"] = report.line("  speed of the raw loop", report.ratios(theirs, ours), "", 3)
                 print(f"  the same tokens: {sum(r[2] for r in runs)} of {len(runs)}")
-            if "turn" in a.only:
-                pairs = [turns(llm, a.edge) for _ in range(a.rounds)]
-                out["second_turn"] = report.line(
-                    "first token of the second turn / the first", [y / x for x, y in pairs], "", 3
-                )
+            for name, make in (("turn", lambda: pictures(1, a.edge)[0]), ("photo", photo)):
+                if name not in a.only:
+                    continue
+                pairs = [turns(llm, make()) for _ in range(a.rounds)]
+                out[f"{name}_first"] = report.line(f"first token of the first {name}", [p[0] for p in pairs], "s", 4)
+                out[f"{name}_second"] = report.line("  of the second", [p[1] for p in pairs], "s", 4)
+                out[f"{name}_ratio"] = report.line("  second / first", [y / x for x, y in pairs], "", 3)
             for name in ("new", "known"):
                 if name in a.only:
                     pairs = [

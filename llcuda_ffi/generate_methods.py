@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .core.context import Context
 from .core.model import Model
+from .core.projector import Sound
 from .core.vocab import Vocab
 from .engine.adapter_turns import adapters_of
 from .engine.answer_params import AnswerParams
@@ -81,7 +82,7 @@ class GenerateMethods:
                 found.append(self.vocab.tokenize(part, add_special=i == 0, parse_special=True))
                 texts.append(part)
             else:
-                kind = "audio" if isinstance(part, tuple) or not self.media.projector.sees else "image"
+                kind = "audio" if isinstance(part, (tuple, Sound)) or not self.media.projector.sees else "image"
                 if i == 0:
                     found.append(self.vocab.tokenize("", add_special=True))
                 found.append(self.media.read(kind, part))

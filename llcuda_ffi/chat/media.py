@@ -8,11 +8,10 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.projector import Image, Sound
 from ..engine.media import MediaPrompt
 from ..errors import InvalidRequest
-from ..multimodal.encoder import EncodedMedium, MediaEncoder
-from ..multimodal.media import from_base64
+from ..multimodal.encoder import MediaEncoder, Medium
+from ..multimodal.media import Base64
 from .messages import MEDIUM, Message
 from .prompts import PromptTokens
 from .prompts import Tokens as PromptIds
@@ -82,7 +81,7 @@ class ChatMedia:
         if not pieces[-1]:
             raise InvalidRequest("a prompt must not end with an image or a sound: add the text to go on from")
         media = [self._read(number, encoder) for number in numbers]  # before the first is encoded, which takes long
-        parts: list[PromptIds | EncodedMedium] = []
+        parts: list[PromptIds | Medium] = []
         texts = []
         after = ""
         for i, piece in enumerate(pieces):
@@ -98,14 +97,14 @@ class ChatMedia:
             texts.append(f"<{self._given[int(piece)][0]}>")
         return encoder.prompt(parts, "".join(texts)), (after + text, ids)
 
-    def _read(self, number: int, encoder: MediaEncoder) -> Image | Sound:
+    def _read(self, number: int, encoder: MediaEncoder) -> Medium:
         kind, value, what = self._given[number]
         try:
             return encoder.read(kind, value)
         except InvalidRequest as error:
             raise type(error)(f"{what}: {error}") from None
 
-    def _encoded(self, number: int, medium: Image | Sound, encoder: MediaEncoder) -> EncodedMedium:
+    def _encoded(self, number: int, medium: Medium, encoder: MediaEncoder) -> Medium:
         try:
             return encoder.encode(medium)
         except InvalidRequest as error:
@@ -116,7 +115,7 @@ def value_of(part: Mapping[str, Any], kind: str, what: str) -> Any:
     """What stands in a part: {"type": "image_url", "image_url": {"url": …}}, {"type": "image", "image": …}, …
 
     Raises:
-        InvalidRequest: nothing does, or damaged base64.
+        InvalidRequest: nothing does.
     """
     found = part.get(kind)
     if found is None:
@@ -127,10 +126,10 @@ def value_of(part: Mapping[str, Any], kind: str, what: str) -> Any:
         if kind in SOUNDS and inner.get("array") is not None:  # of Hugging Face's datasets
             return inner["array"], inner.get("sampling_rate")
         if isinstance(encoded, str) and encoded.lstrip()[:5].lower() != "data:":  # OpenAI's sounds, Anthropic's images
-            return from_base64(encoded, "sound" if kind in SOUNDS else "image")
+            return Base64(encoded)
         found = next((inner[k] for k in ("url", "bytes", "path", "data", "base64") if inner.get(k) is not None), None)
     elif found is part.get("base64") and isinstance(found, str) and found.lstrip()[:5].lower() != "data:":
-        return from_base64(found, "sound" if kind in SOUNDS else "image")
+        return Base64(found)
     if found is None:
         raise InvalidRequest(f"{what} is of type {kind!r} without one: {{'type': {kind!r}, {kind!r}: …}}")
     return found

@@ -10,6 +10,7 @@ import math
 import os
 import struct
 import warnings
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -30,9 +31,9 @@ def read_image(value: Any) -> Image:
     """An image as pixels, upright, without transparency.
 
     Args:
-        value: a path, the bytes of a PNG, JPEG, WebP, GIF or BMP file, an open file, a "data:" URL, a PIL image, or an
-            array or tensor: uint8 (height, width), (height, width, 3) or (height, width, 4), or floats from 0 to 1 of
-            these shapes.
+        value: a path, the bytes of a PNG, JPEG, WebP, GIF or BMP file, an open file, a "data:" URL, Base64, a PIL
+            image, or an array or tensor: uint8 (height, width), (height, width, 3) or (height, width, 4), or floats
+            from 0 to 1 of these shapes.
 
     Raises:
         InvalidRequest: none of these, a damaged file, or one of too many bytes or pixels.
@@ -129,9 +130,9 @@ def read_sound(value: Any, sample_rate: int) -> Sound:
     """A sound as mono samples at `sample_rate` Hz.
 
     Args:
-        value: a path, the bytes of a WAV, FLAC, OGG or MP3 file, an open file, a "data:" URL, or a pair (samples, rate)
-            in either order: floats from -1 to 1, or integers of the whole range of their type, of shape (n,),
-            (n, channels) or (channels, n).
+        value: a path, the bytes of a WAV, FLAC, OGG or MP3 file, an open file, a "data:" URL, Base64, or a pair
+            (samples, rate) in either order: floats from -1 to 1, or integers of the whole range of their type, of shape
+            (n,), (n, channels) or (channels, n).
 
     Raises:
         InvalidRequest: none of these, a damaged file, or a sound that is too long.
@@ -202,33 +203,56 @@ def _decoded(raw: bytes) -> tuple[npt.NDArray[Any], int]:
         raise InvalidRequest(f"the sound cannot be read ({type(error).__name__}: {str(error)[:200]})") from None
 
 
-def _bytes(value: Any, what: str) -> bytes:
-    """The bytes of a file, of bytes or of a data URL, at most MOST_BYTES."""
-    if isinstance(value, str) and value.lstrip()[:5].lower() == "data:":
-        raw = _data_url(value.strip(), what)
-    elif isinstance(value, (bytes, bytearray, memoryview)):
-        raw = bytes(value)
-    elif isinstance(value, str) and "://" in value[:16]:
+@dataclass(frozen=True, slots=True)
+class Base64:
+    """A file as base64 text, of either alphabet; what pads its end may be missing."""
+
+    text: str
+
+
+def file_bytes(value: Any, what: str) -> Any:
+    """A path, an open file or bytes of any kind as bytes, at most MOST_BYTES; anything else as it is.
+
+    Raises:
+        InvalidRequest: an address, or a file that is too large or cannot be read.
+    """
+    if isinstance(value, (Base64, bytes)) or (isinstance(value, str) and value.lstrip()[:5].lower() == "data:"):
+        return value
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, str) and "://" in value[:16]:
         raise InvalidRequest(
             f"{_one(what)} is not fetched from {value.split(':', 1)[0]} addresses: give bytes, a path or a data: URL"
         )
-    elif isinstance(value, (str, os.PathLike)):
+    if isinstance(value, (str, os.PathLike)):
         try:
             with open_regular(value) as file:
                 size = os.fstat(file.fileno()).st_size
-                if size > MOST_BYTES:
-                    raise InvalidRequest(f"{value} has {size} bytes: {_one(what)} has at most {MOST_BYTES}")
-                raw = file.read()
+                raw = file.read() if size <= MOST_BYTES else b""
         except (OSError, ValueError) as error:
             raise InvalidRequest(f"the {what} {str(value)[:200]} cannot be read: {error}") from None
-    elif callable(getattr(value, "read", None)):
+        if size > MOST_BYTES:
+            raise InvalidRequest(f"{value} has {size} bytes: {_one(what)} has at most {MOST_BYTES}")
+        return raw
+    if callable(getattr(value, "read", None)):
         try:
             raw = value.read(MOST_BYTES + 1)
         except Exception as error:  # whatever a stranger's file raises
             raise InvalidRequest(f"the open file of {_one(what)} cannot be read: {error}") from None
         if not isinstance(raw, bytes):
             raise InvalidRequest(f"the open file of {_one(what)} gives text: open it with mode 'rb'")
-    else:
+        return raw
+    return value
+
+
+def _bytes(value: Any, what: str) -> bytes:
+    """The bytes of a file, however it is given, at most MOST_BYTES."""
+    raw = file_bytes(value, what)
+    if isinstance(raw, Base64):
+        raw = _from_base64(raw.text, what)
+    elif isinstance(raw, str):
+        raw = _data_url(raw.strip(), what)
+    if not isinstance(raw, bytes):
         raise InvalidRequest(
             f"{_one(what)} is a path, bytes, an open file, a data: URL or an array, not {type(value).__name__}"
         )
@@ -248,15 +272,13 @@ def _data_url(url: str, what: str) -> bytes:
     raw = unquote_to_bytes(data)
     if not head.rstrip().lower().endswith(";base64"):
         return raw
-    return from_base64(raw.decode("latin-1"), what)
+    return _from_base64(raw.decode("latin-1"), what)
 
 
-def from_base64(text: str, what: str) -> bytes:
-    """Bytes of a base64 text, of either alphabet; what pads its end may be missing.
-
-    Raises:
-        InvalidRequest: it is none.
-    """
+def _from_base64(text: str, what: str) -> bytes:
+    """Bytes of a base64 text, of either alphabet; what pads its end may be missing."""
+    if len(text) > 2 * MOST_BYTES:
+        raise InvalidRequest(f"the {what} has more than {MOST_BYTES} bytes")
     bare = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
     try:
         return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..chat.media import IMAGES, SOUNDS, value_of
 from ..errors import InvalidRequest
+from ..multimodal.media import Base64
 
 MOST_MEDIA = 16  # of one conversation
 
@@ -29,7 +30,7 @@ def check_media(messages: Sequence[Mapping[str, Any]]) -> None:
             n += 1
             what = f"messages[{i}].content[{j}]"
             value = value_of(part, kind, what)
-            if not isinstance(value, bytes) and not (isinstance(value, str) and value.lstrip()[:5].lower() == "data:"):
+            if not isinstance(value, Base64) and not (isinstance(value, str) and value.lstrip()[:5].lower() == "data:"):
                 raise InvalidRequest(
                     f"{what}: this server takes images and sounds as data: URLs (or base64) only: it fetches nothing "
                     "and reads no files for a client"

@@ -10,7 +10,7 @@ from ..core.vocab import Vocab
 from ..engine.media import MediaPrompt
 from ..errors import InvalidRequest
 from ..llama import Llama
-from ..multimodal.media import from_base64
+from ..multimodal.media import Base64
 from .media import MOST_MEDIA
 
 
@@ -91,7 +91,7 @@ def media_prompt(llama: Llama, prompt: MediaText) -> MediaPrompt:
     texts = prompt.text.split(MARK)
     parts: list[Any] = []
     for text, data in zip(texts, prompt.data, strict=False):
-        raw: Any = data if data.lstrip()[:5].lower() == "data:" else from_base64(data, "medium")
+        raw: Any = data if data.lstrip()[:5].lower() == "data:" else Base64(data)
         parts += (
             [text, llama.media.read("image" if llama.media.projector.sees else "audio", raw)] if llama.media else []
         )

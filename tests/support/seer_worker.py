@@ -32,7 +32,8 @@ def compute(folder: Path, sizes: list[int]) -> None:
         ) as llm:  # fmt: skip
             assert llm.media is not None
             prompt = llm.media_prompt([BEFORE, part, AFTER])
-            _, chunks = llm.media.encode(part)
+            chunks = llm.media.encode(llm.media.read("image" if isinstance(part, Image) else "audio", part)).chunks
+            assert chunks is not None
             found["embeddings"] = np.concatenate([c.embeddings for c in chunks if isinstance(c, MediaChunk)])
             found["tokens"] = np.maximum(prompt.tokens, -1)
             greedy = {"temperature": 0, "logprobs": llm.vocab.n_tokens, "ignore_eos": True}
