@@ -1,7 +1,8 @@
 """Requests with an image: against libmtmd's own calls, 16 together against one by one, a second turn, and what streams
 of text notice of images.
 
-python bench/images.py [-r 5] [--only one turn photo new known beside] [--edge 512] [--json bench/results/images.json]
+python bench/images.py [-r 5] [--only one turn photo new known beside] [--edge 512]
+    [--ubatch 512] [--json bench/results/images.json]
 
 The models are random: a llama of 12 layers (512 wide) and an encoder of the shape of SmolVLM's, small beside it as real
 ones are beside real models: an image of 512 × 512 is four tiles and the whole, 320 embeddings (--edge 1024: 1,088, as
@@ -213,6 +214,7 @@ def main() -> None:
     p = report.parser(__doc__, rounds=5)
     p.add_argument("--tokens", type=int, default=64)
     p.add_argument("--edge", type=int, default=512, help="pixels of an image's side, a multiple of 256")
+    p.add_argument("--ubatch", type=int, default=512, help="tokens computed at once (default 512)")
     p.add_argument("--bundle", default="v0.6.0-cpu")
     p.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     a = p.parse_args()
@@ -226,10 +228,11 @@ def main() -> None:
         n_ctx = 320 + 64 * (1 + (a.edge // 256) ** 2)
         with Llama(
             folder / "text.gguf", mmproj="auto", bundle=a.bundle, n_ctx=n_ctx, n_parallel=16, n_threads=a.threads,
-            host_cache_bytes=0,
+            n_ubatch=a.ubatch, host_cache_bytes=0,
         ) as llm:  # fmt: skip
             assert llm.media is not None
-            out = report.header("images", llm.model.library, {"tokens": a.tokens, "threads": a.threads, "edge": a.edge})
+            settings = {"tokens": a.tokens, "threads": a.threads, "edge": a.edge, "ubatch": a.ubatch}
+            out = report.header("images", llm.model.library, settings)
             raw = RawSeer(llm.media.projector, n_ctx=n_ctx, n_parallel=1, n_threads=a.threads)
             one(llm, raw, 4, a.edge)
             turns(llm, pictures(1, a.edge)[0])

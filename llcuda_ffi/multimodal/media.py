@@ -269,7 +269,7 @@ def _data_url(url: str, what: str) -> bytes:
     head, comma, data = url.partition(",")
     if not comma or len(data) > 2 * MOST_BYTES:
         raise InvalidRequest(f"the data: URL of {_one(what)} has no data, or too much")
-    raw = unquote_to_bytes(data)
+    raw = unquote_to_bytes(data.encode("utf-8", "surrogatepass"))
     if not head.rstrip().lower().endswith(";base64"):
         return raw
     return _from_base64(raw.decode("latin-1"), what)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image as Pillow
 
 from llcuda_ffi.errors import InvalidRequest
-from llcuda_ffi.multimodal.media import read_image, read_sound
+from llcuda_ffi.multimodal.media import Base64, read_image, read_sound
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (6, 9, 3), np.uint8)
 
@@ -132,6 +132,9 @@ def bomb(width: int, height: int) -> bytes:
         ("file:///etc/passwd", "not fetched"),
         ("/no/such/file.png", "cannot be read"),
         ("data:image/png;base64,@@@", "base64"),
+        ("data:image/png;base64,\udcff", "base64"),
+        ("data:image/png,\udcff", "cannot be read"),
+        (Base64("\udcff"), "base64"),
         ("data:image/png", "no data"),
         (np.zeros((0, 5, 3), np.uint8), "pixels"),
         (np.zeros((3, 3, 7), np.uint8), "shape"),
@@ -140,7 +143,7 @@ def bomb(width: int, height: int) -> bytes:
         (17, "path"),
         (None, "path"),
     ],
-    ids=range(17),
+    ids=range(20),
 )
 def test_refused(value: Any, word: str) -> None:
     """One clear exception each, before anything large is allocated."""
