@@ -23,6 +23,7 @@ from ..regular_file import open_regular
 
 MOST_BYTES = 64 << 20  # of a file or of its base64 text
 MOST_CHANNELS = 16
+LOUDEST = 1e6  # of a sample that should be at most 1: beyond it an encoder's numbers overflow
 _URL_SAFE = str.maketrans("-_", "+/")
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of the first frame
 
@@ -165,6 +166,8 @@ def read_sound(value: Any, sample_rate: int) -> Sound:
         raise InvalidRequest(
             f"a sound of {len(mono) / rate:.0f} s is too long: at most {MOST_SAMPLES // sample_rate} s"
         )
+    if not (np.abs(mono) <= LOUDEST).all():
+        raise InvalidRequest("the samples of a sound must be finite numbers, from -1 to 1")
     if rate != sample_rate:
         try:
             import soxr

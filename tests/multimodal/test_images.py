@@ -16,6 +16,7 @@ from ..support.tiny_projector import make_tiny_projector, make_tiny_seer
 BUNDLE = "v0.6.0-cpu"
 START = """
 import base64, io, sys
+from concurrent.futures import ThreadPoolExecutor
 from PIL import Image as Pillow
 from pathlib import Path
 import numpy as np
@@ -123,9 +124,21 @@ with Llama(folder / "text.gguf", bundle="v0.6.0-cpu", mmproj=folder / "{kind}.gg
         messages = ask(one)
         messages[0]["content"][1] = part
         assert llm.chat(messages, **SET).usage.cached_tokens == a.usage.prompt_tokens - 1, part
+    for again in (png.getvalue(), Path(folder / "one.png"), f"data:image/png;base64,{{data}}"):
+        if isinstance(again, Path):
+            again.write_bytes(png.getvalue())
+        llm.media.encode(llm.media.read("image", again))
+        known = llm.media.read("image", again)
+        assert known.content is None and known.chunks, "it is decoded again"
+    assert llm.media.read("image", two).content is not None
+    assert llm.media.misses == 2, llm.media.misses
     llm.save_state(folder / "{kind}.state")  # of the texts only
     llm.load_state(folder / "{kind}.state")
     assert np.abs(first(llm.chat(ask(one), **SET)) - first(a)).max() < 1e-3
+    new = rng.integers(0, 255, (90, 70, 3), np.uint8)
+    with ThreadPoolExecutor(4) as threads:  # the same new image at once: encoded once
+        list(threads.map(lambda _: llm.media_prompt([new, "a"]), range(4)))
+    assert llm.media.misses == 3, llm.media.misses
     done = llm.generate(llm.media_prompt(["the ", one, " shows"]), n=3, **SET)
     assert np.abs(first(done[0]) - first(done[2])).max() < 1e-3
     assert llm.metrics().running == 0

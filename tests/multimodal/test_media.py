@@ -187,6 +187,8 @@ def test_sounds() -> None:
         ((np.zeros(1600, np.float32), "16000"), "rate"),
         ((np.zeros(5, complex), 16_000), "numbers"),
         ((np.zeros(1600, np.float32), 1), "rate"),
+        ((np.full(1600, np.nan, np.float32), 8_000), "-1 to 1"),
+        ((np.full(1600, 1e30, np.float32), 16_000), "-1 to 1"),
         ((np.zeros(16_000 * 60 * 31, np.float32), 16_000), "too long"),
     ):
         with pytest.raises(InvalidRequest, match=word):
