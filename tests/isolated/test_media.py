@@ -43,7 +43,7 @@ folder = Path(sys.argv[1])
 rng = np.random.default_rng(0)
 one, two = (rng.integers(0, 255, (40, 56, 3), np.uint8) for _ in range(2))
 SET = {"max_tokens": 4, "temperature": 0, "logprobs": 400}
-LLAMA = {"bundle": "v0.6.0-cpu", "device": "cpu", "n_ctx": 256, "n_parallel": 4, "mmproj": "auto"}
+LLAMA = {"bundle": "v0.6.0-cpu", "device": "cpu", "n_ctx": 256, "n_parallel": 4, "mmproj": "auto", "kv_type": "f32"}
 
 def ask(*images, text="what is it?"):
     parts = [{"type": "image", "image": image} for image in images]
