@@ -43,7 +43,11 @@ folder = Path(sys.argv[1])
 rng = np.random.default_rng(0)
 one, two = (rng.integers(0, 255, (40, 56, 3), np.uint8) for _ in range(2))
 SET = {"max_tokens": 4, "temperature": 0, "logprobs": 400}
-LLAMA = {"bundle": "v0.6.0-cpu", "device": "cpu", "n_ctx": 256, "n_parallel": 4, "mmproj": "auto", "kv_type": "f32"}
+# in floats, without the tiles of flash attention, whose rounding hangs on what is computed together
+LLAMA = {
+    "bundle": "v0.6.0-cpu", "device": "cpu", "n_ctx": 256, "n_parallel": 4, "mmproj": "auto",
+    "kv_type": "f32", "flash_attn": False,
+}
 
 def ask(*images, text="what is it?"):
     parts = [{"type": "image", "image": image} for image in images]
@@ -81,18 +85,18 @@ assert llm.media.projector.sees and not llm.media.projector.hears
 made = llm.media_prompt(["the ", one, " shows"])
 for _ in range(2):
     done = llm.chat(ask(one), **SET)
-    assert np.abs(first(done) - first(want)).max() < 1e-3
+    assert np.abs(first(done) - first(want)).max() < 1e-5
     assert done.usage.prompt_tokens == want.usage.prompt_tokens > 30
 assert done.usage.cached_tokens == done.usage.prompt_tokens - 1, done.usage
 assert llm.media.misses == 1
 assert "".join(p.content for p in llm.chat_stream(ask(one), **SET)) == want.text
 for mine, theirs in zip(llm.generate(made, n=2, echo=True, **SET), plain):
-    assert np.abs(first(mine) - first(theirs)).max() < 1e-3
+    assert np.abs(first(mine) - first(theirs)).max() < 1e-5
     assert mine.text == theirs.prompt + theirs.text
     assert mine.prompt_token_ids == theirs.prompt_token_ids
 together = llm.chat([ask(one), ask(two, one), ask()] * 3, **SET)
-assert np.abs(first(together[6]) - first(want)).max() < 1e-3
-assert np.abs(first(together[4]) - first(other)).max() < 1e-3
+assert np.abs(first(together[6]) - first(want)).max() < 1e-5
+assert np.abs(first(together[4]) - first(other)).max() < 1e-5
 for bad in (b"nothing", "http://127.0.0.1/a.png", np.zeros((4, 0, 3), np.uint8), np.zeros((1, 20000, 3), np.uint8)):
     try:
         llm.chat(ask(bad), **SET)
@@ -106,15 +110,15 @@ except InvalidRequest as error:
 assert llm.engine.deaths == 0
 killed_while(llm, lambda: llm.chat(ask(rng.integers(0, 255, (40, 56, 3), np.uint8)), **SET))  # while it would encode
 assert llm.engine.deaths == 1
-assert np.abs(first(llm.generate(made, **SET)) - first(plain[0])).max() < 1e-3
+assert np.abs(first(llm.generate(made, **SET)) - first(plain[0])).max() < 1e-5
 killed_while(llm, lambda: llm.generate(made, **SET))  # while it would generate
-assert np.abs(first(llm.chat(ask(two, one), **SET)) - first(other)).max() < 1e-3
+assert np.abs(first(llm.chat(ask(two, one), **SET)) - first(other)).max() < 1e-5
 llm.close()
 
 async def main():
     async with AsyncLlama(folder / "text.gguf", isolate=True, **LLAMA) as llm:
         done = await asyncio.gather(*(llm.chat(ask(one), **SET) for _ in range(4)))
-        assert all(np.abs(first(each) - first(want)).max() < 1e-3 for each in done)
+        assert all(np.abs(first(each) - first(want)).max() < 1e-5 for each in done)
 asyncio.run(main())
 print("seen")
 """,
