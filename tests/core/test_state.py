@@ -13,6 +13,7 @@ import pytest
 from llcuda_ffi.core.batch import Batch
 from llcuda_ffi.core.context import Context
 from llcuda_ffi.core.model import Model
+from llcuda_ffi.core.sequence_state import StateLayout
 from llcuda_ffi.core.state import (
     MAGIC,
     SavedState,
@@ -24,6 +25,7 @@ from llcuda_ffi.core.state import (
 )
 from llcuda_ffi.errors import BackendFailure, InvalidRequest, UnsupportedModel
 
+from ..support.generation import oldest
 from ..support.tiny_architectures import TINY
 from ..support.tiny_model import make_tiny_bert, make_tiny_llama
 
@@ -166,7 +168,8 @@ def test_hostile(tmp_path: Path, kind: str) -> None:
         feed(context, TOKENS, seq=1)
         one, whole = save_state(context, 0, tokens=TOKENS), save_state(context, tokens=TOKENS)
         streams = () if kind == "mamba" else (struct.pack("<I", 2),)
-        for state, at, cells in ((one, 8, 1), (whole, 4 + len(model.architecture), 2)):
+        states = [(one, StateLayout.of(context).head, 1), (whole, 4 + len(model.architecture), 2)]
+        for state, at, cells in states[: 1 if oldest() else 2]:  # b7698's whole contexts are read as they are
             start = at + 4 * len(streams)
             n = cells if kind == "mamba" else len(TOKENS)
             assert struct.unpack_from("<I", state.data, start) == (n,)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ..support.generation import newer
 from ..support.server_process import Server
 
 ASK = [{"role": "user", "content": "Say hello."}]
@@ -52,6 +53,7 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@newer  # b7698 has no adaptive-p
 @pytest.mark.parametrize(("path", "fields"), TAKEN, ids=range(len(TAKEN)))
 def test_taken(server: Server, path: str, fields: dict[str, Any]) -> None:
     """Hints, and settings under other servers' names."""
