@@ -66,8 +66,9 @@ def test_responses_go_on_on_any_replica(address: str) -> None:
     and the one that has them in its cache is asked; what was deleted is gone for all."""
     for session in range(4):
         fields: dict[str, Any] = {"input": f"{session} {LONG * 5}"}
-        before, cached = 0, []
+        before, cached, items = 0, [], 0
         for turn in range(3):
+            items += 1  # the message
             stream = turn != 1
             status, body = _post(f"{address}/v1/responses", max_output_tokens=4, stream=stream, **fields)
             assert status == 200, body
@@ -78,10 +79,11 @@ def test_responses_go_on_on_any_replica(address: str) -> None:
             if turn:
                 cached.append(used["input_tokens_details"]["cached_tokens"] / before)
             before = used["input_tokens"]
+            items += len(response["output"]) if turn < 2 else 0  # none where the answer ended at once
             fields = {"input": f"{turn} and again", "previous_response_id": response["id"]}
         assert min(cached) > 0.6, cached
         with urllib.request.urlopen(f"{address}/v1/responses/{response['id']}/input_items", timeout=60) as answer:
-            assert len(json.loads(answer.read())["data"]) == 5
+            assert len(json.loads(answer.read())["data"]) == items >= 3
     gone = urllib.request.Request(f"{address}/v1/responses/{response['id']}", method="DELETE")
     with urllib.request.urlopen(gone, timeout=60) as answer:
         assert json.loads(answer.read())["deleted"]
