@@ -8,7 +8,6 @@ verdicts of their own: they only read.
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -23,6 +22,7 @@ from ..gguf.types import GGMLType
 from ..hardware.cpu import cpu_features, cpu_name, usable_cores
 from ..native.load import Library
 from ..params import ModelParams, override
+from ..regular_file import written_whole
 from .speed import ANSWER, PROMPT
 
 CLOSE = 1.03  # within this a bundle that was listed earlier is kept: the default comes first
@@ -230,10 +230,10 @@ def _read() -> dict[str, dict[str, Any]]:
 
 def _write(known: dict[str, dict[str, Any]]) -> Path:
     path = _path()
-    temporary = folder(path.parent) / f".tuned-{uuid.uuid4().hex[:12]}.tmp"
+    folder(path.parent)
     try:
-        temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        with written_whole(path) as fresh:
+            fresh.write_text(json.dumps(known, indent=1), encoding="utf-8")
     except OSError as error:
         raise disk_error(error, path) from error
     return path
