@@ -24,7 +24,8 @@ GREEDY = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=4)
 def main() -> None:
     p = report.parser(__doc__, rounds=5)
     p.add_argument("--only", choices=["ttft", "gap", "busy"])
-    p.add_argument("--seconds", type=float, default=4.0, help="of each busy measurement")
+    p.add_argument("--seconds", type=float, default=2.0, help="of each slice of a busy measurement")
+    p.add_argument("--slices", type=int, default=4, help="of each side in a round of the busy measurements, in turn")
     p.add_argument("--streams", type=int, nargs="*", default=[1, 32], help="of the busy measurements")
     p.add_argument("--spinners", type=int, nargs="*", default=[0, 1, 2], help="of the busy measurements")
     p.add_argument("--fixed", type=int, nargs="*", default=[1, 2], help="thread counts beside auto")
@@ -110,10 +111,13 @@ async def streams_and_prompt(model: Model, words: list[int], i: int, threads: in
 
 
 def busy(model: Model, a: Any) -> dict[str, Any]:
-    """Tokens per second with other processes spinning: 1 and 2 threads fixed, and "auto"."""
+    """Tokens per second with other processes spinning: fixed thread counts, the first of them twice, and "auto".
+
+    What a side differs from its own repetition is what the machine does: no ratio of others means more than that.
+    """
     found: dict[str, Any] = {}
     for n in a.streams:
-        sides: dict[str, Any] = {**{str(n): n for n in a.fixed}, "auto": "auto"}
+        sides: dict[str, Any] = {str(t): t for t in a.fixed} | {"again": a.fixed[0], "auto": "auto"}
         llms = {
             name: Llama(model, n_ctx=2048, n_parallel=n, n_threads=threads, prefix_cache=False)
             for name, threads in sides.items()
@@ -122,9 +126,13 @@ def busy(model: Model, a: Any) -> dict[str, Any]:
             children = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(spinning)]
             speed: dict[str, list[float]] = {name: [] for name in sides}
             try:
-                for i in range(a.rounds):
-                    for name in list(sides) if i % 2 else list(sides)[::-1]:
-                        speed[name].append(steady(llms[name], n, a.seconds))
+                for _ in range(a.rounds):
+                    slices: dict[str, list[float]] = {name: [] for name in sides}
+                    for i in range(a.slices):
+                        for name in list(sides)[:: -1 if i % 2 else 1]:
+                            slices[name].append(steady(llms[name], n, a.seconds))
+                    for name, values in slices.items():
+                        speed[name].append(statistics.mean(values))
             finally:
                 for child in children:
                     child.kill()
@@ -133,6 +141,8 @@ def busy(model: Model, a: Any) -> dict[str, Any]:
             row: dict[str, Any] = {name: report.line(f"{key}, threads {name}", speed[name], "tok/s") for name in sides}
             better = [max(values) for values in zip(*(speed[str(t)] for t in a.fixed), strict=True)]
             row["auto_of_better"] = report.line(f"{key}, auto / better", report.ratios(speed["auto"], better), "", 3)
+            again = report.ratios(speed["again"], speed[str(a.fixed[0])])
+            row["again_of_first"] = report.line(f"{key}, {a.fixed[0]} / {a.fixed[0]}", again, "", 3)
             found[key] = row
         for llm in llms.values():
             llm.close()

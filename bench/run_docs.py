@@ -90,18 +90,23 @@ def over_c() -> list[str]:
 
 
 def busy() -> list[str]:
-    """Thread counts beside spinning processes."""
-    beside = result_of("latency_busy")
+    """Thread counts beside no, one and two spinning processes."""
+    idle, beside = result_of("latency_idle"), result_of("latency_busy")
     return [
         f"{_machine(beside)}, tokens/s:",
         "",
-        "| streams, spinning processes beside them | 1 thread | auto | auto / 1 thread |",
-        "|-|-|-|-|",
+        "| streams, spinning processes beside them | 1 thread | 2 threads | auto | auto / the better | 1 thread / 1 thread |",
+        "|-|-|-|-|-|-|",
         *(
-            f"| {what} | {row['1']['median']:,.0f} | {row['auto']['median']:,.0f} | {_spread(row['auto_of_better'])} |"
-            for what, row in beside["busy"].items()
+            f"| {what} | {row['1']['median']:,.0f} | {_median(row.get('2'))} | {row['auto']['median']:,.0f} "
+            f"| {_spread(row['auto_of_better'])} | {_spread(row['again_of_first'])} |"
+            for what, row in (idle["busy"] | beside["busy"]).items()
         ),
     ]
+
+
+def _median(found: dict[str, Any] | None) -> str:
+    return f"{found['median']:,.0f}" if found else "–"
 
 
 def result_of(name: str) -> dict[str, Any]:

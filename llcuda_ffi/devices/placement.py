@@ -68,9 +68,9 @@ def library_for(
     """Load the bundle for a device: the one named, the loaded one, the one that the user selected, else the best.
 
     Args:
-        model: on the CPU, the best is the one that `bundle tune` found for this model's types.
-        reading: nothing is generated, so only the speed of prompts counts; without a verdict the best is the one that
-            is known to be faster at them on such a processor, where it can be had.
+        model: on the CPU, the best is the one that `bundle tune` found for this model's types; without a verdict the
+            one that is known to be faster for them on such a processor, where it can be had.
+        reading: nothing is generated, so only the speed of prompts counts in a verdict.
 
     Raises:
         IncompatibleGpu: a GPU was asked for and no bundle runs on it; the message has the table of verdicts.
@@ -91,7 +91,7 @@ def library_for(
             measured = tuned.bundle_for(model, reading=reading)
             if measured is not None:
                 return load(measured)
-            faster = tuned.faster_reader(model) if reading else None
+            faster = tuned.faster_pin(model)
             if faster is not None:
                 try:
                     return load(ensure(faster))

@@ -28,9 +28,9 @@ from .speed import ANSWER, PROMPT
 CLOSE = 1.03  # within this a bundle that was listed earlier is kept: the default comes first
 # repacking takes these from the tiled kernels, which are faster at prompts
 _TILED = (GGMLType.Q4_K, GGMLType.Q2_K)
-# Reading, the newer libraries compute these 1.2 to 2.4 times as fast where the processor has AVX2 and no AVX512, and
-# half as fast where it has (bench/bundles.py).
-_READ_FASTER = (GGMLType.F16, GGMLType.BF16, GGMLType.Q5_K, GGMLType.Q6_K)
+# The newer libraries read these 1.2 to 2.4 times as fast where the processor has AVX2 and no AVX512, and half as fast
+# where it has; they answer about as fast (bench/bundles.py).
+_FASTER = (GGMLType.F16, GGMLType.BF16, GGMLType.Q5_K, GGMLType.Q6_K)
 _NEWER = "v0.6.0-cpu"
 
 
@@ -166,12 +166,12 @@ def bundle_for(path: Path, *, reading: bool = False) -> InstalledBundle | None:
     return next((one for one in installed() if one.name == best.bundle and digest(one) == best.digest), None)
 
 
-def faster_reader(path: Path) -> str | None:
-    """The pin that is known to read texts faster than the default one on processors like this, for a model's types."""
+def faster_pin(path: Path) -> str | None:
+    """The pin that is known to read prompts faster than the default one on processors like this, for a model's types."""
     features = cpu_features()
     if pins.default_name() != "v0.5.0-cpu" or "avx2" not in features or "avx512f" in features:
         return None
-    return _NEWER if _share(path, _READ_FASTER) > 0.5 and pins.get(_NEWER).why_unsupported() is None else None
+    return _NEWER if _share(path, _FASTER) > 0.5 and pins.get(_NEWER).why_unsupported() is None else None
 
 
 def layout(library: Library, path: Path, params: ModelParams, *, reading: bool = False) -> tuple[ModelParams, str]:
@@ -187,7 +187,7 @@ def layout(library: Library, path: Path, params: ModelParams, *, reading: bool =
     if tiled(library, path):
         note = f"weights not repacked: bundle {library.bundle.name} has faster kernels for {weight_types(path)}"
         return override(params, {"use_extra_bufts": False}), note
-    if reading and library.bundle.name == _NEWER and faster_reader(path) is not None:
+    if library.bundle.name == _NEWER and faster_pin(path) is not None:
         return params, f"bundle {library.bundle.name}: reads {weight_types(path)} faster on this processor"
     return params, ""
 
