@@ -167,7 +167,7 @@ def bundle_for(path: Path, *, reading: bool = False) -> InstalledBundle | None:
 
 
 def faster_pin(path: Path) -> str | None:
-    """The pin that is known to read prompts faster than the default one on processors like this, for a model's types."""
+    """The pin that is known to read a model's types faster than the default one on processors like this."""
     features = cpu_features()
     if pins.default_name() != "v0.5.0-cpu" or "avx2" not in features or "avx512f" in features:
         return None
