@@ -95,7 +95,7 @@ def busy() -> list[str]:
     return [
         f"{_machine(beside)}, tokens/s:",
         "",
-        "| streams, spinning processes beside them | 1 thread | 2 threads | auto | auto / the better | 1 thread / 1 thread |",
+        "| streams, spinning processes beside | 1 thread | 2 threads | auto | auto / the better | 1 thread / itself |",
         "|-|-|-|-|-|-|",
         *(
             f"| {what} | {row['1']['median']:,.0f} | {_median(row.get('2'))} | {row['auto']['median']:,.0f} "
