@@ -1,6 +1,6 @@
 """A server under attack: what it answers, what it holds, and whether a stream beside it keeps its pace.
 
-    python -m bench.attacks [--only NAME ...] [--model smollm2-135m] [--json FILE] [--table]
+    python -m bench.attacks [--only NAME ...] [--model smollm2-135m] [--json FILE]
 
 A `llcuda-ffi serve` child listens on 127.0.0.1, with a key and short time limits. One client reads a long stream all
 the time; another process, at the lowest priority as it would be another machine, attacks. For each attack: how many
@@ -29,9 +29,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from llcuda_ffi.hardware.cpu import cpu_name
 from tests.support import attacks as sent
 from tests.support.server_process import C, Server
+
+from . import report
+from .performance_tables import where
+from .tables import attack_rows
 
 KEY = "k" * 32
 AUTHORIZED = f"Authorization: Bearer {KEY}\r\n".encode()
@@ -292,19 +295,6 @@ def attacked(name: str, server: Server, watch: Watch, calm: float) -> dict[str, 
     return row
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    lines = ["| attack | requests | answers | memory (MiB) | sockets | gap | largest gap (ms) |", "|-" * 7 + "|"]
-    for row in rows:
-        answers = ", ".join(f"{n:,} {what}" for what, n in sorted(row["answers"].items()) if what != "hidden")
-        (calm, during), (least, largest) = row["gap_ms"], row["largest_gap_ms"]
-        gap = f"{during / calm:.2f} ×" if calm and during else "–"
-        memory, sockets = (" / ".join(f"{x:,}" for x in row[key]) for key in ("rss_mib", "sockets"))
-        cells = [row["attack"], f"{row['count']:,}", answers, memory, sockets, gap, f"{least:.0f} → {largest:.0f}"]
-        lines.append("|" + "|".join(cells) + "|")
-    return "\n".join(lines)
-
-
 def child(name: str, port: int) -> None:
     """Attack, and print how many requests that were and what was answered."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -325,21 +315,20 @@ def main() -> None:
     p.add_argument("--threads", type=int, default=1, help="that compute: a core is left for connections")
     p.add_argument("--calm", type=float, default=1.0, help="seconds before and after each in which none is made")
     p.add_argument("--json", type=Path, metavar="FILE", help="keep the rows there; those of other attacks stay")
-    p.add_argument("--table", action="store_true", help="only print the rows of FILE as a table")
     p.add_argument("--child", help=argparse.SUPPRESS)
     p.add_argument("--port", type=int, help=argparse.SUPPRESS)
     given = p.parse_args()
     if given.child:
         return child(given.child, given.port)
-    rows: dict[str, Any] = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
+    out: dict[str, Any] = {"benchmark": "attacks", "command": report.command(), "machine": report.host(), "rows": {}}
+    if given.json and given.json.exists():
+        out["rows"] = json.loads(given.json.read_text(encoding="utf-8"))["rows"]
+    rows = out["rows"]
     every = [*ATTACKS, *MEGABYTES]
     names = [name for name in every if any(name.startswith(only) for only in given.only)]
-    if given.table:
-        print(table([rows[name] for name in names if name in rows]))
-        return None
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    print(f"{time.strftime('%Y-%m-%d')}, {cpu_name()}, {os.cpu_count()} cores, {hard:,} files at most")
+    print(f"{where(out)}, {hard:,} files at most")
     with tempfile.TemporaryDirectory() as folder:
         options = (
             "-c",
@@ -365,9 +354,9 @@ def main() -> None:
         watch.join(10)
         if server.stop() != 0 or "Traceback" in (text := (Path(folder) / "log").read_text()):
             raise SystemExit(f"the server failed:\n{text[-3000:]}")
-    if given.json:
-        given.json.write_text(json.dumps({name: rows[name] for name in every if name in rows}, indent=1) + "\n")
-    print(table([rows[name] for name in names]))
+    out["rows"] = {name: rows[name] for name in every if name in rows}
+    report.write(out, given.json)
+    print("\n".join(attack_rows(rows[name] for name in names)))
     raise SystemExit(any(rows[name]["wrong"] for name in names))
 
 

@@ -75,7 +75,7 @@ def main() -> None:
             nan_rows=int(np.isnan(vectors).any(axis=1).sum()),
             load_after=round(os.getloadavg()[0], 2),
         )
-    for name, value in list(result.items())[3:]:
+    for name, value in list(result.items())[4:]:
         print(f"  {name}: {value}")
     report.write(result, args.json)
 

@@ -114,27 +114,28 @@ def stream(a: argparse.Namespace) -> dict[str, Any]:
 
 
 def many(a: argparse.Namespace) -> dict[str, Any]:
-    """32 and 64 sequences, sampled, prompts of 128 tokens and answers of 128: as llama-batched-bench counts them."""
+    """32, 64 and 128 sequences, sampled, prompts and answers of 128 tokens: as llama-batched-bench counts them."""
     out: dict[str, Any] = {}
-    for n in (32, 64):
-        for n_contexts, backend in ((1, False), (2, False), (4, False), (1, True)):
-            key = f"{n}{'_backend' if backend else ''}{f'_contexts_{n_contexts}' if n_contexts > 1 else ''}"
-            try:
-                out[key] = together(a, n, n_contexts, backend)
-            except LlcudaError as error:
-                out[f"{key}_error"] = f"{type(error).__name__}: {error}"
-                print(f"  {n} sequences: {error!s:.300}")
+    for n in (32, 64, 128):
+        for n_contexts in (1, 2):
+            for backend in (False, "rows"):
+                key = f"{n}{'_rows' if backend else ''}{f'_contexts_{n_contexts}' if n_contexts > 1 else ''}"
+                try:
+                    out[key] = together(a, n, n_contexts, backend)
+                except LlcudaError as error:
+                    out[f"{key}_error"] = f"{type(error).__name__}: {error}"
+                    print(f"  {n} sequences: {error!s:.300}")
     return out
 
 
-def together(a: argparse.Namespace, n: int, n_contexts: int, backend: bool) -> dict[str, Any]:
-    """Prompt and generation rates of `n` sequences."""
-    label = f"{n} sequences in {n_contexts}{', sampled on the GPU' if backend else ''}"
+def together(a: argparse.Namespace, n: int, n_contexts: int, backend: bool | str) -> dict[str, Any]:
+    """Rates of `n` sequences: prompts, generation, and both together."""
+    label = f"{n} sequences in {n_contexts}{', reduced rows' if backend else ''}"
     settings: dict[str, Any] = {"n_contexts": n_contexts, "backend_sampling": backend}
     before = sum(vram())
     with opened(a, n_ctx=256, n_parallel=n, n_batch=2048, n_ubatch=512, **settings) as llm:
         prompts = [[1000 + (i * 131 + k * 17) % 50000 for k in range(128)] for i in range(n)]
-        prompt_rates, rates = [], []
+        prompt_rates, rates, both_rates = [], [], []
         for round_ in range(a.rounds + 1):
             began = perf_counter()
             llm.generate(prompts, max_tokens=1, **PLAIN, **SAMPLED)
@@ -145,11 +146,13 @@ def together(a: argparse.Namespace, n: int, n_contexts: int, backend: bool) -> d
             if round_:
                 prompt_rates.append(n * 128 / first)
                 rates.append(n * 127 / (both - first))
+                both_rates.append(n * 256 / both)
         used = (sum(vram()) - before) / MIB
     return {
         "vram_mib": used,
         "prompt": report.line(f"{label}: prompt", prompt_rates, "tok/s"),
         "generation": report.line(f"{label}: generation", rates, "tok/s"),
+        "both": report.line(f"{label}: both together", both_rates, "tok/s"),
     }
 
 
@@ -291,7 +294,9 @@ def main() -> None:
         print(json.dumps(SECTIONS[a.section](a)))
         return
     wanted = a.only.split(",") if a.only else [n for n in SECTIONS if n != "split" or len(survey().gpus) > 1]
-    out: dict[str, Any] = {"benchmark": "gpu", "model": Path(a.model).name}
+    machine = report.host() | {"gpus": [gpu.name for gpu in survey().gpus]}
+    out: dict[str, Any] = {"benchmark": "gpu", "command": report.command(), "machine": machine}
+    out["model"] = Path(a.model).name
     for name in wanted:
         if name == "setting":
             out["settings"] = [child(a, name, json.dumps(row)) for row in TABLE]
@@ -340,14 +345,16 @@ def compare(out: dict[str, Any], a: argparse.Namespace) -> None:
             ratios[f"{name}, without the prompt / llama-bench tg128"] = decode / tg[128]
     if a.batched_bench and "32" in out.get("many", {}):
         lines = [json.loads(line) for line in a.batched_bench.read_text().splitlines() if line.startswith("{")]
-        theirs = {row["pl"]: (row["speed_pp"], row["speed_tg"]) for row in lines}
+        theirs = {row["pl"]: (row["speed_pp"], row["speed_tg"], row["speed"]) for row in lines}
         out["batched_bench"] = theirs
         for key, ours in out["many"].items():
-            if key.endswith("error"):
+            n = int(key.partition("_")[0])
+            if key.endswith("error") or n not in theirs:
                 continue
-            pp, tg_rate = theirs[int(key.partition("_")[0])]
+            pp, tg_rate, both = theirs[n]
             ratios[f"{key} sequences, prompt"] = ours["prompt"]["median"] / pp
             ratios[f"{key} sequences, generation"] = ours["generation"]["median"] / tg_rate
+            ratios[f"{key} sequences, both together"] = ours["both"]["median"] / both
     for name, value in ratios.items():
         print(f"  {name:<60} {value:.3f}")
     out["ratios"] = ratios

@@ -39,7 +39,7 @@ if [ "$what" = single ]; then
     export LD_LIBRARY_PATH=$libraries
     "$LLAMA_BUNDLE/llama-bench" -m "$one" -ngl 99 -fa on -p 512 -n 128,256 -r 5 -o json > "$GPU_DIR/llama-bench.json" 2> "$GPU_DIR/err" ||
         tail -5 "$GPU_DIR/err"
-    "$LLAMA_BUNDLE/llama-batched-bench" -m "$one" -ngl 99 -fa on -c 16384 -b 2048 -ub 512 -npp 128 -ntg 128 -npl 1,32,64 \
+    "$LLAMA_BUNDLE/llama-batched-bench" -m "$one" -ngl 99 -fa on -c 32768 -b 2048 -ub 512 -npp 128 -ntg 128 -npl 1,32,64,128 \
         --output-format jsonl 2>&1 | tee "$GPU_DIR/err" | grep '^{' > "$GPU_DIR/batched.jsonl" || tail -5 "$GPU_DIR/err"
     unset LD_LIBRARY_PATH
 

@@ -1,23 +1,24 @@
 """What isolate=True costs: tokens a second of 32 streams, their CPU time, and the time to the first token of one.
 
-    python -m bench.isolate --model smollm2-135m --rounds 5 --tokens 48
+    python -m bench.isolate [-m MODEL] [-r 5] [--tokens 48] [--json bench/results/isolate.json]
 
-Both are loaded in one run and measured in turns; the medians are printed, and the difference. The CPU time is of both
-processes: on a machine that others use too it says more than the clock.
+The model is a tiny one, whose time is the engine's own work; -m names another. Both sides are loaded in one run and
+measured in turns. The CPU time is of both processes: on a machine that others use too it says more than the clock.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import os
 import statistics
+import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from llcuda_ffi import AsyncLlama
+from tests.support.tiny_model import make_tiny_llama
+
+from . import report
 
 STREAMS = 32
 
@@ -61,35 +62,36 @@ async def first_token(llm: AsyncLlama) -> float:
 
 async def main() -> None:
     """Measure in turns."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=48)
-    given = parser.parse_args()
-    found: dict[str, Any] = {}
-    engines = {
-        name: await AsyncLlama.load(given.model, n_ctx=128, n_parallel=STREAMS, isolate=name == "isolated")
-        for name in ("plain", "isolated")
-    }
-    for name, llm in engines.items():
-        await streams(llm, 4)  # warm
-        found[name] = {"tokens_per_s": [], "cpu_ms": [], "first_token_ms": []}
-    for _ in range(given.rounds):
+    p = report.parser(__doc__, rounds=5)
+    p.add_argument("--tokens", type=int, default=48)
+    p.set_defaults(model="")
+    a = p.parse_args()
+    found: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if not a.model:
+            a.model = Path(folder) / "tiny.gguf"
+            make_tiny_llama(a.model)
+        engines = {
+            name: await AsyncLlama.load(a.model, n_ctx=128, n_parallel=STREAMS, isolate=name == "isolated")
+            for name in ("plain", "isolated")
+        }
+        settings = {"model": Path(a.model).name, "streams": STREAMS, "tokens": a.tokens}
+        out = report.header("isolate", engines["plain"].llama.model.library, settings)
         for name, llm in engines.items():
-            rate, cpu = await streams(llm, given.tokens)
-            found[name]["tokens_per_s"].append(rate)
-            found[name]["cpu_ms"].append(cpu)
-            found[name]["first_token_ms"].append(await first_token(llm))
-    for name, llm in engines.items():
-        llm.close()
-        print(name, json.dumps({k: [round(x, 2) for x in v] for k, v in found[name].items()}))
-    rates, cpus, firsts = (
-        [statistics.median(found[name][what]) for name in ("plain", "isolated")]
-        for what in ("tokens_per_s", "cpu_ms", "first_token_ms")
-    )
-    print(f"throughput {rates[0]:.1f} -> {rates[1]:.1f} tokens/s ({(rates[1] / rates[0] - 1) * 100:+.1f} %)")
-    print(f"CPU time {cpus[0]:.3f} -> {cpus[1]:.3f} ms a token ({(cpus[1] / cpus[0] - 1) * 100:+.1f} %)")
-    print(f"first token {firsts[0]:.2f} -> {firsts[1]:.2f} ms ({firsts[1] - firsts[0]:+.2f} ms)")
+            await streams(llm, 4)  # warm
+            found[name] = {"cpu_ms": [], "first_token_ms": [], "tokens_per_s": []}
+        for _ in range(a.rounds):
+            for name, llm in engines.items():
+                rate, cpu = await streams(llm, a.tokens)
+                found[name]["tokens_per_s"].append(rate)
+                found[name]["cpu_ms"].append(cpu)
+                found[name]["first_token_ms"].append(await first_token(llm))
+        for llm in engines.values():
+            llm.close()
+    units = {"cpu_ms": "CPU ms a token", "first_token_ms": "ms to the first token", "tokens_per_s": "tokens/s"}
+    for name, values in found.items():
+        out[name] = {what: report.line(f"{name}, {unit}", values[what], "", 3) for what, unit in units.items()}
+    report.write(out, a.json)
 
 
 if __name__ == "__main__":

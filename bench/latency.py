@@ -1,6 +1,7 @@
-"""Time to first token with a cached prefix; the longest gap of streams while a long prompt comes; a busy machine.
+"""Time to first token with a cached prefix; the longest gap of streams while a long prompt comes; a busy machine; how
+long an event loop stands still.
 
-python bench/latency.py [--only ttft|gap|busy] [--json bench/results/latency.json]
+python bench/latency.py [--only ttft|gap|busy|loop] [--json bench/results/latency.json]
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import itertools
 import statistics
 import subprocess
 import sys
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -17,13 +19,14 @@ import report
 
 from llcuda_ffi import AsyncLlama, Llama, SamplingParams
 from llcuda_ffi.core.model import Model
+from llcuda_ffi.errors import ContextOverflow
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=4)
 
 
 def main() -> None:
     p = report.parser(__doc__, rounds=5)
-    p.add_argument("--only", choices=["ttft", "gap", "busy"])
+    p.add_argument("--only", choices=["ttft", "gap", "busy", "loop"])
     p.add_argument("--seconds", type=float, default=2.0, help="of each slice of a busy measurement")
     p.add_argument("--slices", type=int, default=4, help="of each side in a round of the busy measurements, in turn")
     p.add_argument("--streams", type=int, nargs="*", default=[1, 32], help="of the busy measurements")
@@ -40,6 +43,8 @@ def main() -> None:
         model = llm.model
         if a.only in (None, "busy"):
             out["busy"] = busy(model, a)
+        if a.only in (None, "loop"):
+            out["loop"] = loop(a)
     report.write(out, a.json)
 
 
@@ -165,6 +170,37 @@ def steady(llm: Llama, n: int, seconds: float) -> float:
         stream.close()
     llm.generate("x", max_tokens=1)  # a step, in which the cancelled ones are let go
     return made / took
+
+
+def loop(a: Any) -> dict[str, Any]:
+    """The longest that an event loop stands still while AsyncLlama is given much at once."""
+    cases: dict[str, tuple[Any, dict[str, Any]]] = {
+        "a prompt of 3 MB": ("word " * 600_000, {}),
+        "2,000 prompts at once": ([f"Story {i}" for i in range(2000)], {"max_tokens": 1}),
+        "the first structured output": ("Is water wet?", {"json_schema": {"type": "boolean"}}),
+    }
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(a.rounds):
+        for name, (prompt, settings) in cases.items():
+            found[name].append(asyncio.run(still(a, prompt, settings)) * 1e3)
+    return {name: report.line(f"event loop, {name}", values, "ms") for name, values in found.items()}
+
+
+async def still(a: Any, prompt: Any, settings: dict[str, Any]) -> float:
+    """The longest gap of a task that does nothing, in seconds, until the answer or for three seconds."""
+    async with AsyncLlama(a.model, n_ctx=2048, n_parallel=8, n_threads=a.threads) as llm:
+        await llm.generate("Hi", max_tokens=1)
+        work = asyncio.create_task(llm.generate(prompt, **settings))
+        began = last = perf_counter()
+        longest = 0.0
+        while not work.done() and last - began < 3:
+            await asyncio.sleep(0.001)
+            now = perf_counter()
+            longest, last = max(longest, now - last), now
+        work.cancel()
+        with suppress(asyncio.CancelledError, ContextOverflow):
+            await work
+        return longest
 
 
 if __name__ == "__main__":

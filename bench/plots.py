@@ -1,4 +1,4 @@
-"""The picture of speed in docs/, drawn from the JSON that the benchmarks wrote: `python -m bench.plots`."""
+"""The picture of speed in docs/, drawn from bench/results by bench/pages.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .run_docs import result_of
+from .performance_tables import result_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "speed.svg"
@@ -74,8 +74,3 @@ def picture() -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}"'
     back = f'<rect width="{_WIDTH}" height="{height}" rx="8" fill="#ffffff"/>'
     return "\n".join([f'{head} font-family="sans-serif" font-size="13" fill="#111827">', back, *drawn, "</svg>", ""])
-
-
-if __name__ == "__main__":
-    PICTURE.write_text(picture(), encoding="utf-8")
-    print(PICTURE)

@@ -1,26 +1,24 @@
 """Quantizing: `quantize()` beside llama_model_quantize called alone, and what each type keeps of the answers.
 
-    python bench/quantize.py [MODEL]
+    python bench/quantize.py [-m MODEL] [-r 5] [--json bench/results/quantize.json]
 
 The source is the model's weights as F16 (the registry's small model holds Q4_1 weights: F16 holds them exactly enough).
 Speed: the two alternate, after one run of each to warm up, with the same number of threads; medians, and the range of
-the ratios of the rounds. Fidelity: over 512 tokens of English text, the mean KL divergence of the next-token
-distribution from that of the F16 file, and how often the best token is the same.
+the ratios of the rounds (`-r 0`: none). Fidelity: over 512 tokens of English text, the mean KL divergence of the
+next-token distribution from that of the F16 file, and how often the best token is the same.
 """
 
 from __future__ import annotations
 
 import os
-import platform
-import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
+import report
 
 from llcuda_ffi import hub
 from llcuda_ffi.conversion.tensors import save_gguf
@@ -34,7 +32,6 @@ from llcuda_ffi.hardware.cpu import usable_cores
 from llcuda_ffi.native.load import load
 from llcuda_ffi.quantization.files import quantize
 
-ROUNDS = 5
 TEXT = (
     "The history of the lighthouse begins with fires on hilltops. Sailors needed to know where the coast was, and a "
     "fire could be seen from far away. Later, towers were built so that the light stood higher, and lenses were made "
@@ -52,7 +49,7 @@ def alone(source: Path, target: Path, ftype: FType) -> None:
     assert library.lib.llama_model_quantize(os.fsencode(source), os.fsencode(target), params) == 0
 
 
-def alternating(ours: Callable[[], object], theirs: Callable[[], object]) -> list[tuple[float, float]]:
+def alternating(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> list[tuple[float, float]]:
     """Seconds of both, round by round."""
 
     def seconds(call: Callable[[], object]) -> float:
@@ -61,7 +58,7 @@ def alternating(ours: Callable[[], object], theirs: Callable[[], object]) -> lis
         return perf_counter() - began
 
     ours(), theirs()
-    return [(seconds(ours), seconds(theirs)) for _ in range(ROUNDS)]
+    return [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
 
 
 def log_probabilities(path: Path) -> np.ndarray:
@@ -77,31 +74,39 @@ def log_probabilities(path: Path) -> np.ndarray:
 
 
 def main() -> None:
-    source = hub.resolve(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m")
+    p = report.parser(__doc__, rounds=5)
+    a = p.parse_args()
+    source = hub.resolve(a.model)
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "f16.gguf"
         with GGUFReader(source) as reader:
             save_gguf({n: reader.dequantize(n) for n in reader.tensors}, copied_metadata(reader), plain, "F16")
         reference = log_probabilities(plain)
-        print(f"{source.name}, {usable_cores()} threads, F16 {plain.stat().st_size / 1e6:.1f} MB")
-        print(f"{platform.processor() or platform.machine()}, {time.strftime('%Y-%m-%d')}, n={ROUNDS}")
-        print("|type|MB|quantize() s|llama_model_quantize alone s|ratio|KL|same best token|\n|-|-|-|-|-|-|-|")
+        settings = {"model": source.name, "threads": usable_cores(), "f16_mb": plain.stat().st_size / 1e6}
+        out = report.header("quantize", load(), settings)
+        out["types"] = {}
         for ftype in (FType.Q8_0, FType.Q6_K, FType.Q5_K_M, FType.Q4_K_M, FType.Q4_0, FType.IQ4_XS, FType.Q2_K):
             target, other = Path(folder) / "q.gguf", Path(folder) / "alone.gguf"
             rounds = alternating(
                 lambda f=ftype, t=target: quantize(plain, t, f),  # type: ignore[misc]
                 lambda f=ftype, t=other: alone(plain, t, f),  # type: ignore[misc]
+                a.rounds,
             )
             assert target.stat().st_size == other.stat().st_size
             found = log_probabilities(target)
-            kl = (np.exp(reference) * (reference - found)).sum(1).mean()
-            same = (reference.argmax(1) == found.argmax(1)).mean()
-            size = target.stat().st_size / 1e6
-            ours, theirs = (statistics.median(side) for side in zip(*rounds, strict=True))
-            ratios = sorted(a / b for a, b in rounds)
-            ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-            row = f"{size:.1f}|{ours:.2f}|{theirs:.2f}|{ratio}|{kl:.4f}|{same:.1%}"
-            print(f"|{ftype.name}|{row}|", flush=True)
+            row: dict[str, Any] = {
+                "mb": target.stat().st_size / 1e6,
+                "kl": float((np.exp(reference) * (reference - found)).sum(1).mean()),
+                "same": float((reference.argmax(1) == found.argmax(1)).mean()),
+            }
+            print(f"  {ftype.name}: {row['mb']:.1f} MB, KL {row['kl']:.4f}, same best token {row['same']:.1%}")
+            if rounds:
+                ours, theirs = (list(side) for side in zip(*rounds, strict=True))
+                row["seconds"] = report.line("quantize()", ours, "s", 2)
+                row["alone"] = report.line("llama_model_quantize", theirs, "s", 2)
+                row["ratio"] = report.line("  ratio", report.ratios(ours, theirs), "", 2)
+            out["types"][ftype.name] = row
+    report.write(out, a.json)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import llcuda_ffi
-from llcuda_ffi.hardware.cpu import usable_cores
+from llcuda_ffi.hardware.cpu import cpu_name, usable_cores
 from llcuda_ffi.native.load import Library
 
 
@@ -32,19 +33,31 @@ def parser(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
     return p
 
 
-def machine(library: Library) -> dict[str, Any]:
-    """Where and with what was measured."""
-    cpu = "unknown"
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            cpu = line.partition(":")[2].strip()
-            break
+def host() -> dict[str, Any]:
+    """Where was measured, and when."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "cores": usable_cores(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
+    }
+
+
+def command() -> str:
+    """The command that runs, to be given again: files by their names alone, where results go left out."""
+    script, words, spec = Path(sys.argv[0]).name, sys.argv[1:], sys.modules["__main__"].__spec__
+    if "--json" in words:
+        at = words.index("--json")
+        del words[at : at + 2]
+    words = [Path(word).name if Path(word).is_absolute() else word for word in words]
+    return shlex.join(["python", *([f"bench/{script}"] if spec is None else ["-m", spec.name]), *words])
+
+
+def machine(library: Library) -> dict[str, Any]:
+    """Where and with what was measured."""
+    return {
+        **host(),
         "numpy": np.__version__,
         "llcuda_ffi": llcuda_ffi.__version__,
         "bundle": library.bundle.name,
@@ -55,7 +68,7 @@ def machine(library: Library) -> dict[str, Any]:
 
 def header(name: str, library: Library, settings: dict[str, Any]) -> dict[str, Any]:
     """Print and return the beginning of a report."""
-    report = {"benchmark": name, "machine": machine(library), "settings": settings}
+    report = {"benchmark": name, "command": command(), "machine": machine(library), "settings": settings}
     print(f"{name}: " + ", ".join(f"{k} {v}" for k, v in report["machine"].items()))
     print("  " + ", ".join(f"{k}={v}" for k, v in settings.items()), flush=True)
     return report

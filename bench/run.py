@@ -3,7 +3,7 @@
     python bench/run.py                 # quick: the sides whose packages are wheels, under five minutes
     python bench/run.py --full          # all sides, more rounds, batches of 1 to 64; under 45 minutes on two cores
     python bench/run.py --full --sections embeddings   # one section again, the others stay as they were measured
-    python bench/run.py --write-docs    # only the table again, from bench/results/run.json
+    python bench/run.py --write-docs    # only the tables of docs/ again: python -m bench.pages
 
 Each side runs in a child process, from a virtual environment of its own below --venvs, with the same model, threads and
 sampler. The sides take turns, round by round, after a warm-up; ratios are of the same round. A side that does not run
@@ -27,7 +27,6 @@ from time import perf_counter
 from typing import Any
 
 import report
-import run_docs
 
 from llcuda_ffi.hub.references import resolve
 from llcuda_ffi.native.load import load
@@ -150,11 +149,11 @@ def main() -> None:
     p.add_argument(
         "--python", nargs="*", default=[], metavar="SIDE=PYTHON", help="a Python that has a side's packages already"
     )
-    p.add_argument("--write-docs", action="store_true", help="only write docs/ from the last result")
+    p.add_argument("--write-docs", action="store_true", help="only write docs/ from bench/results")
     a = p.parse_args()
     path = a.json or RESULT
     if a.write_docs:
-        run_docs.write(json.loads(path.read_text(encoding="utf-8")))
+        subprocess.run([sys.executable, "-m", "bench.pages"], cwd=HERE.parent, check=True)
         return
     if a.full and a.rounds == 3:
         a.rounds = 5

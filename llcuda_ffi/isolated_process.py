@@ -35,7 +35,7 @@ class _Outlet:
                 service.send(number, "chunk", chunk, now=self._first)
             elif chunk.logprobs is not None:
                 service.send(number, "chunk", chunk, now=self._first)
-            else:  # what comes most: as it is, a tenth of the cost of a named kind
+            else:  # what comes most: as it is, which costs far less than a named kind
                 service.send(number, "text", [chunk.text, chunk.token_ids], now=self._first)
             self._first = False
         if request.done and service.running.pop(number, None) is not None:

@@ -123,7 +123,7 @@ def _load(bundle: InstalledBundle) -> Library:
     openmp = _needs_openmp(bundle)
     if openmp and "OMP_WAIT_POLICY" not in os.environ:
         # Its threads spin at every barrier: on a busy machine, or with more threads than cores, decoding stands still.
-        # Without any spinning an idle machine decodes a third slower, so libgomp has them spin for some microseconds.
+        # Without any spinning an idle machine decodes slower, so libgomp has them spin for some microseconds.
         os.environ["OMP_WAIT_POLICY"] = "passive"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     llama = open_core(bundle.path, list(bundle.libraries))

@@ -11,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 15.0
 WRITE_SECONDS = 60.0
-# read at a time: h11 takes about 15 us for a chunk of a body, however small, and the event loop waits for it
+# read at a time: h11 takes as long for a small chunk of a body as for a large one, and the event loop waits for it
 _READ_BYTES = 8 << 10
 _MOST_CHUNK_LINES = 50_000
 _MOST_HEAD = 64 << 10

@@ -26,7 +26,7 @@ from .models import Models
 _SWITCH_SECONDS = 0.0005
 _SPARE_FILES = 128  # for models, logs, libraries
 _MOST_WAITING = 2048  # connections that the system keeps until they are accepted
-_ACCEPTED_AT_ONCE = 32  # each takes 0.1 ms, and streams wait meanwhile
+_ACCEPTED_AT_ONCE = 32  # streams wait meanwhile
 # clients keep connections for 5 to 60 s: whoever closes first must not be the server, just when a request comes
 _IDLE_SECONDS = 75
 _CUT_SECONDS = 5  # for what is cut off at the end to be told so

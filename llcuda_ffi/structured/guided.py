@@ -31,7 +31,7 @@ _KEPT_GRAMMARS = 128
 _LEAST_TOGETHER = 4
 _SHALLOW_TEXT = 8192
 # What a caller writes in Lark or as a pattern may name itself over and over: time and memory grow with the square of
-# what it is written out as. This much takes up to 1.5 s and 260 MiB; the default, hours.
+# what it is written out as. This much takes a second or two; the default, hours.
 _WRITTEN_FUEL = 20_000
 _STACK = 1 << 30  # address space; memory is taken as it is needed
 _stack_lock = threading.Lock()

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from bench import plots
-
 from ..support.child_process import run_child
 from ..support.tiny_model import make_tiny_llama
 
@@ -60,11 +58,6 @@ def test_gguf(tmp_path: Path) -> None:
     """The block of docs/gguf.md, with the file that it names."""
     make_tiny_llama(tmp_path / "model.gguf")
     run_child("\n".join([f"import os\nos.chdir({str(tmp_path)!r})", *_blocks("docs/gguf.md")]))
-
-
-def test_picture_is_current() -> None:
-    """docs/speed.svg is what bench/plots.py draws from the results that are committed."""
-    assert plots.PICTURE.read_text(encoding="utf-8") == plots.picture()
 
 
 def test_every_block_is_python() -> None:

@@ -28,7 +28,7 @@ from .. import own, pins, store
 from ..installed import InstalledBundle
 from . import options, source, tools
 
-JOB_MEMORY = 600 << 20  # one compile job takes up to 0.51 GB
+JOB_MEMORY = 600 << 20  # what the largest compile job takes, and some more
 DISK_NEEDED = 300 << 20
 _STEP = re.compile(r"^\[(\d+)/(\d+)\]")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")

@@ -36,7 +36,7 @@ _LEAST_VOCAB = 1 << 16  # below this libllama's own search is as fast
 _MOST = _GROUPS // 2  # more candidates than this leave nothing to win
 _LEAST_SHARE = 8  # rows that are worth another thread
 _MOST_THREADS = 3  # the interpreter's lock and the memory leave nothing to more
-# Of a thread's time two thirds are one call that reads its rows, the rest short ones that want the interpreter's lock:
+# Most of a thread's time is one call that reads its rows, the rest short ones that want the interpreter's lock:
 # with shares that grow so, the threads want it one after another.
 _GROWTH = 1.5
 _LOWEST = np.finfo(np.float32).min

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md out of the results of bench/: nothing in them is typed by hand."""
+"""The tables of docs/performance.md, made from bench/results by bench/pages.py."""
 
 from __future__ import annotations
 
@@ -7,24 +7,11 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 
 
-def write(result: dict[str, Any]) -> None:
-    """Replace the generated parts of docs/performance.md."""
-    text = PAGE.read_text(encoding="utf-8")
-    for name, lines in (("run", table(result)), ("over the C loop", over_c()), ("busy", busy())):
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        before, _, rest = text.partition(begin)
-        if end not in rest:
-            raise SystemExit(f"{PAGE} has no lines {begin!r} and {end!r}")
-        text = f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.partition(end)[2]}"
-    PAGE.write_text(text, encoding="utf-8")
-    print(f"wrote {PAGE}")
-
-
-def table(result: dict[str, Any]) -> list[str]:
+def run() -> list[str]:
     """Sides as rows, sections as columns: the median, and how many times faster this package is."""
+    result = result_of("run")
     machine, settings, sections = result["machine"], result["settings"], result["sections"]
     lines = [
         f"{machine['date']}, {machine['cores']} cores of {machine['cpu']}, load {machine['load']} at the start, "
@@ -80,27 +67,28 @@ def over_c() -> list[str]:
         ("the same, 32 streams in one thread", step["stream_whole"], ""),
     ]
     return [
-        f"{_machine(one)}, medians (range, rounds):",
+        f"{where(one)}, medians (range, rounds):",
         "",
         "| what | measured | how |",
         "|-|-|-|",
-        *(f"| {what} | {_spread(value)} | {f'`bench/{how}`' if how else ''} |" for what, value, how in rows),
+        *(f"| {what} | {spread(value)} | {f'`bench/{how}`' if how else ''} |" for what, value, how in rows),
         f"| peak RSS, one sequence of 2,048: raw loop, `generate` | {rss['raw']:.0f}, {rss['generate']:.0f} MiB | |",
     ]
 
 
 def busy() -> list[str]:
     """Thread counts beside no, one and two spinning processes."""
-    idle, beside = result_of("latency_idle"), result_of("latency_busy")
+    beside = result_of("latency_busy")
+    idle = result_of("latency_idle")["busy"] if (RESULTS / "latency_idle.json").exists() else {}
     return [
-        f"{_machine(beside)}, tokens/s:",
+        f"{where(beside)}, tokens/s:",
         "",
         "| streams, spinning processes beside | 1 thread | 2 threads | auto | auto / the better | 1 thread / itself |",
         "|-|-|-|-|-|-|",
         *(
             f"| {what} | {row['1']['median']:,.0f} | {_median(row.get('2'))} | {row['auto']['median']:,.0f} "
-            f"| {_spread(row['auto_of_better'])} | {_spread(row['again_of_first'])} |"
-            for what, row in (idle["busy"] | beside["busy"]).items()
+            f"| {spread(row['auto_of_better'])} | {spread(row['again_of_first']) if 'again_of_first' in row else '–'} |"
+            for what, row in (idle | beside["busy"]).items()
         ),
     ]
 
@@ -109,21 +97,81 @@ def _median(found: dict[str, Any] | None) -> str:
     return f"{found['median']:,.0f}" if found else "–"
 
 
+def vocabulary() -> list[str]:
+    """Choosing from the rows of large vocabularies."""
+    result = result_of("vocabulary")
+    return [
+        f"{where(result)}, medians of {result['settings']['rounds']}:",
+        "",
+        "| tokens in the vocabulary | rows | libllama, µs | here, µs |",
+        "|-|-|-|-|",
+        *(
+            f"| {int(size):,} | {n} | {row['libllama']['median']:.0f} | {row['ours']['median']:.0f} |"
+            for size, rows in result["rows"].items()
+            for n, row in rows.items()
+        ),
+    ]
+
+
+def structured() -> list[str]:
+    """What a schema, and a conversation of many turns, cost."""
+    result, talk = result_of("structured"), result_of("turns")
+    computed = [row["computed"] for row in talk["rows"][1:]]
+    rows = []
+    for name, words in (("sequences_1", "one sequence"), ("sequences_16", "16 sequences")):
+        ratio, sampled = (result[name][key] for key in ("ratio", "ratio_every_token_sampled"))
+        rows += [
+            f"| {words} with a schema, tokens/s over without | {spread(ratio)} |",
+            f"| the same, with every token sampled | {spread(sampled)} |",
+        ]
+    return [
+        f"{where(result)}; the last row {talk['machine']['date']}:",
+        "",
+        "| what | measured |",
+        "|-|-|",
+        *rows,
+        f"| conversation of {talk['settings']['turns']} turns, each of {min(computed)} to {max(computed)} new prompt "
+        f"tokens: all turns, and with each prompt computed again | {talk['cached']['median']:.1f} s, "
+        f"{talk['again']['median']:.1f} s |",
+    ]
+
+
+def soak() -> list[str]:
+    """Every feature at once."""
+    result = result_of("soak_mixed")
+    counts, usage = result["counts"], result["usage"]
+    memory, files = ([at[key] for at in usage] for key in ("rss_mib", "fds"))
+    said = f"{sum(counts.values()):,} operations of {len(counts)} kinds, {len(result['wrong'])} wrong"
+    memory_said = f"memory {memory[1]:.0f} MiB after a minute and {memory[-1]:.0f} at the end"
+    return [
+        f"{where(result)}, load {result['machine']['load']:.0f}: {said}, {len(result['stderr'])} bytes on stderr; "
+        f"{memory_said}, {min(files)} to {max(files)} file descriptors."
+    ]
+
+
+def first_minute() -> list[str]:
+    """README's first command where nothing is there."""
+    result = result_of("first_minute")
+    rows = (f"| {what} | {seconds:.1f} |" for what, seconds in result["seconds"].items())
+    return [f"{where(result)}:", "", "| environment | seconds |", "|-|-|", *rows]
+
+
 def result_of(name: str) -> dict[str, Any]:
     """What a benchmark wrote to bench/results."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return found
 
 
-def _machine(result: dict[str, Any]) -> str:
-    machine = result["machine"]
-    return (
-        f"{machine['date']}, {machine['cores']} cores of {machine['cpu']}, bundle {machine['bundle']}, "
-        f"{result['settings']['model']}"
-    )
+def where(result: dict[str, Any]) -> str:
+    """When, on what and with what a result was measured."""
+    machine, settings = result["machine"], result.get("settings", {})
+    parts = [machine["date"], f"{machine['cores']} cores of {machine['cpu']}"]
+    parts += [f"bundle {machine['bundle']}"] if "bundle" in machine else []
+    return ", ".join(parts + ([settings["model"]] if "model" in settings else []))
 
 
-def _spread(found: dict[str, Any]) -> str:
+def spread(found: dict[str, Any]) -> str:
+    """The median, its range and of how many rounds."""
     digits = 3 if found["median"] < 2 else 2
     low, high = found["min"], found["max"]
     return f"{found['median']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f}, n={found['n']})"
