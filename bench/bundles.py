@@ -23,7 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llcuda_ffi.hardware.cpu import cpu_features, cpu_name, usable_cores
+import report
+
+from llcuda_ffi.hardware.cpu import cpu_features, usable_cores
 
 _RATES = ("prompt", "answer")
 
@@ -107,22 +109,21 @@ def main() -> None:
     parser.add_argument("--peer", help="a Python that has llama-cpp-python")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    machine = {
-        "cpu": cpu_name(),
-        "features": cpu_features(),
-        "cores": usable_cores(),
-    }
-    report: dict[str, Any] = {"benchmark": "bundles", "machine": machine, "files": {}}
+    machine = report.host() | {"features": cpu_features()}
+    out: dict[str, Any] = {"benchmark": "bundles", "command": report.command(), "machine": machine, "files": {}}
     if options.json.exists():
-        report["files"] = json.loads(options.json.read_text())["files"]
+        before = json.loads(options.json.read_text())
+        out["files"] = before["files"]
+        if options.peer:  # beside what was measured then
+            out |= {"command": before["command"], "machine": before["machine"]}
     for path in options.models:
         if options.peer:
-            one = report["files"][path.stem]
+            one = out["files"][path.stem]
             one["peer"] = beside(options.peer, path, min(one["rows"], key=seconds), options.rounds)
         else:
-            report["files"][path.stem] = compare(path, options.rounds, options.cpu_time)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    printed(report["files"])
+            out["files"][path.stem] = compare(path, options.rounds, options.cpu_time)
+        options.json.write_text(json.dumps(out, indent=1) + "\n")
+    printed(out["files"])
 
 
 if __name__ == "__main__":
