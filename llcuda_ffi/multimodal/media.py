@@ -132,8 +132,8 @@ def read_sound(value: Any, sample_rate: int) -> Sound:
 
     Args:
         value: a path, the bytes of a WAV, FLAC, OGG or MP3 file, an open file, a "data:" URL, Base64, or a pair
-            (samples, rate) in either order: floats from -1 to 1, or integers of the whole range of their type, of shape
-            (n,), (n, channels) or (channels, n).
+            (samples, rate) in either order: floats from -1 to 1, or integers of 8, 16 or 32 bits and the whole range
+            of their type, of shape (n,), (n, channels) or (channels, n).
 
     Raises:
         InvalidRequest: none of these, a damaged file, or a sound that is too long.
@@ -147,6 +147,11 @@ def read_sound(value: Any, sample_rate: int) -> Sound:
             samples, rate = rate, samples
         samples = _array(samples, "sound")
         if samples.dtype.kind in "iu":
+            if samples.dtype.itemsize == 8:  # what a list of integers becomes: nothing says how loud they may be
+                raise InvalidRequest(
+                    f"a sound of {samples.dtype} does not say what its loudest sample is: give int16 or int32 "
+                    "(samples.astype('int16')), or floats from -1 to 1"
+                )
             middle = 0 if samples.dtype.kind == "i" else 1 << (8 * samples.dtype.itemsize - 1)
             samples = (samples - float(middle)) / float(np.iinfo(samples.dtype).max - middle)
     else:

@@ -21,7 +21,7 @@ from .sampling import sampling
 from .served_model import ServedModel
 from .state import Asked, ServerState
 from .token_logprobs import prompt_logprobs
-from .tool_fields import as_function_call, tool_options, with_tool_calls
+from .tool_fields import as_function_call, tool_options
 from .usage import FINISH, stream_options, timings_dict, total
 
 # what the chat layer itself gives to templates

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+from ..chat.tools.function_call import function_call
 from ..errors import InvalidRequest
 from .body import Fields
 
@@ -66,23 +66,8 @@ def _name(tool: Any) -> Any:
     return tool.get("function", tool).get("name") if isinstance(tool, dict) else None
 
 
-def with_tool_calls(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A conversation with the older `function_call` and role "function" written as tool calls."""
-    out, last = [], ""
-    for i, message in enumerate(messages):
-        changed = dict(message)
-        call = changed.pop("function_call", None)
-        if isinstance(call, dict):
-            last = f"call_{i}"
-            changed["tool_calls"] = [{"id": last, "type": "function", "function": call}]
-        elif message.get("role") == "function":
-            changed |= {"role": "tool", "tool_call_id": last}
-        out.append(changed)
-    return out
-
-
 def as_function_call(message: dict[str, Any]) -> None:
     """Write the tool call of a message or delta under the older name, in place."""
-    calls = message.pop("tool_calls", None)
-    if calls:
-        message["function_call"] = {k: v for k, v in calls[0]["function"].items() if v is not None}
+    call = function_call(message)
+    if message.pop("tool_calls", None):
+        message["function_call"] = call

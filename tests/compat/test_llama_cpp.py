@@ -110,6 +110,37 @@ call = out["choices"][0]["message"]["tool_calls"][0]["function"]
         "call['name'] == 'User' and '25' in call['arguments']",
     ),
     Snippet(
+        "functions streamed, and gone on with",
+        LOAD.replace("256", "512")
+        + """
+functions = [{"name": "User", "parameters": {"type": "object", "properties": {"age": {"enum": [25]}}, "required": ["age"]}}]
+messages = [{"role": "user", "content": "Extract Jason is 25"}]
+asked = {"functions": functions, "function_call": {"name": "User"}}
+deltas = [c["choices"][0]["delta"] for c in llm.create_chat_completion(messages, stream=True, **asked)]
+calls = [delta["function_call"] for delta in deltas if delta.get("function_call")]
+whole = llm.create_chat_completion(messages, **asked)["choices"][0]["message"]["function_call"]
+messages += [{"role": "assistant", "content": None, "function_call": whole}, {"role": "function", "name": "User", "content": "ok"}]
+out = llm.create_chat_completion(messages, max_tokens=2)
+""",
+        "[c['name'] for c in calls if 'name' in c] == ['User'] == [whole['name']]"
+        " and ''.join(c['arguments'] for c in calls).replace(' ', '') == whole['arguments'].replace(' ', '')"
+        " and all(('function_call' in d) == ('tool_calls' in d) for d in deltas) and out['choices']",
+    ),
+    Snippet(
+        "settings by place",
+        LOAD
+        + """
+a = llm.create_completion("Once", None, 3, 0.0, 0.9)["choices"][0]["text"]
+b = llm("Once", None, 3, 0.0)["choices"][0]["text"]
+streamed = llm("Once", None, 3, 0.0, 0.95, 0.05, 1.0, None, True, [], 0.0, 0.0, 1.0, 40, True)
+text = "".join(chunk["choices"][0]["text"] for chunk in streamed)
+chat = llm.create_chat_completion([{"role": "user", "content": "Hi"}], None, None, None, None, 0.0, max_tokens=2)
+""",
+        "a == b and text == 'Once' + a and chat['usage']['completion_tokens'] == 2",
+    ),
+    Snippet("twice", LOAD + "llm('Once', None, 3, max_tokens=4)", error="max_tokens twice"),
+    Snippet("too many by place", LOAD + "llm('Once', *[None] * 25)", error="takes 23"),
+    Snippet(
         "embedding",
         HEAD
         + "llm = Llama(model_path='./bert.gguf', embedding=True)\nout = llm.create_embedding('Hello, world!')\nmany = llm.create_embedding(['Hello', 'Goodbye'])",

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from llcuda_ffi import bundles
+from llcuda_ffi import bundles, lora
 from llcuda_ffi.errors import InvalidRequest, UnsupportedByBundle
 
+from ..lora.test_lora import peft_folder
 from ..support.child_process import run_child
 from ..support.tiny_model import make_tiny_llama
 from ..support.tiny_projector import make_tiny_projector, make_tiny_seer
@@ -170,6 +171,45 @@ print("kept")
 """,
     )
     assert out.strip() == "kept"
+
+
+def test_adapters_and_a_quantized_cache(folder: Path) -> None:
+    """An image's prompt is computed with the request's adapter, beside one without it, and nothing is reused from one
+    to the other; a KV cache of 8 bits gives nearly the same, also for a second question."""
+    lora.convert(peft_folder(folder / "peft"), folder / "text.gguf", folder / "adapter.gguf")
+    lora.merge(folder / "text.gguf", folder / "peft", folder / "merged.gguf")
+    make_tiny_seer(folder / "one_head.gguf", heads=1, heads_kv=1)  # of 32 numbers, a block of Q8_0
+    out = child(
+        folder,
+        """
+from llcuda_ffi import lora
+SEEING = {"bundle": "v0.6.0-cpu", "mmproj": folder / "idefics3.gguf", "n_ctx": 256, "n_parallel": 4}
+messages = ask(one)
+with Llama(folder / "merged.gguf", **SEEING) as llm:
+    merged = first(llm.chat(messages, **SET))
+with Llama(folder / "text.gguf", **SEEING) as llm:
+    plain = first(llm.chat(messages, **SET))
+    adapter = lora.load(llm, folder / "adapter.gguf")
+    for _ in range(2):
+        with ThreadPoolExecutor(2) as threads:
+            other = threads.submit(llm.chat, messages, **SET)
+            done = llm.chat(messages, lora=adapter, **SET)
+        assert np.abs(first(done) - merged).max() < 1e-3
+        assert np.abs(first(other.result()) - plain).max() < 1e-3
+    assert done.usage.cached_tokens == done.usage.prompt_tokens - 1, done.usage
+    assert llm.media.misses == 1
+assert np.abs(merged - plain).max() > 0.05, "the adapter changes nothing"
+with Llama(folder / "one_head.gguf", **SEEING) as llm:
+    plain = first(llm.chat(messages, **SET))
+with Llama(folder / "one_head.gguf", kv_type="q8_0", flash_attn=True, **SEEING) as llm:
+    a, b, c = (llm.chat(one, **SET) for one in (messages, messages, ask(one, text="and what is it?")))
+    assert np.abs(first(a) - plain).max() < 0.1, np.abs(first(a) - plain).max()
+    assert np.abs(first(b) - first(a)).max() < 0.05, np.abs(first(b) - first(a)).max()
+    assert b.usage.cached_tokens == b.usage.prompt_tokens - 1 and c.usage.cached_tokens > 20
+print("adapted")
+""",
+    )
+    assert out.strip() == "adapted"
 
 
 def test_what_is_refused(folder: Path) -> None:

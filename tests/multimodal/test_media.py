@@ -184,6 +184,8 @@ def test_sounds() -> None:
         assert np.abs(read_sound(value, 16_000).samples - wave).max() < 0.02
     for value, word in (
         ((np.zeros(0, np.float32), 16_000), "empty"),
+        (([0, 100, -100], 16_000), "int16 or int32"),
+        ((np.zeros(1600, np.uint64), 16_000), "int16 or int32"),
         ((np.zeros(1600, np.float32), "16000"), "rate"),
         ((np.zeros(5, complex), 16_000), "numbers"),
         ((np.zeros(1600, np.float32), 1), "rate"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import llama as engine
+from ...chat.tools.function_call import with_tool_calls
 from ...chat.tools.functions import Tool
 from ...core.adapter import LoraAdapter
 from ...embedder import Embedder
@@ -26,11 +27,14 @@ from .llama_grammar import LlamaGrammar
 from .llama_speculative import LlamaPromptLookupDecoding
 from .processors import LogitsProcessorList, StoppingCriteriaList
 from .settings import (
+    CHAT_ORDER,
+    COMPLETION_ORDER,
     ONLY_UNSET,
     check_unset,
     context_params,
     kv_type,
     model_params,
+    named,
     sampling_settings,
 )
 from .token_by_token import LlamaState, TokenByToken
@@ -172,23 +176,25 @@ class Llama(Tokens, TokenByToken):
 
     # --- completions ---
 
-    def __call__(self, prompt: str, suffix: str | None = None, **settings: Any) -> Any:
+    def __call__(self, prompt: str, suffix: str | None = None, *more: Any, **settings: Any) -> Any:
         """As create_completion."""
-        return self.create_completion(prompt, suffix, **settings)
+        return self.create_completion(prompt, suffix, *more, **settings)
 
     def create_completion(
-        self, prompt: str | Sequence[int], suffix: str | None = None, *, stream: bool = False, **settings: Any
+        self, prompt: str | Sequence[int], suffix: str | None = None, *more: Any, **settings: Any
     ) -> Any:
         """A completion as a dict, or with `stream` an iterator of dicts.
 
         Args:
             suffix: what comes after the completion; the model fills in what stands between.
+            *more: settings without their names, in llama-cpp-python's order: max_tokens, temperature, ….
             **settings: of llama-cpp-python's create_completion.
 
         Raises:
             UnknownSetting: a keyword that it does not take either.
         """
-        settings.setdefault("max_tokens", 16)
+        settings = {"max_tokens": 16, **named(more, COMPLETION_ORDER, settings, "create_completion")}
+        stream = settings.pop("stream", False)
         params = self._params(settings, "create_completion")
         if not isinstance(prompt, str):
             listed = isinstance(prompt, Iterable) and not isinstance(prompt, bytes)
@@ -221,9 +227,7 @@ class Llama(Tokens, TokenByToken):
         function_call: Any = None,
         tools: Sequence[Tool] | None = None,
         tool_choice: Any = None,
-        *,
-        response_format: Mapping[str, Any] | None = None,
-        stream: bool = False,
+        *more: Any,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool | None = None,
         **settings: Any,
@@ -233,7 +237,9 @@ class Llama(Tokens, TokenByToken):
         Raises:
             UnknownSetting: a keyword that llama-cpp-python's create_chat_completion does not take either.
         """
+        settings = named(more, CHAT_ORDER, settings, "create_chat_completion")
         settings = {"temperature": 0.2, "max_tokens": None, **settings}
+        stream, response_format = settings.pop("stream", False), settings.pop("response_format", None)
         params = self._params(settings, "create_chat_completion")
         if self._stop:
             params = params.replace(stop=[*params.stop, *self._stop])
@@ -246,14 +252,16 @@ class Llama(Tokens, TokenByToken):
         options: dict[str, Any] = {
             "tools": tools,
             "tool_choice": tool_choice or "auto",
+            "parallel_tool_calls": not functions,
             "response_format": response_format,
             "template": self._template,
             "chat_template_kwargs": chat_template_kwargs,
             "add_generation_prompt": add_generation_prompt,
         }
-        model = settings.get("model") or self.model_path
+        model, messages = settings.get("model") or self.model_path, with_tool_calls(messages)
         if stream:
-            return results.chat_dicts(self.llm.chat_stream(messages, params, **options), model)
+            chunks = self.llm.chat_stream(messages, params, **options)
+            return results.chat_dicts(chunks, model, bool(functions))
         return results.chat_dict(self.llm.chat(messages, params, **options), model, bool(functions))
 
     def create_chat_completion_openai_v1(self, *args: Any, **settings: Any) -> Any:

@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from ...chat.results import ChatChunk, ChatCompletion, usage_dict
+from ...chat.tools.function_call import function_call
 from ...core.vocab import Vocab
 from ...engine.results import Chunk, Completion, TokenLogprob
 
@@ -86,14 +87,13 @@ def chat_dict(done: ChatCompletion, model: str, function: bool) -> dict[str, Any
     """A chat completion; with `function` a call is told in the older form too."""
     out = {**done.to_dict(), "model": model}
     for choice in out["choices"]:
-        calls = choice["message"].get("tool_calls")
-        if function and calls:
-            choice["message"]["function_call"] = calls[0]["function"]
+        if function:
+            _add_function_call(choice["message"])
     return out
 
 
-def chat_dicts(chunks: Iterator[ChatChunk], model: str) -> Iterator[dict[str, Any]]:
-    """The pieces of a chat completion; the first one has the role."""
+def chat_dicts(chunks: Iterator[ChatChunk], model: str, function: bool) -> Iterator[dict[str, Any]]:
+    """The pieces of a chat completion; the first one has the role. With `function` as in chat_dict."""
     first = True
     for chunk in chunks:
         out = {**chunk.to_dict(), "model": model}
@@ -101,8 +101,17 @@ def chat_dicts(chunks: Iterator[ChatChunk], model: str) -> Iterator[dict[str, An
             first = False
             role = {**out["choices"][0], "delta": {"role": "assistant"}, "finish_reason": None, "logprobs": None}
             yield {**out, "choices": [role]}
+        if function:
+            _add_function_call(out["choices"][0]["delta"])
         if out["choices"][0]["delta"] or out["choices"][0]["finish_reason"] or out["choices"][0]["logprobs"]:
             yield out
+
+
+def _add_function_call(said: dict[str, Any]) -> None:
+    """Tell the call of a message or delta in the older form too, in place."""
+    call = function_call(said)
+    if call is not None:
+        said["function_call"] = call
 
 
 def embedding_dict(model: str, vectors: Sequence[Any], n_tokens: int) -> dict[str, Any]:

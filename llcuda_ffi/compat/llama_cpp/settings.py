@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.vocab import Vocab
@@ -46,6 +46,17 @@ SAMPLING = {
     "adaptive_decay": "adaptive_p_decay",
     "reasoning_budget": "max_reasoning_tokens",
 }
+# the order in which llama-cpp-python takes them without their names, after the prompt and suffix, and after tool_choice
+COMPLETION_ORDER = (
+    "max_tokens", "temperature", "top_p", "min_p", "typical_p", "logprobs", "echo", "stop", "frequency_penalty",
+    "presence_penalty", "repeat_penalty", "top_k", "stream", "seed", "tfs_z", "mirostat_mode", "mirostat_tau",
+    "mirostat_eta", "model", "stopping_criteria", "logits_processor", "grammar", "logit_bias",
+)  # fmt: skip
+CHAT_ORDER = (
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "stream", "stop", "seed", "response_format", "max_tokens",
+    "presence_penalty", "frequency_penalty", "repeat_penalty", "tfs_z", "mirostat_mode", "mirostat_tau",
+    "mirostat_eta", "model", "logits_processor", "grammar", "logit_bias", "logprobs", "top_logprobs",
+)  # fmt: skip
 # settings of this package's that it does not have
 _OURS = {f.name: f.name for f in dataclasses.fields(SamplingParams)} | SAMPLING
 # of the constructor: only the values that say nothing, and why
@@ -74,6 +85,21 @@ _KINDS = {
     "pooling_type": PoolingType,
     "split_mode": SplitMode,
 }
+
+
+def named(values: Sequence[Any], order: Sequence[str], settings: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """Settings with those that were given without their names.
+
+    Raises:
+        InvalidRequest: more than there are, or one that is given by its name too.
+    """
+    if len(values) > len(order):
+        raise InvalidRequest(f"{owner} takes {len(order)} settings without their names, not {len(values)}")
+    found = dict(zip(order, values, strict=False))
+    twice = [name for name in found if name in settings]
+    if twice:
+        raise InvalidRequest(f"{owner} was given {', '.join(twice)} twice: by place and by name")
+    return {**found, **settings}
 
 
 def sampling_settings(settings: Mapping[str, Any], vocab: Vocab, owner: str) -> SamplingParams:
