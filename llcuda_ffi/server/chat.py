@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..chat.request import ChatRequest
+from ..chat.tools.function_call import with_tool_calls
 from ..engine.results import Usage
 from ..errors import InvalidRequest
 from ..sampling_params import SamplingParams

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def with_tool_calls(messages: Sequence[Any]) -> Any:
-    """A conversation with the older `function_call` and role "function" written as tool calls; what is none, as it is."""
+    """A conversation with the older `function_call` and role "function" written as tool calls."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         return messages
     out: list[Any] = []
