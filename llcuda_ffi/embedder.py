@@ -16,7 +16,7 @@ from .core.model import Model
 from .embedding.options import EncodeOptions, encode_options
 from .embedding.precision import quantize_embeddings
 from .embedding.text_model import TextModel, check_texts
-from .embedding.vectors import normalized, to_tensor
+from .embedding.vectors import as_rows, normalized, to_tensor
 from .enums import PoolingType
 from .errors import InvalidRequest, UnsupportedModel
 from .fetch.progress import Progress, on_screen
@@ -182,7 +182,7 @@ class Embedder(TextModel):
             InvalidRequest: they are no vectors of numbers, or not of one width.
         """
         try:
-            left, right = (normalized(np.atleast_2d(np.asarray(one, np.float32))) for one in (a, b))
+            left, right = (normalized(np.atleast_2d(as_rows(one))) for one in (a, b))
             product: Array = left @ right.T
         except (TypeError, ValueError, OverflowError) as error:
             raise InvalidRequest(f"similarity() takes vectors of one width: {error}") from None

@@ -19,7 +19,7 @@ from ..enums import FlashAttnType, PoolingType
 from ..errors import ClosedError, ConcurrentUseError, ContextOverflow, InvalidRequest
 from ..hardware.cpu import usable_cores
 from ..native.one_process import OneProcess
-from ..params import ModelParams, checked, flag, integer, override
+from ..params import ModelParams, checked, flag, integer, override, shown
 from .packing import PackingQueue, open_contexts
 from .wordpiece import WordPiece, needs_wordpiece
 
@@ -243,7 +243,8 @@ def check_texts(texts: Iterable[str]) -> list[str]:
         InvalidRequest: something else is among them; the message names its index.
     """
     if isinstance(texts, (str, bytes)):
-        raise InvalidRequest("texts must be a list of str, not one text: put it in a list")
+        way = "put it in a list" if isinstance(texts, str) else "decode them"
+        raise InvalidRequest(f"texts must be a list of str, not one {type(texts).__name__}: {way}")
     if isinstance(texts, Mapping) or hasattr(texts, "columns"):
         raise InvalidRequest(f"texts must be a list of str, not a {type(texts).__name__}: give one of its columns")
     try:
@@ -252,5 +253,5 @@ def check_texts(texts: Iterable[str]) -> list[str]:
         raise InvalidRequest(f"texts must be a str or a list of str, not {type(texts).__name__}") from None
     for i, text in enumerate(found):
         if not isinstance(text, str):
-            raise InvalidRequest(f"text {i} must be a str, not {type(text).__name__}")
+            raise InvalidRequest(f"text {i} must be a str, not {type(text).__name__} ({shown(text)})")
     return found

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
+def as_rows(vectors: Any) -> Array:
+    """float32 of an array, a tensor or a list of vectors; also of a Series that holds one in each place."""
+    rows = np.asarray(vectors)
+    if rows.dtype.kind == "O" and rows.ndim == 1 and len(rows):
+        rows = np.stack([*rows])
+    return rows.astype(np.float32, copy=False)
+
+
 def normalized(vectors: Array) -> Array:
     """Rows of (n, dim) at length 1; zeros stay zeros."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -25,6 +25,19 @@ SNIPPETS = [
         "a['choices'] == b['choices']",
     ),
     Snippet(
+        "seeds as C casts them",
+        LOAD
+        + """
+hot = {"max_tokens": 12, "temperature": 3.0, "top_k": 0}
+drawn = [llm("One", seed=-1, **hot)["choices"][0]["text"] for _ in range(2)]
+llm.set_seed(2**32 + 5)
+same = [llm("One", **hot)["choices"][0]["text"], llm("One", seed=5, **hot)["choices"][0]["text"]]
+llm.set_seed(-1)
+drawn.append(llm("One", **hot)["choices"][0]["text"])
+""",
+        "len(set(drawn)) == 3 and same[0] == same[1]",
+    ),
+    Snippet(
         "mmap", HEAD + "llm = Llama('./model.gguf', use_mmap=False, n_gpu_layers=-1, n_threads=1)", "llm.n_embd() == 32"
     ),
     Snippet(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llcuda_ffi import Embedder
+from llcuda_ffi.compat.sentence_transformers.util import cos_sim
 from llcuda_ffi.embedding.precision import quantize_embeddings
 from llcuda_ffi.errors import InvalidRequest, MissingExtra, UnknownSetting
 from llcuda_ffi.hub import registry
@@ -119,6 +120,18 @@ def test_similarity(tiny: Embedder) -> None:
     assert found.shape == (4, 2)
     assert np.allclose(np.diag(found[:2]), 1, atol=1e-5)
     assert np.allclose(tiny.similarity(b[0], b), found[:1], atol=1e-5)
+    column = np.empty(len(a), object)  # as a Series of vectors is
+    column[:] = list(a)
+    assert np.array_equal(tiny.similarity(column, b), found)
+    assert np.array_equal(cos_sim(column, b), found)
+
+
+def test_what_is_no_text_is_shown(tiny: Embedder) -> None:
+    """A missing value of a column is told from other numbers, and bytes from a text."""
+    with pytest.raises(InvalidRequest, match=r"text 1 must be a str, not float \(nan\)"):
+        tiny.encode(["a", float("nan")])  # type: ignore[list-item]
+    with pytest.raises(InvalidRequest, match="one bytes: decode them"):
+        tiny.encode(b"a")  # type: ignore[arg-type]
 
 
 def test_tensor_without_torch(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from .settings import (
     ONLY_UNSET,
     check_unset,
     context_params,
+    drawn,
     kv_type,
     model_params,
     named,
@@ -54,7 +55,6 @@ _KNOWN = (
     "type_k", "type_v", "verbose", "chat_handler", "flash_attn_type", "kv_unified", "n_seq_max",
     *ONLY_UNSET,
 )  # fmt: skip
-_RANDOM = 0xFFFFFFFF  # llama.cpp's "draw a seed"
 
 
 @names_methods
@@ -102,8 +102,7 @@ class Llama(Tokens, TokenByToken):
             )
         if not isinstance(self.draft_model, (LlamaPromptLookupDecoding, type(None))):
             raise InvalidRequest("draft_model takes LlamaPromptLookupDecoding; llcuda_ffi.Llama(draft=…) takes a model")
-        seed = settings.get("seed", _RANDOM)
-        self._seed = None if seed in (None, -1, _RANDOM) else int(seed)
+        self._seed = drawn(settings.get("seed"))
         self._lora: Any = None
         self._embedder: Embedder | None = None
         self._llm: engine.Llama | None = None
@@ -283,15 +282,15 @@ class Llama(Tokens, TokenByToken):
 
     def _params(self, settings: Mapping[str, Any], owner: str) -> Any:
         params = sampling_settings(settings, self.llm.vocab, owner)
-        if params.seed is None and self._seed is not None:
+        if settings.get("seed") is None and self._seed is not None:
             params = params.replace(seed=self._seed)
         if "last_n_tokens_size" in self._settings and "penalty_last_n" not in settings:
             params = params.replace(penalty_last_n=self.last_n_tokens_size)
         return params if self._lora is None else params.replace(lora=self._lora)
 
     def set_seed(self, seed: int) -> None:
-        """The seed of what comes, where a call gives none."""
-        self._seed = seed
+        """The seed of what comes, where a call gives none; -1 draws one each time."""
+        self._seed = drawn(seed)
 
     # --- embeddings ---
 

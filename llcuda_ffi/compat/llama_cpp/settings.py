@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ...core.vocab import Vocab
 from ...enums import AttentionType, GGMLType, LoadMode, PoolingType, RopeScalingType, SplitMode
 from ...errors import InvalidRequest, UnsupportedModel
@@ -102,6 +104,14 @@ def named(values: Sequence[Any], order: Sequence[str], settings: Mapping[str, An
     return {**found, **settings}
 
 
+def drawn(seed: Any) -> Any:
+    """A seed as C casts it; None for -1 and 0xFFFFFFFF, for which libllama draws one."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        return seed
+    bits = int(seed) % 2**32
+    return None if bits == 2**32 - 1 else bits
+
+
 def sampling_settings(settings: Mapping[str, Any], vocab: Vocab, owner: str) -> SamplingParams:
     """The settings of one completion.
 
@@ -123,8 +133,8 @@ def sampling_settings(settings: Mapping[str, Any], vocab: Vocab, owner: str) -> 
         found["logprobs"] = settings.get("top_logprobs") or 0 if found["logprobs"] else None
     if isinstance(found.get("logit_bias"), Mapping):
         found["logit_bias"] = {int(token): bias for token, bias in found["logit_bias"].items()}
-    if isinstance(found.get("seed"), int):
-        found["seed"] %= 2**32 - 1
+    if "seed" in found:
+        found["seed"] = drawn(found["seed"])
     grammar = settings.get("grammar")
     if grammar is not None:
         if not isinstance(grammar, LlamaGrammar):

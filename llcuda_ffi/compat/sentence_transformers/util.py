@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...embedder import Embedder
-from ...embedding.vectors import to_tensor
+from ...embedding.vectors import as_rows, to_tensor
 
 
 def cos_sim(a: Any, b: Any) -> Any:
@@ -127,7 +127,7 @@ def _array(value: Any) -> Any:
         value = value.detach().cpu().numpy()
     elif isinstance(value, list) and value and hasattr(value[0], "detach"):
         value = [row.detach().cpu().numpy() for row in value]
-    return np.asarray(value, np.float32)
+    return as_rows(value)
 
 
 def _like(result: Any, *given: Any) -> Any:
