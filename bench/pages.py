@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from . import performance_tables, plots, tables
+from . import gpu_tables, performance_tables, plots, tables
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 Table = Callable[[], list[str]]
@@ -43,6 +43,9 @@ TABLES: dict[str, dict[str, Table]] = {
         "larger embeddings": lambda: tables.embeddings("embeddings_base"),
         "rows": tables.many_rows,
     },
+    "gpu": {"load": gpu_tables.load},
+    "measured_gpu": {"stream": gpu_tables.stream, "switches": gpu_tables.switches, "split": gpu_tables.split},
+    "server": {"cluster": gpu_tables.cluster},
     "llcuda": {"quantize": tables.quantized},
     "reliability": {"trial": tables.trial, "isolate": tables.isolate, "attacks": tables.attacks, "loop": tables.loop},
 }

@@ -28,7 +28,7 @@ from .speed import ANSWER, PROMPT
 CLOSE = 1.03  # within this a bundle that was listed earlier is kept: the default comes first
 # repacking takes these from the tiled kernels, which are faster at prompts
 _TILED = (GGMLType.Q4_K, GGMLType.Q2_K)
-# The newer libraries read these 1.2 to 2.4 times as fast where the processor has AVX2 and no AVX512, and half as fast
+# The newer libraries read these up to 2.4 times as fast where the processor has AVX2 and no AVX512, and half as fast
 # where it has; they answer about as fast (bench/bundles.py).
 _FASTER = (GGMLType.F16, GGMLType.BF16, GGMLType.Q5_K, GGMLType.Q6_K)
 _NEWER = "v0.6.0-cpu"

