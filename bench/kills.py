@@ -1,6 +1,7 @@
 """What writes files, killed at random moments, on a full disk, in a folder that cannot be written, with jumping clocks.
 
     python -m bench.kills [--kills 200] [--full 50] [--only NAME ...] [--seed 0]
+        [--json bench/results/kills.json]
 
 The operations are those of tests/package/test_killed.py, each in a process forked for it. After each kill (SIGKILL)
 the times of all that was left are set to random ones, up to ten years back or ahead, as by a clock that jumps; what
@@ -28,11 +29,14 @@ import traceback
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from llcuda_ffi.errors import LlcudaError
-from llcuda_ffi.hardware.cpu import cpu_name
 from tests.package.test_killed import HEAD, LONG, OPERATIONS
 from tests.support.tiny_model import make_tiny_llama
+
+from . import report
+from .tables import kill_rows
 
 EVERY = {**OPERATIONS, **LONG}
 READY, DONE = b"r", b"d"
@@ -174,12 +178,16 @@ def main() -> None:
     p.add_argument("--full", type=int, default=50, help="disks that are too small, every fifth of them read-only")
     p.add_argument("--only", nargs="+", default=list(EVERY), choices=list(EVERY), metavar="NAME")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the counts there too")
     given = p.parse_args()
     for module in _PYTHON_ONLY:
         importlib.import_module(module)
-    print(f"{time.strftime('%Y-%m-%d')}, {cpu_name()}, {os.cpu_count()} cores")
-    print("|operation|killed|ended before|full disk|read-only|next run went on|broken|failed|\n" + "|-" * 8 + "|")
-    wrong = 0
+    out: dict[str, Any] = {
+        "benchmark": "kills",
+        "command": report.command(),
+        "machine": report.host(),
+        "operations": {},
+    }
     for name in given.only:
         with tempfile.TemporaryDirectory() as folder:
             operation = Operation(name, Path(folder), given.seed)
@@ -190,11 +198,13 @@ def main() -> None:
             operation.clear()
             operation.full(given.full)
         n = operation.counts
-        bad = n["failed to go on"] + sum(count for what, count in n.items() if "no exception" in what)
-        wrong += n["broken"] + bad
-        cells = [n["killed"], n["killed too late"], n["full"], n["read-only"], n["went on"], n["broken"], bad]
-        print(f"|{name}|" + "|".join(map(str, cells)) + "|", flush=True)
-    raise SystemExit(wrong > 0)
+        failed = n["failed to go on"] + sum(count for what, count in n.items() if "no exception" in what)
+        counted = ("killed", "killed too late", "full", "read-only", "went on", "broken")
+        out["operations"][name] = {what: n[what] for what in counted} | {"failed": failed}
+        print(name, out["operations"][name], flush=True)
+    report.write(out, given.json)
+    print("\n".join(kill_rows(out["operations"])))
+    raise SystemExit(any(found["broken"] or found["failed"] for found in out["operations"].values()))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,13 @@ TABLES: dict[str, dict[str, Table]] = {
     "measured_gpu": {"stream": gpu_tables.stream, "switches": gpu_tables.switches, "split": gpu_tables.split},
     "server": {"cluster": gpu_tables.cluster},
     "llcuda": {"quantize": tables.quantized},
-    "reliability": {"trial": tables.trial, "isolate": tables.isolate, "attacks": tables.attacks, "loop": tables.loop},
+    "reliability": {
+        "trial": tables.trial,
+        "isolate": tables.isolate,
+        "kills": tables.kills,
+        "attacks": tables.attacks,
+        "loop": tables.loop,
+    },
 }
 
 

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shlex
 import statistics
 import sys
@@ -50,7 +51,7 @@ def command() -> str:
     if "--json" in words:
         at = words.index("--json")
         del words[at : at + 2]
-    words = [Path(word).name if Path(word).is_absolute() else word for word in words]
+    words = [re.sub(r"(^|=)/(?:[^/]+/)*", r"\1", word) for word in words]
     return shlex.join(["python", *([f"bench/{script}"] if spec is None else ["-m", spec.name]), *words])
 
 

@@ -165,6 +165,20 @@ def isolate() -> list[str]:
     return [f"{where(result)}:", "", *rows_of(["what", "in process", "isolated"], rows)]
 
 
+def kills() -> list[str]:
+    """What writes files, killed and without room."""
+    result = result_of("kills")
+    return [f"{where(result)}:", "", *kill_rows(result["operations"])]
+
+
+def kill_rows(operations: dict[str, dict[str, int]]) -> list[str]:
+    """How often each was killed, or had no room, and what came of it."""
+    keys = ("killed", "killed too late", "full", "read-only", "went on", "broken", "failed")
+    titles = ["operation", "killed while it ran", "just after", "on a full disk", "read-only", "next run went on"]
+    titles += ["broken", "no exception of ours, or not gone on"]
+    return rows_of(titles, ([name, *(str(found[key]) for key in keys)] for name, found in operations.items()))
+
+
 def attacks() -> list[str]:
     """The server under attack."""
     result = result_of("attacks")

@@ -43,6 +43,7 @@ def test_results(path: Path) -> None:
     result = json.loads(path.read_text(encoding="utf-8"))
     assert {"date", "cpu"} <= set(result["machine"])
     _check(result["command"])
+    assert not re.search(r"(?:^|[ =])/", result["command"]), "a path of one machine"
     users = [
         *PAGES,
         *(ROOT / "bench" / name for name in ("pages.py", "tables.py", "performance_tables.py", "gpu_tables.py")),
