@@ -29,7 +29,7 @@ _MOST_RESPONSES = 1000  # whose prompts are known
 # pieces of streams that go out in a second: through Ray's proxy each costs it and the ingress a millisecond together,
 # HAProxy takes them from the ingress' own socket
 _DIRECT = "1" in (os.environ.get("RAY_SERVE_ENABLE_HA_PROXY"), os.environ.get("RAY_SERVE_ENABLE_DIRECT_INGRESS"))
-_PIECES_PER_S = 3000 if _DIRECT else 600
+_PIECES_PER_S = 2000 if _DIRECT else 600
 
 _RESPONSE_ID = re.compile(rb'"id":"(resp_[^"]*)"')
 

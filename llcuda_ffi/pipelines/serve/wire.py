@@ -2,7 +2,8 @@
 come in frames.
 
 Ray carries the requests, chooses and counts, and says who died. A message of a stream through Ray takes half a
-millisecond of processor time on each side, a frame a few microseconds.
+millisecond of processor time on each side, a frame a few microseconds: those of one step of an engine go out together,
+and what has arrived is taken apart in one go.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import json
 import secrets
 import struct
 from dataclasses import dataclass
+from typing import cast
 
-_FRAME = struct.Struct("!IQB")  # bytes that follow, number of the answer, kind
-_LENGTH = struct.Struct("!I")  # of the notes, which a body's frame begins with
+_FRAME = struct.Struct("!IIQB")  # bytes of the notes and of the rest that follow, number of the answer, kind
 _HEAD, _BODY, _END = range(3)
 _SECRET_BYTES = 32
 _VERDICT_S = 10.0  # Ray says by then whether a replica died whose connection is gone
@@ -131,7 +132,7 @@ class Inbox:
         """
         async with self._opening:
             if self._server is None:
-                self._server = await asyncio.start_server(self._connected, host)
+                self._server = await asyncio.get_running_loop().create_server(self._connected, host)
         self._number += 1
         port = self._server.sockets[0].getsockname()[1]
         arriving = Arriving(Reply(host, port, self._secret, self._number))
@@ -147,29 +148,67 @@ class Inbox:
         if self._server is not None:
             self._server.close()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen: set[int] = set()  # answers that have begun here and not ended
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            if hmac.compare_digest(await reader.readexactly(_SECRET_BYTES), self._secret):
-                while True:
-                    size, number, kind = _FRAME.unpack(await reader.readexactly(_FRAME.size))
-                    data = await reader.readexactly(size) if size else b""
-                    if kind == _END:
-                        seen.discard(number)
-                    else:
-                        seen.add(number)
-                    arriving = self._arriving.get(number)
-                    if arriving is None:
-                        continue
-                    if kind == _BODY:
-                        start = _LENGTH.size + _LENGTH.unpack_from(data)[0]
-                        arriving.notes.append(data[_LENGTH.size : start])
-                        arriving.put(data[start:])
-                    else:
-                        arriving.put(_read_head(data) if kind == _HEAD else None)
-        writer.close()
+    def _connected(self) -> _Arrivals:
+        return _Arrivals(self._secret, self._arriving)
+
+
+class _Arrivals(asyncio.Protocol):
+    """One replica's connection."""
+
+    def __init__(self, secret: bytes, arriving: dict[int, Arriving]) -> None:
+        self._secret, self._arriving = secret, arriving
+        self._known = False  # the secret was right
+        self._seen: set[int] = set()  # answers that have begun here and not ended
+        self._buffer = bytearray()
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take the whole frames of what has come."""
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        if not self._known:
+            if len(buffer) < _SECRET_BYTES:
+                return
+            at = _SECRET_BYTES
+            self._known = hmac.compare_digest(bytes(buffer[:at]), self._secret)
+            if not self._known:
+                buffer.clear()
+                if self._transport is not None:
+                    self._transport.abort()
+                return
+        with memoryview(buffer) as view:
+            while len(view) - at >= _FRAME.size:
+                n_notes, size, number, kind = _FRAME.unpack_from(view, at)
+                start = at + _FRAME.size
+                end = start + n_notes + size
+                if end > len(view):
+                    break
+                self._take(number, kind, bytes(view[start : start + n_notes]), bytes(view[start + n_notes : end]))
+                at = end
+        del buffer[:at]
+
+    def _take(self, number: int, kind: int, notes: bytes, data: bytes) -> None:
+        if kind == _END:
+            self._seen.discard(number)
+        else:
+            self._seen.add(number)
+        arriving = self._arriving.get(number)
+        if arriving is None:
+            return
+        if kind == _BODY:
+            arriving.notes.append(notes)
+            arriving.put(data)
+        else:
+            arriving.put(_read_head(data) if kind == _HEAD else None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Whose answers had begun will not see their ends."""
         lost = ConnectionResetError("the connection from a replica was lost")
-        for number in seen:
+        for number in self._seen:
             if (arriving := self._arriving.get(number)) is not None:
                 asyncio.get_running_loop().call_later(_VERDICT_S, arriving.fail, lost)
 
@@ -178,7 +217,7 @@ class Outbox:
     """A replica's end: its connections to the ingresses that have asked it."""
 
     def __init__(self) -> None:
-        self._writers: dict[tuple[str, int, bytes], asyncio.StreamWriter] = {}
+        self._lines: dict[tuple[str, int, bytes], _Line] = {}
         self._connecting = asyncio.Lock()
 
     async def to(self, reply: Reply) -> Sending:
@@ -189,27 +228,45 @@ class Outbox:
         """
         place = (reply.host, reply.port, reply.secret)
         async with self._connecting:
-            writer = self._writers.get(place)
-            if writer is None or writer.is_closing():
-                self._writers = {key: old for key, old in self._writers.items() if not old.is_closing()}
+            line = self._lines.get(place)
+            if line is None or line.writer.is_closing():
+                self._lines = {key: old for key, old in self._lines.items() if not old.writer.is_closing()}
                 _, writer = await asyncio.open_connection(reply.host, reply.port)
                 writer.write(reply.secret)
-                self._writers[place] = writer
-        return Sending(writer, reply.number)
+                line = self._lines[place] = _Line(writer)
+        return Sending(line, reply.number)
 
     async def close(self) -> None:
         """End the connections."""
-        for writer in self._writers.values():
-            writer.close()
+        for line in self._lines.values():
+            line.flush()
+            line.writer.close()
             with contextlib.suppress(OSError):
-                await writer.wait_closed()
+                await line.writer.wait_closed()
+
+
+class _Line:
+    """A connection, on which what is put within one turn of the event loop goes out in one piece."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        self._frames: list[bytes] = []
+
+    def put(self, *parts: bytes) -> None:
+        if not self._frames:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._frames += parts
+
+    def flush(self) -> None:
+        frames, self._frames = self._frames, []
+        self.writer.write(b"".join(frames))
 
 
 class Sending:
     """An answer on its way to the ingress."""
 
-    def __init__(self, writer: asyncio.StreamWriter, number: int) -> None:
-        self._writer, self._number = writer, number
+    def __init__(self, line: _Line, number: int) -> None:
+        self._line, self._number = line, number
 
     async def head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """The answer's head; OSError where the connection is lost, as below."""
@@ -218,17 +275,18 @@ class Sending:
 
     async def body(self, data: bytes, notes: bytes = b"") -> None:
         """A piece of its body, and what the ingress is to know beside it: both arrive, or neither."""
-        await self._send(_BODY, _LENGTH.pack(len(notes)) + notes + data)
+        await self._send(_BODY, data, notes)
 
     async def end(self) -> None:
         """It is whole."""
         await self._send(_END, b"")
 
-    async def _send(self, kind: int, data: bytes) -> None:
-        if self._writer.is_closing():
+    async def _send(self, kind: int, data: bytes, notes: bytes = b"") -> None:
+        writer = self._line.writer
+        if writer.is_closing():
             raise ConnectionResetError("the connection to the ingress was lost")
-        self._writer.write(_FRAME.pack(len(data), self._number, kind) + data)
-        await self._writer.drain()
+        self._line.put(_FRAME.pack(len(notes), len(data), self._number, kind), notes, data)
+        await writer.drain()
 
 
 def _read_head(data: bytes) -> Head:
