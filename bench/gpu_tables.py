@@ -83,15 +83,32 @@ def cluster() -> list[str]:
     """Ray Serve beside servers without it."""
     rows = []
     for name, what in (
-        ("gpu", "1B shape, Q4_K_M, a GPU and 64 slots each"),
-        ("cpu", "0.2B shape on 4 CPU threads and 8 slots each"),
+        ("scaling_gpu", "1B shape, Q4_K_M, a GPU and 64 slots each"),
+        ("cluster_cpu", "0.2B shape on 4 CPU threads and 8 slots each"),
     ):
-        result = result_of(f"h200x2/scaling_{name}")
+        result = result_of(f"h200x2/{name}")
         for n, row in result["ratios"].items():
             rates = [f"{row['tokens_per_s']:,.0f}", f"{row['of_linear']:.2f}"]
             rates += [f"{row['without_ray']:,.0f}", f"{row['of_linear_without_ray']:.2f}"]
-            rows.append([what, n, *rates, f"{row['cached']:.1%}"])
-    machine = result["machine"]
+            rows.append([what, n, *rates])
     titles = ["model", "replicas", "tokens/s", "of linear", "as many `llcuda-ffi serve`, no Ray", "of linear"]
-    titles += ["cached share of later turns' prompts"]
-    return [f"{machine['date']}, 2 NVIDIA H200, {machine['cores']} cores:", "", *rows_of(titles, rows)]
+    return [_cluster_machine("scaling_gpu"), "", *rows_of(titles, rows)]
+
+
+def ends() -> list[str]:
+    """The same clusters when a replica is killed, when they grow, and what conversations find cached."""
+    rows = []
+    for name in ("cluster_gpu", "cluster_cpu"):
+        result = result_of(f"h200x2/{name}")
+        kill, grown, n = result["kill"], result["autoscale"], max(result["ratios"], key=int)
+        rows.append([
+            f"{n} replicas, {result['settings']['device']}", f"{kill['lost']} of {kill['requests']}",
+            f"{kill['replaced_s']:.1f} s", f"{grown['seconds']:.1f} s", f"{result['ratios'][n]['cached']:.0%}",
+        ])  # fmt: skip
+    titles = ["cluster", "answers lost with a killed replica", "a new one after", "from one to all under load"]
+    return [_cluster_machine("cluster_gpu"), "", *rows_of([*titles, "cached share of later turns' prompts"], rows)]
+
+
+def _cluster_machine(name: str) -> str:
+    machine = result_of(f"h200x2/{name}")["machine"]
+    return f"{machine['date']}, 2 NVIDIA H200, {machine['cores']} cores:"

@@ -45,7 +45,7 @@ TABLES: dict[str, dict[str, Table]] = {
     },
     "gpu": {"load": gpu_tables.load},
     "measured_gpu": {"stream": gpu_tables.stream, "switches": gpu_tables.switches, "split": gpu_tables.split},
-    "server": {"cluster": gpu_tables.cluster},
+    "server": {"cluster": gpu_tables.cluster, "cluster, ends": gpu_tables.ends},
     "llcuda": {"quantize": tables.quantized},
     "reliability": {
         "trial": tables.trial,

@@ -48,8 +48,7 @@ def test_results(path: Path) -> None:
         *PAGES,
         *(ROOT / "bench" / name for name in ("pages.py", "tables.py", "performance_tables.py", "gpu_tables.py")),
     ]
-    name = path.stem.rpartition("_")[0] if path.stem.startswith("scaling_") else path.stem
-    assert any(re.search(rf"\b{name}\b|\b{name}_", user.read_text(encoding="utf-8")) for user in users)
+    assert any(re.search(rf"\b{path.stem}\b|\b{path.stem}_", user.read_text(encoding="utf-8")) for user in users)
 
 
 @pytest.mark.parametrize("path", [*PAGES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
