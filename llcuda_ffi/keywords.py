@@ -176,7 +176,8 @@ def names_methods(cls: _Class) -> _Class:
         plain = f"{type(self).__name__!r} object has no attribute {name!r}"
         if name in METHODS_ELSEWHERE:
             meant = METHODS_ELSEWHERE[name]
-            plain += f": {meant}" if meant.startswith("not ") else f": here it is {meant}"
+            where = "in llcuda_ffi's own classes" if ".compat." in type(self).__module__ else "here"
+            plain += f": {meant}" if meant.startswith("not ") else f": {where} it is {meant}"
         elif not name.startswith("_") and (near := nearest(name, dir(type(self)))):
             plain += f": did you mean {' or '.join(near)}?"
         raise AttributeError(plain)

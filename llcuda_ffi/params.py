@@ -72,9 +72,10 @@ _UNITS = {
 
 def byte_size(name: str, value: object) -> int:
     """`value` as a number of bytes: an integer, or a text such as "16GiB" or "500 MB"; or InvalidRequest."""
-    if not isinstance(value, str):
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return integer(name, value, 0, 1 << 62)
-    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([a-z]*)", value.strip().lower())
+    text = value.strip().lower() if isinstance(value, str) else ""
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([a-z]*)", text)
     if found is None or found[2] not in _UNITS:
         raise InvalidRequest(f"{name} must be a number of bytes, such as 1000000 or '16GiB', not {shown(value)}")
     return integer(name, int(float(found[1]) * _UNITS[found[2]]), 0, 1 << 62)

@@ -18,9 +18,9 @@ Array = npt.NDArray[Any]
 def as_rows(vectors: Any) -> Array:
     """float32 of an array, a tensor or a list of vectors; also of a Series that holds one in each place."""
     rows = np.asarray(vectors)
-    if rows.dtype.kind == "O" and rows.ndim == 1 and len(rows):
-        rows = np.stack([*rows])
-    return rows.astype(np.float32, copy=False)
+    if rows.dtype.kind == "O":
+        rows = np.asarray(rows.tolist(), np.float32)
+    return rows.astype(np.float32, casting="same_kind", copy=False)
 
 
 def normalized(vectors: Array) -> Array:

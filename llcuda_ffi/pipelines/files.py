@@ -76,6 +76,7 @@ def embed_file(
         parquet()
     if not origin.is_file():
         raise InvalidRequest(f"there is no file {origin}")
+    next(read_texts(origin, column), None)  # a wrong format or column is told before anything is written
     if not final.absolute().parent.is_dir():
         raise InvalidRequest(f"there is no folder {final.absolute().parent} for the result")
     work = final.with_name(final.name + ".parts")

@@ -21,8 +21,20 @@ SNIPPETS = [
     Snippet("n_ctx=0", HEAD + "llm = Llama(model_path='./model.gguf', n_ctx=0, verbose=False)", "llm.n_ctx() == 512"),
     Snippet(
         "seed",
-        HEAD + "llm = Llama('./model.gguf', seed=1337)\na = llm('One')\nb = llm('One')",
-        "a['choices'] == b['choices']",
+        LOAD
+        + """
+ask = {"max_tokens": 8, "temperature": 3.0}
+text = lambda **more: llm("One", **ask, **more)["choices"][0]["text"]
+assert text(seed=1337) == text(seed=1337)
+llm.set_seed(1337)
+state = llm.save_state()
+first, second = text(), text()
+llm.load_state(state)
+third = text()
+llm.set_seed(1337)
+fourth = text()
+""",
+        "first != second and first == third == fourth and state.seed == 1337",
     ),
     Snippet(
         "seeds as C casts them",
@@ -30,8 +42,7 @@ SNIPPETS = [
         + """
 hot = {"max_tokens": 12, "temperature": 3.0, "top_k": 0}
 drawn = [llm("One", seed=-1, **hot)["choices"][0]["text"] for _ in range(2)]
-llm.set_seed(2**32 + 5)
-same = [llm("One", **hot)["choices"][0]["text"], llm("One", seed=5, **hot)["choices"][0]["text"]]
+same = [llm("One", seed=seed, **hot)["choices"][0]["text"] for seed in (5, 2**32 + 5)]
 llm.set_seed(-1)
 drawn.append(llm("One", **hot)["choices"][0]["text"])
 """,
@@ -151,6 +162,14 @@ chat = llm.create_chat_completion([{"role": "user", "content": "Hi"}], None, Non
 """,
         "a == b and text == 'Once' + a and chat['usage']['completion_tokens'] == 2",
     ),
+    Snippet(
+        "token by token, by place",
+        LOAD
+        + "llm.eval([5, 6])\na = llm.sample(40, 0.95, 0.05, 1.0, 0.0)\nb = next(llm.generate([5, 6], 40, 0.95, 0.05, 1.0, 0.0))",
+        "a == b",
+    ),
+    Snippet("no grammar file", HEAD + "LlamaGrammar.from_file('./none.gbnf')", error="cannot be read"),
+    Snippet("no schema", HEAD + "LlamaGrammar.from_json_schema('{')", error="JSON text of a schema"),
     Snippet("twice", LOAD + "llm('Once', None, 3, max_tokens=4)", error="max_tokens twice"),
     Snippet("too many by place", LOAD + "llm('Once', *[None] * 25)", error="takes 23"),
     Snippet(

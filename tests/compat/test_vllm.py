@@ -66,6 +66,21 @@ for output in outputs:
         "seed=7, max_tokens=4",
         "out.token_ids == llm.generate('Once upon a time', SamplingParams(seed=7, max_tokens=4))[0].outputs[0].token_ids",
     ),
+    sampled("seed=2**40, max_tokens=4", "len(out.token_ids) <= 4"),
+    Snippet(
+        "seed of an LLM",
+        HEAD
+        + """
+hot = SamplingParams(temperature=3.0, max_tokens=8, ignore_eos=True)
+made = []
+for _ in range(2):
+    with LLM('model.gguf', max_model_len=128, seed=42) as llm:
+        made.append([o.outputs[0].text for o in llm.generate(['a', 'a', 'a'], hot)])
+""",
+        "made[0] == made[1] and len(set(made[0])) == 3",
+    ),
+    Snippet("out of range", HEAD + "SamplingParams(temperature=-1)", error="temperature must be"),
+    Snippet("no JSON", HEAD + "SamplingParams(structured_outputs=StructuredOutputsParams(json='{'))", error="not JSON"),
     sampled("stop=None, max_tokens=4", "out.stop_reason is None"),
     sampled(
         "prompt_logprobs=1, logprobs=2, max_tokens=3",

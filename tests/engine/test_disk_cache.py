@@ -262,6 +262,6 @@ def test_byte_size(text: str | int, n: int) -> None:
 
 @pytest.mark.parametrize("bad", ["GiB", "-1", "1e9", "5 parsecs", None, 1.5, True])
 def test_no_byte_size(bad: Any) -> None:
-    """What is no size is refused."""
-    with pytest.raises(InvalidRequest):
+    """What is no size is refused, and told how it is written."""
+    with pytest.raises(InvalidRequest, match=r"16GiB|from 0 to"):
         byte_size("x", bad)

@@ -143,3 +143,4 @@ def test_bad_names(tmp_path: Path, embedder: Embedder) -> None:
             embed_file(embedder, *arguments)
     with pytest.raises(InvalidRequest, match="no column"):
         embed_file(embedder, source, tmp_path / "out.npy", column="body")
+    assert embed_file(embedder, source, tmp_path / "out.npy").rows == len(ROWS)  # nothing was left that hinders it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -282,14 +283,17 @@ class Llama(Tokens, TokenByToken):
 
     def _params(self, settings: Mapping[str, Any], owner: str) -> Any:
         params = sampling_settings(settings, self.llm.vocab, owner)
-        if settings.get("seed") is None and self._seed is not None:
+        if settings.get("seed") is not None:
+            self._seed = params.seed
+        elif self._seed is not None:  # calls after each other differ, and the same ones again give the same
+            self._seed = random.Random(self._seed).randrange(2**32 - 1)
             params = params.replace(seed=self._seed)
         if "last_n_tokens_size" in self._settings and "penalty_last_n" not in settings:
             params = params.replace(penalty_last_n=self.last_n_tokens_size)
         return params if self._lora is None else params.replace(lora=self._lora)
 
     def set_seed(self, seed: int) -> None:
-        """The seed of what comes, where a call gives none; -1 draws one each time."""
+        """What the seeds of the next calls are made from, where they give none; -1 draws them."""
         self._seed = drawn(seed)
 
     # --- embeddings ---
@@ -344,7 +348,7 @@ class Llama(Tokens, TokenByToken):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "state")
             self.llm.save_state(path)
-            return LlamaState(path.read_bytes(), tuple(self.eval_tokens))
+            return LlamaState(path.read_bytes(), tuple(self.eval_tokens), self._seed)
 
     def load_state(self, state: LlamaState) -> None:
         """Go on from a state."""
@@ -352,7 +356,7 @@ class Llama(Tokens, TokenByToken):
             path = Path(folder, "state")
             path.write_bytes(state.data)
             self.llm.load_state(path)
-        self.eval_tokens = list(state.input_ids)
+        self.eval_tokens, self._seed = list(state.input_ids), state.seed
 
     def set_cache(self, cache: Any) -> None:
         """Nothing changes: prefixes that were computed are always reused (see LlamaRAMCache)."""

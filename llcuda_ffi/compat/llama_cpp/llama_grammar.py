@@ -28,13 +28,27 @@ class LlamaGrammar:
 
     @classmethod
     def from_file(cls, file: str | os.PathLike[str], verbose: bool = True) -> LlamaGrammar:
-        """A GBNF grammar from a file."""
-        return cls.from_string(Path(file).read_text(encoding="utf-8"), verbose)
+        """A GBNF grammar from a file.
+
+        Raises:
+            InvalidRequest: it cannot be read.
+        """
+        try:
+            return cls.from_string(Path(file).read_text(encoding="utf-8"), verbose)
+        except (OSError, ValueError) as error:
+            raise InvalidRequest(f"the grammar file {file} cannot be read: {error}") from None
 
     @classmethod
     def from_json_schema(cls, json_schema: str, verbose: bool = True) -> LlamaGrammar:
-        """JSON of a schema, given as JSON text."""
-        return cls(settings={"json_schema": json.loads(json_schema)})
+        """JSON of a schema, given as JSON text.
+
+        Raises:
+            InvalidRequest: it is not JSON.
+        """
+        try:
+            return cls(settings={"json_schema": json.loads(json_schema)})
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(f"json_schema must be the JSON text of a schema: {error}") from None
 
     @property
     def grammar(self) -> str | None:

@@ -59,6 +59,15 @@ CHAT_ORDER = (
     "presence_penalty", "frequency_penalty", "repeat_penalty", "tfs_z", "mirostat_mode", "mirostat_tau",
     "mirostat_eta", "model", "logits_processor", "grammar", "logit_bias", "logprobs", "top_logprobs",
 )  # fmt: skip
+SAMPLE_ORDER = (
+    "top_k", "top_p", "min_p", "typical_p", "temp", "repeat_penalty", "frequency_penalty", "presence_penalty", "tfs_z",
+    "mirostat_mode", "mirostat_eta", "mirostat_tau", "penalize_nl", "logits_processor", "grammar", "idx",
+)  # fmt: skip
+GENERATE_ORDER = (
+    "top_k", "top_p", "min_p", "typical_p", "temp", "repeat_penalty", "reset", "frequency_penalty", "presence_penalty",
+    "tfs_z", "mirostat_mode", "mirostat_tau", "mirostat_eta", "penalize_nl", "logits_processor", "stopping_criteria",
+    "grammar",
+)  # fmt: skip
 # settings of this package's that it does not have
 _OURS = {f.name: f.name for f in dataclasses.fields(SamplingParams)} | SAMPLING
 # of the constructor: only the values that say nothing, and why

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InvalidRequest
+from .settings import GENERATE_ORDER, SAMPLE_ORDER, named
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class LlamaState:
     Attributes:
         data: as llcuda_ffi.Llama.save_state writes it.
         input_ids: the tokens of `eval` and `generate`.
+        seed: what the seeds of the next calls are made from.
     """
 
     data: bytes
     input_ids: tuple[int, ...]
+    seed: int | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -80,27 +83,34 @@ class TokenByToken:
         self.llm.generate([*self.eval_tokens, *tokens], max_tokens=0)
         self.eval_tokens += map(int, tokens)
 
-    def sample(self, *, idx: int | None = None, penalize_nl: bool = True, **settings: Any) -> int:
+    def sample(self, *more: Any, **settings: Any) -> int:
         """The next token after what `eval` was given; it is not added.
 
         Args:
-            idx: after so many tokens of them.
-            penalize_nl: taken, and without effect: penalties are for all tokens.
+            *more: settings without their names, in llama-cpp-python's order: top_k, top_p, min_p, ….
+            **settings: idx: after so many tokens of them; penalize_nl: taken, and without effect, as penalties are
+                for all tokens; and those of a completion.
         """
+        settings = named(more, SAMPLE_ORDER, settings, "sample")
+        idx, _ = settings.pop("idx", None), settings.pop("penalize_nl", None)
         params = self._params({**settings, "max_tokens": 1}, "sample")
         tokens = self.eval_tokens if idx is None else self.eval_tokens[: idx + 1]
         token: int = self.llm.generate(list(tokens), params).token_ids[0]
         return token
 
     def generate(
-        self, tokens: Sequence[int], *, reset: bool = True, stopping_criteria: Any = None, **settings: Any
+        self, tokens: Sequence[int], *more: Any, **settings: Any
     ) -> Generator[int, Sequence[int] | None, None]:
         """Tokens that follow, one by one, to the context's end; what is sent to the generator is added before the next.
 
         Args:
-            stopping_criteria: functions (token ids, logits) that end it; the logits are not told here, and zero.
+            *more: settings without their names, in llama-cpp-python's order: top_k, top_p, min_p, ….
+            **settings: reset: start a new sequence, by default; stopping_criteria: functions (token ids, logits) that
+                end it, where the logits are not told, and zero; and those of `sample`.
         """
-        if reset:
+        settings = named(more, GENERATE_ORDER, settings, "generate")
+        stopping_criteria = settings.pop("stopping_criteria", None)
+        if settings.pop("reset", True):
             self.reset()
         self.eval(tokens)
         unknown = np.zeros(self.llm.vocab.n_tokens, np.float32)

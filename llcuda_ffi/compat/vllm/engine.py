@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from .outputs import (
     ScoringRequestOutput,
     request_output,
 )
-from .sampling_params import BeamSearchParams, PoolingParams, SamplingParams, check_params
+from .sampling_params import BeamSearchParams, PoolingParams, SamplingParams, check_params, drawn
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ class LLM:
         """
         self.model = model
         self._settings = engine_settings(settings, "LLM")
-        self._seed = settings.get("seed")
+        seed = drawn(settings.get("seed"))
+        self._seeds = None if seed is None else random.Random(seed)
         self._template: str | None = settings.get("chat_template")
         self._pooling = settings.get("task") in ("embed", "embedding", "score") or settings.get("runner") == "pooling"
         self._numbers = map(str, itertools.count())
@@ -313,8 +315,8 @@ class LLM:
 
     def _here(self, params: SamplingParams, n_prompt: int, lora: Any) -> engine_params.SamplingParams:
         here = params.here(n_prompt)
-        if here.seed is None and self._seed is not None:
-            here = here.replace(seed=self._seed)
+        if params.seed is None and self._seeds is not None:  # each request its own, the same ones in every run
+            here = here.replace(seed=self._seeds.randrange(2**32 - 1))
         return here if lora is None else here.replace(lora=lora)
 
     def _lora(self, asked: LoRARequest | None) -> LoraAdapter | None:

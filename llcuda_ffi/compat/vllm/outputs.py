@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ...core.vocab import Vocab
 from ...engine.results import Completion, TokenLogprob
 
@@ -70,9 +73,9 @@ class Embedding:
     embedding: list[float]
 
     @property
-    def data(self) -> list[float]:
-        """As `embedding`."""
-        return self.embedding
+    def data(self) -> npt.NDArray[np.float32]:
+        """As `embedding`, an array where vLLM has a tensor."""
+        return np.array(self.embedding, np.float32)
 
     @property
     def hidden_size(self) -> int:

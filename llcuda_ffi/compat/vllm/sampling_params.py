@@ -50,7 +50,10 @@ class StructuredOutputsParams:
                 raise InvalidRequest(f"{name} is not supported: give a regex, a grammar, or tools of a chat")
         given = {"json_schema": self.json, "regex": self.regex, "choices": self.choice, "grammar": self.grammar}
         if isinstance(self.json, str):
-            given["json_schema"] = json.loads(self.json)
+            try:
+                given["json_schema"] = json.loads(self.json)
+            except ValueError as error:
+                raise InvalidRequest(f"json= is a text that is not JSON: {error}") from None
         if self.json_object:
             given["json_schema"] = {"type": "object"}
         return {name: value for name, value in given.items() if value is not None}
@@ -78,7 +81,11 @@ class SamplingType(IntEnum):
 @names_unknown
 @dataclass
 class SamplingParams:
-    """vLLM's SamplingParams, with its defaults (max_tokens=16, temperature=1, no top_k, no min_p)."""
+    """vLLM's SamplingParams, with its defaults (max_tokens=16, temperature=1, no top_k, no min_p).
+
+    Raises:
+        InvalidRequest: a value is out of range.
+    """
 
     n: int = 1
     best_of: int | None = None
@@ -116,6 +123,9 @@ class SamplingParams:
     skip_reading_prefix_cache: bool | None = None
     thinking_token_budget: int | None = None
     repetition_detection: None = None
+
+    def __post_init__(self) -> None:
+        self.here(0)  # what is out of range is told where it is written
 
     @classmethod
     def from_optional(cls, **settings: Any) -> SamplingParams:
@@ -158,13 +168,20 @@ class SamplingParams:
             stop_token_ids=self.stop_token_ids or (),
             bad_words=self.bad_words or (),
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
-            seed=None if self.seed == -1 else self.seed,
+            seed=drawn(self.seed),
             max_reasoning_tokens=self.thinking_token_budget,
             prefix_cache=not self.skip_reading_prefix_cache,
             logits_processors=[processor(one, n_prompt) for one in self.logits_processors or ()],
             overflow="stop",
             **(shape.settings() if shape is not None else {}),
         )
+
+
+def drawn(seed: Any) -> Any:
+    """A seed of 64 bits as one of libllama's; -1 draws one."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        return seed
+    return None if seed == -1 else int(seed) % (2**32 - 1)
 
 
 @names_unknown
