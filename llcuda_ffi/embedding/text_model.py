@@ -243,8 +243,8 @@ def check_texts(texts: Iterable[str]) -> list[str]:
         InvalidRequest: something else is among them; the message names its index.
     """
     if isinstance(texts, (str, bytes)):
-        way = "put it in a list" if isinstance(texts, str) else "decode them"
-        raise InvalidRequest(f"texts must be a list of str, not one {type(texts).__name__}: {way}")
+        given = "one text: put it in a list" if isinstance(texts, str) else "bytes: decode them"
+        raise InvalidRequest(f"texts must be a list of str, not {given}")
     if isinstance(texts, Mapping) or hasattr(texts, "columns"):
         raise InvalidRequest(f"texts must be a list of str, not a {type(texts).__name__}: give one of its columns")
     try:

@@ -54,7 +54,7 @@ class DiskStore:
         """Open or make the folder, for this user alone.
 
         Raises:
-            InvalidRequest: it belongs to somebody else, or others may write or read it.
+            InvalidRequest: it cannot be made, belongs to somebody else, or others may write or read it.
         """
         self.folder, self.budget = folder, budget
         _own(folder)
@@ -170,8 +170,14 @@ def _mine(state: os.stat_result) -> bool:
 
 def _own(folder: Path) -> None:
     """Make a folder for this user alone, or refuse one that is not."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state = os.lstat(folder)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = os.lstat(folder)
+    except OSError as error:
+        raise InvalidRequest(
+            f"the disk cache's folder {folder} cannot be made ({error.strerror or error}): mend that, or set "
+            "LLCUDA_FFI_DISK_CACHE to a folder of yours"
+        ) from None
     if not stat.S_ISDIR(state.st_mode) or not _mine(state) or (os.name == "posix" and state.st_mode & 0o077):
         raise InvalidRequest(
             f"{folder} is not this user's own folder, closed to others (mode 0700): a cache that others could write "

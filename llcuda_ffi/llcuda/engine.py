@@ -122,7 +122,8 @@ class InferenceEngine:
             llm = _open(path, {**arguments, **settings}, n_parallel)
             if told:
                 placed = str(llm.model.placement) or "on the CPU"
-                print(f"{path.name}: {llm.model.description}, n_ctx {llm.n_ctx}, {placed}", file=sys.stderr)
+                weights = f"{llm.model.architecture}, {llm.model.n_params / 1e6:,.0f} million weights"
+                print(f"{path.name}: {weights}, n_ctx {llm.n_ctx}, {placed}", file=sys.stderr)
             return llm
 
         self.model_path = path

@@ -131,6 +131,10 @@ def test_only_our_own_folder(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(InvalidRequest, match="own folder"):
         Llama(model(tmp_path), **SETTINGS)
     folder.unlink()
+    folder.write_text("a file is in its place")
+    with pytest.raises(InvalidRequest, match=r"cannot be made .*LLCUDA_FFI_DISK_CACHE"):
+        Llama(model(tmp_path), **SETTINGS)
+    folder.unlink()
     with Llama(model(tmp_path), **SETTINGS) as llm:
         llm.generate(PROMPT, **MORE)
     for path in (folder, *folder.rglob("*")):
