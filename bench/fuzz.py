@@ -1,6 +1,6 @@
 """Mutated models, adapters, saved states, projectors and media, opened as a user would: what becomes of the process.
 
-    python -m bench.fuzz --seconds 600 --first 0
+    python -m bench.fuzz --seconds 600 --first 0 [--json bench/results/fuzz.json]
 
 Each seed is one file (gguf_mutations.py and hostile_media.py of tests/support). The process opens and uses it: it
 must answer or raise one of ours within 20 seconds. Prints the counts: `ok`, `refused` (by the preflight or by
@@ -18,10 +18,13 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.support.gguf_fuzz import STATE_KINDS, Worker, mutated, mutated_adapter, mutated_state
 from tests.support.gguf_worker import Base
 from tests.support.hostile_media import mutated_medium, mutated_projector
+
+from . import report
 
 
 def maker(kind: str, folder: Path, base: str) -> Callable[[int], bytes]:
@@ -42,6 +45,7 @@ def main() -> None:
     parser.add_argument("--base", choices=STATE_KINDS, default="llama", help="the model whose states are changed")
     parser.add_argument("--bundle", default="v0.5.0-cpu")
     parser.add_argument("--longest", type=float, default=20, help="seconds that a file may take")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the counts there; runs of other kinds stay")
     parser.add_argument("--no-trial", action="store_true", help="preflight alone: its gaps end the process")
     given = parser.parse_args()
     counts: Counter[str] = Counter()
@@ -65,19 +69,20 @@ def main() -> None:
                 print(f"seed {seed}: {kind}: {detail[:600]}", flush=True)
             seed += 1
         worker.close()
-    print(
-        json.dumps(
-            {
-                "kind": given.kind,
-                "base": given.base,
-                "first": given.first,
-                "last": seed - 1,
-                "bundle": given.bundle,
-                **counts,
-                "seeds": seeds,
-            }
-        )
-    )
+    run: dict[str, Any] = {
+        "command": report.command(),
+        "machine": report.host(),
+        "kind": given.kind,
+        "base": given.base,
+    }
+    run |= {"first": given.first, "last": seed - 1, "bundle": given.bundle, "counts": dict(counts), "seeds": seeds}
+    print(json.dumps(run))
+    if given.json:
+        out: dict[str, Any] = {"benchmark": "fuzz", "runs": []}
+        if given.json.exists():
+            out = json.loads(given.json.read_text(encoding="utf-8"))
+        same = [at for at in out["runs"] if (at["kind"], at["base"]) != (run["kind"], run["base"])]
+        report.write({**out, "command": run["command"], "machine": run["machine"], "runs": [*same, run]}, given.json)
 
 
 if __name__ == "__main__":

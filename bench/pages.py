@@ -50,6 +50,7 @@ TABLES: dict[str, dict[str, Table]] = {
     "reliability": {
         "trial": tables.trial,
         "isolate": tables.isolate,
+        "fuzz": tables.fuzz,
         "kills": tables.kills,
         "attacks": tables.attacks,
         "loop": tables.loop,

@@ -35,14 +35,18 @@ def _section(run: Mapping[str, Any], name: str) -> list[Row]:
 
 def panels() -> list[tuple[str, list[Row]]]:
     """Title and rows of each part of the picture."""
-    run, first = result_of("run"), result_of("latency_ttft")["ttft"]
-    machine = f"{run['machine']['cores']} cores of {run['machine']['cpu']}".replace(" Processor", "")
+    run, latency = result_of("run"), result_of("latency_ttft")
+    machine, other = (
+        f"{result['machine']['cores']} cores of {result['machine']['cpu']}".replace(" Processor", "")
+        for result in (run, latency)
+    )
+    first = latency["ttft"]
     together = next(name for name in ("16 prompts together", "8 prompts together") if name in run["sections"])
     return [
         (f"{together}, {run['settings']['model']}, {machine} (more is better)", _section(run, together)),
         ("One stream, the same (more is better)", _section(run, "decode, one stream")),
         (
-            "First token of a prompt of 1,010 tokens, the same (less is better)",
+            f"First token of a prompt of 1,010 tokens, {'the same' if machine == other else other} (less is better)",
             [
                 (f"llcuda_ffi, {label}", first[key]["median"], f"{first[key]['median']:,.0f} ms", True)
                 for key, label in (("cold_ms", "new"), ("cached_ms", "1,000 seen before"))

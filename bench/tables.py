@@ -165,6 +165,30 @@ def isolate() -> list[str]:
     return [f"{where(result)}:", "", *rows_of(["what", "in process", "isolated"], rows)]
 
 
+def fuzz() -> list[str]:
+    """Mutated files, and what became of the process."""
+    rows = []
+    for run in result_of("fuzz")["runs"]:
+        what = {"model": "models", "adapter": "LoRA adapters", "medium": "images and sounds", "projector": "projectors"}
+        name = f"saved states, {run['base']}" if run["kind"] == "state" else what[run["kind"]]
+        counts = run["counts"]
+        ends = (str(counts.get(key, 0)) for key in ("ok", "refused", "tried", "died", "hung", "bug"))
+        seeds, date = f"{run['first']:,} to {run['last']:,}", run["machine"]["date"][:10]
+        rows.append([name, seeds, f"{run['bundle']}, {date}", f"{sum(counts.values()):,}", *ends])
+    titles = [
+        "files",
+        "seeds",
+        "bundle, date",
+        "tried",
+        "work",
+        "refused",
+        "ended the trial",
+        "ended the process",
+        "hung",
+    ]
+    return rows_of([*titles, "another exception"], rows)
+
+
 def kills() -> list[str]:
     """What writes files, killed and without room."""
     result = result_of("kills")
