@@ -1,9 +1,10 @@
 """Many short requests from threads and from asyncio, some cancelled at random; run by hand.
 
 Each prompt has a known greedy answer: every finished request must give just that, every cancelled one a beginning of
-it. At the end nothing may run or wait, the KV cache must be empty, and the memory must not have grown.
+it. At the end nothing may run or wait, the KV cache must be empty, and the memory must not have grown; on GPUs theirs
+is looked at too.
 
-    python bench/soak.py [--requests 20000] [--json bench/results/soak.json]
+    python bench/soak.py [--requests 20000] [--device cuda] [--json bench/results/soak.json]
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import report
 
 from llcuda_ffi import AsyncLlama, Llama, SamplingParams
+from llcuda_ffi.hardware.gpu import survey
 
 WORKERS = 64
 PROMPTS = [f"{i} plus {j} is" for i in range(1, 9) for j in range(1, 9)]
@@ -32,6 +34,11 @@ def rss_mib() -> float:
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 1024
     return 0.0
+
+
+def vram_mib() -> float:
+    """Memory in use on all GPUs."""
+    return sum(gpu.memory_total - gpu.memory_free for gpu in survey().gpus) / (1 << 20)
 
 
 class Tally:
@@ -96,7 +103,7 @@ async def from_tasks(llm: AsyncLlama, tally: Tally, requests: int, share: float)
     await asyncio.gather(*(work(i) for i in range(WORKERS)))
 
 
-def finish(llm: Llama, tally: Tally, requests: int, began: float, rss: float) -> dict[str, Any]:
+def finish(llm: Llama, tally: Tally, requests: int, began: float, before: tuple[float, float]) -> dict[str, Any]:
     """Check what must hold at the end."""
     llm.generate("x", GREEDY, max_tokens=1)  # a step, in which the last cancelled ones are let go
     llm.clear_cache()
@@ -110,7 +117,8 @@ def finish(llm: Llama, tally: Tally, requests: int, began: float, rss: float) ->
         "running": m.running,
         "queued": m.queued,
         "kv_sequences": len(kv),
-        "rss_growth_mib": round(rss_mib() - rss, 1),
+        "rss_growth_mib": round(rss_mib() - before[0], 1),
+        "vram_growth_mib": round(vram_mib() - before[1], 1),
     }
     print("  " + ", ".join(f"{k} {v}" for k, v in found.items()), flush=True)
     asked = requests // WORKERS * WORKERS
@@ -123,34 +131,37 @@ def main() -> None:
     p = report.parser(__doc__, rounds=1)
     p.add_argument("--requests", type=int, default=20_000, help="half from threads, half from asyncio")
     p.add_argument("--parallel", type=int, default=WORKERS, help="sequences of each Llama")
+    p.add_argument("--device", default="auto")
     p.add_argument("--cancel", type=float, default=0.1, help="share of them that is cancelled")
     a = p.parse_args()
     half = a.requests // 2
-    settings = {"n_ctx": 64, "n_parallel": a.parallel, "n_threads": a.threads}
+    settings: dict[str, Any] = {"n_ctx": 64, "n_parallel": a.parallel, "n_threads": a.threads, "device": a.device}
     with Llama(a.model, **settings) as llm:
         out = report.header("soak", llm.model.library, {"requests": a.requests, "cancelled": a.cancel, **settings})
         answers = {prompt: llm.generate(prompt, GREEDY).token_ids for prompt in PROMPTS}
-        together = llm.generate(PROMPTS, GREEDY)
         # a batch computes in another order than one alone: answers whose choice hangs on that are not asked
-        for prompt, completion in zip(PROMPTS, together, strict=True):
-            if completion.token_ids != answers[prompt]:
-                del answers[prompt]
+        for size in (2, 5, 8, 16, 33, 64):
+            for i in range(0, len(PROMPTS), size):
+                some = PROMPTS[i : i + size]
+                for prompt, completion in zip(some, llm.generate(some, GREEDY), strict=True):
+                    if completion.token_ids != answers.get(prompt):
+                        answers.pop(prompt, None)
         PROMPTS[:] = answers
         print(f"  {len(PROMPTS)} prompts with known answers")
         from_threads(llm, Tally(answers), 2 * WORKERS, a.cancel)  # warm-up
-        tally, began, rss = Tally(answers), perf_counter(), rss_mib()
+        tally, began, before = Tally(answers), perf_counter(), (rss_mib(), vram_mib())
         from_threads(llm, tally, half, a.cancel)
-        out["threads"] = finish(llm, tally, half, began, rss)
+        out["threads"] = finish(llm, tally, half, began, before)
         model = llm.model
         tally, began = Tally(answers), perf_counter()
 
         async def run() -> dict[str, Any]:
             async with AsyncLlama(model, **settings) as other:
                 await from_tasks(other, Tally(answers), 2 * WORKERS, a.cancel)
-                rss = rss_mib()
+                before = rss_mib(), vram_mib()
                 await from_tasks(other, tally, half, a.cancel)
                 other.llama.engine.stop()  # no thread may step beside the check
-                return finish(other.llama, tally, half, began, rss)
+                return finish(other.llama, tally, half, began, before)
 
         out["asyncio"] = asyncio.run(run())
     report.write(out, a.json)
