@@ -39,7 +39,7 @@ def stream() -> list[str]:
 
 def switches() -> list[str]:
     """What libllama's switches do."""
-    result = result_of("h200/gpu")
+    result = result_of("h100/setting")
     rows = []
     for row in result["settings"]:
         words = [
@@ -64,6 +64,19 @@ def split() -> list[str]:
             rows.append([f"{size}, {words}", rate, each, same, f"{found['logits_correlation']:.4f}"])
     titles = ["model, split", "tok/s", "MiB on each", "tokens as on one GPU", "logits' correlation with one GPU's"]
     return [f"{where(result)}:", "", *rows_of(titles, rows)]
+
+
+def many() -> list[str]:
+    """Many sequences beside llama-batched-bench."""
+    result = result_of("h100/many")
+    rows = []
+    for n, theirs in result["batched_bench"].items():
+        sides = [f"{n}{side}" for side in ("", "_rows", "_contexts_2", "_rows_contexts_2")]
+        rates = [f"{result['many'][side]['both']['median']:,.0f}" for side in sides]
+        ratio = f"{result['ratios'][f'{sides[-1]} sequences, both together']:.2f}"
+        rows.append([n, f"{theirs[2]:,.0f}", *rates[:-1], f"{rates[-1]} ({ratio})"])
+    titles = ["sequences", "llama-batched-bench (samples nothing)", "one context, whole rows", "one context, reduced"]
+    return [f"{where(result)}:", "", *rows_of([*titles, "two, whole rows", 'two, reduced ("auto")'], rows)]
 
 
 def load() -> list[str]:

@@ -43,7 +43,7 @@ TABLES: dict[str, dict[str, Table]] = {
         "larger embeddings": lambda: tables.embeddings("embeddings_base"),
         "rows": tables.many_rows,
     },
-    "gpu": {"load": gpu_tables.load},
+    "gpu": {"many": gpu_tables.many, "load": gpu_tables.load},
     "measured_gpu": {"stream": gpu_tables.stream, "switches": gpu_tables.switches, "split": gpu_tables.split},
     "server": {"cluster": gpu_tables.cluster, "cluster, ends": gpu_tables.ends},
     "llcuda": {"quantize": tables.quantized},
