@@ -102,9 +102,11 @@ def test_disconnect_at_each_byte(target: Server) -> None:
 
 
 def test_chunk_bomb_and_large_bodies(target: Server) -> None:
-    """A body in 200,000 chunks is cut off, one of 15 MB refused by its size, one of a million ids by their number."""
+    """A body in 200,000 chunks is cut off or refused (by the time limit where it came slowly), one of 15 MB refused
+    by its size, one of a million ids by their number."""
     chunks = b"".join(b"1\r\n \r\n" for _ in range(200_000))
-    assert _talk(target, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", chunks, wait=60) == b""
+    answer = _talk(target, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", chunks, wait=60)
+    assert not answer or answer.split()[1] in (b"400", b"408", b"413")
     sound = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY)
     assert b" 200 " in _talk(target, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", sound, b"0\r\n\r\n")
     large = b'{"prompt": [' + b"1," * (7 << 20) + b"1]}"
