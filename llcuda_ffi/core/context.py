@@ -20,6 +20,7 @@ from .batch import Batch
 from .context_settings import (
     KEEP_HIDDEN,
     check_cache_types,
+    check_memory,
     check_mtp,
     check_pooling,
     check_sequences,
@@ -76,7 +77,7 @@ class Context(Outputs):
             UnsupportedModel: the model was loaded with vocab_only.
             UnsupportedByBundle: a setting that the loaded bundle lacks.
             InvalidModelFile: a context of this kind ended the process that tried it (ModelParams.trial).
-            ModelError: libllama refused, mostly for lack of memory; the message carries its log.
+            ModelError: there is too little memory, or libllama refused; the message carries its log.
         """
         params = override(checked("params", params, ContextParams), settings)
         if not isinstance(model, Model):
@@ -95,6 +96,7 @@ class Context(Outputs):
         self._abort_flag = ffi.new("char[2]")
         check_sequences(model, params)
         check_cache_types(model, params)
+        check_memory(model, params)
         check_pooling(model, params)
         if params.mtp:
             check_mtp(model)

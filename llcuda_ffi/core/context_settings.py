@@ -7,8 +7,11 @@ import re
 from typing import Any
 
 from ..enums import FlashAttnType, PoolingType
-from ..errors import InvalidRequest, UnsupportedByBundle, UnsupportedModel
+from ..errors import InvalidRequest, ModelError, UnsupportedByBundle, UnsupportedModel
+from ..gguf.types import BLOCKS
+from ..gguf.types import GGMLType as FileType
 from ..hardware.cpu import usable_cores
+from ..hardware.memory import free_system_memory
 from ..native.load import Library
 from ..params import ROPE_NUMBERS, ContextParams
 from .memory import MemoryKind
@@ -111,6 +114,37 @@ def check_cache_types(model: Model, params: ContextParams) -> None:
                 f"{name}={kind.name} stores blocks of {size} values, which do not divide this model's heads of {head}: "
                 "use F16 or BF16"
             )
+
+
+def check_memory(model: Model, params: ContextParams) -> None:
+    """A KV cache is written when it is made: the system would end a process for one that takes (nearly) all memory.
+
+    Looked at where a cache has a row for each token in each layer, and is not on a GPU.
+
+    Raises:
+        ModelError: more than 95 % of the free memory and swap.
+    """
+    own = f"{model.architecture}.attention."
+    heads, causal = (model.metadata.get(own + name, "") for name in ("head_count_kv", "causal"))
+    free = free_system_memory(swap=True)
+    plain = memory_kind(model, params) is MemoryKind.FULL and not (params.mtp or model.placement.on_gpu)
+    if not free or not plain or heads.startswith("[") or causal == "false" or own + "kv_lora_rank" in model.metadata:
+        return
+    whole = model.n_embd // model.n_head if model.n_head > 0 else 0
+    row = 0
+    for kind, key in ((params.type_k, "key_length"), (params.type_v, "value_length")):
+        n = int(model.metadata.get(own + key, whole)) * model.n_head_kv
+        block, block_bytes = BLOCKS[FileType(kind.value)]
+        row += -(-n // block) * block_bytes
+    cells = params.n_ctx or model.n_ctx_train
+    seen = cells if params.kv_unified else cells // params.n_seq_max
+    size = cells * model.n_layer * row + 4 * params.n_ubatch * seen  # and what masks it
+    if size > free - free // 20:
+        raise ModelError(
+            f"a KV cache of {cells:,} tokens for {model.path.name} takes {size >> 20:,} MiB, and {free >> 20:,} MiB of "
+            "memory are free: take a smaller n_ctx or n_parallel, kv_cells= for all requests together, or "
+            "kv_type='q8_0' (llcuda-ffi model fit shows what fits)"
+        )
 
 
 def check_pooling(model: Model, params: ContextParams) -> None:

@@ -25,13 +25,14 @@ def free_memory() -> tuple[int, str]:
     return free_system_memory(), "free system memory"
 
 
-def free_system_memory() -> int:
-    """Bytes that this process may still take, by kernel and cgroup; 0 if unknown."""
+def free_system_memory(*, swap: bool = False) -> int:
+    """Bytes that this process may still take, by kernel and cgroup, with `swap` those of it too; 0 if unknown."""
     free = 0
+    names = ("MemAvailable:", "SwapFree:") if swap else ("MemAvailable:",)
     try:
         for line in _MEMINFO.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
+            if line.startswith(names):
+                free += int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError):
         return 0
     for limit, used in _CGROUP:

@@ -43,6 +43,15 @@ def sizes_of_a_context(w: World) -> None:
 
 
 @row
+def caches_beyond_the_memory(w: World) -> None:
+    """Refused before libllama takes the memory for its cells, tens of GB, and the system ends the process."""
+    model = w.load(tiny_llama(layers=64), "layers")
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        free = sum(int(line.split()[1]) for line in lines if line.startswith(("MemTotal:", "SwapTotal:"))) * 1024
+    refuses(ModelError, lambda: Context(model, n_ctx=min(2**31 - 1, free // (64 * 128)), type_k="F32", type_v="F32"))
+
+
+@row
 def mean_pooling_of_a_broken_share(w: World) -> None:
     for kind in ("llama", "bert"):
         for settings in ({"n_ubatch": 256}, {"n_ubatch": 100}, {"n_ctx": 260, "n_ubatch": 512}):
