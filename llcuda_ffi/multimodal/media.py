@@ -8,6 +8,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import struct
 import warnings
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from ..regular_file import open_regular
 
 MOST_BYTES = 64 << 20  # of a file or of its base64 text
 MOST_CHANNELS = 16
-LOUDEST = 1e6  # of a sample that should be at most 1: beyond it an encoder's numbers overflow
+LOUDEST = 64  # of a sample that should be at most 1, or little more: beyond it are integers that were cast to floats
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{200,}={0,2}\s*")  # longer than names of files mostly are
 _URL_SAFE = str.maketrans("-_", "+/")
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of the first frame
 
@@ -172,7 +174,10 @@ def read_sound(value: Any, sample_rate: int) -> Sound:
             f"a sound of {len(mono) / rate:.0f} s is too long: at most {MOST_SAMPLES // sample_rate} s"
         )
     if not (np.abs(mono) <= LOUDEST).all():
-        raise InvalidRequest("the samples of a sound must be finite numbers, from -1 to 1")
+        raise InvalidRequest(
+            "the samples of a sound must be finite numbers, from -1 to 1: give integers as such, or divide them "
+            "(int16 by 32768)"
+        )
     if rate != sample_rate:
         try:
             import soxr
@@ -238,6 +243,10 @@ def file_bytes(value: Any, what: str) -> Any:
                 size = os.fstat(file.fileno()).st_size
                 raw = file.read() if size <= MOST_BYTES else b""
         except (OSError, ValueError) as error:
+            if isinstance(value, str) and _BASE64.fullmatch(value):
+                raise InvalidRequest(
+                    f"the {what} is a text that is no path: give base64 as a data: URL (data:;base64,…), or the bytes"
+                ) from None
             raise InvalidRequest(f"the {what} {str(value)[:200]} cannot be read: {error}") from None
         if size > MOST_BYTES:
             raise InvalidRequest(f"{value} has {size} bytes: {_one(what)} has at most {MOST_BYTES}")

@@ -136,6 +136,7 @@ def bomb(width: int, height: int) -> bytes:
         ("data:image/png,\udcff", "cannot be read"),
         (Base64("\udcff"), "base64"),
         ("data:image/png", "no data"),
+        ("iVBORw0KGgo" * 30, "base64 as a data: URL"),
         (np.zeros((0, 5, 3), np.uint8), "pixels"),
         (np.zeros((3, 3, 7), np.uint8), "shape"),
         (np.zeros((3, 3, 3), np.int64), "shape"),
@@ -143,7 +144,7 @@ def bomb(width: int, height: int) -> bytes:
         (17, "path"),
         (None, "path"),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_refused(value: Any, word: str) -> None:
     """One clear exception each, before anything large is allocated."""
@@ -191,6 +192,7 @@ def test_sounds() -> None:
         ((np.zeros(1600, np.float32), 1), "rate"),
         ((np.full(1600, np.nan, np.float32), 8_000), "-1 to 1"),
         ((np.full(1600, 1e30, np.float32), 16_000), "-1 to 1"),
+        ((np.full(1600, 20_000, np.float32), 16_000), "divide them"),
         ((np.zeros(16_000 * 60 * 31, np.float32), 16_000), "too long"),
     ):
         with pytest.raises(InvalidRequest, match=word):
