@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import __version__ as __version__
+from ..keywords import nearest
 
 _WHERE = {
     "ChatEngine": "chat",
@@ -83,7 +84,9 @@ def __getattr__(name: str) -> Any:
     elif name in _ELSEWHERE:
         value = getattr(import_module(f"..{_ELSEWHERE[name]}", __name__), name)
     else:
-        here = _GONE.get(name, "docs/migrating.md lists what there is")
+        near = nearest(name, __all__)
+        here = f"did you mean {' or '.join(near)}?" if near else "docs/migrating.md lists what there is"
+        here = _GONE.get(name, here)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}: {here}")
     globals()[name] = value
     return value

@@ -24,6 +24,9 @@ from .remote import RemoteLlama
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+# of what auto_configure_for_model gives: what is called otherwise here, and what only tells
+_SIZES = {"batch_size": "n_batch", "ubatch_size": "n_ubatch"}
+_TOLD = ("n_layers", "reason")
 _SLOTS = 8  # prompts that batch_infer computes together
 
 
@@ -102,7 +105,7 @@ class InferenceEngine:
             n_parallel: full-length requests for which the KV cache has room.
             verbose, silent: whether to print what is done (to stderr).
             interactive_download: kept for llcuda's signature. Nothing is ever asked: what is missing is fetched.
-            **settings: further arguments of Llama.
+            **settings: what else auto_configure_for_model gives (batch_size, …), and further arguments of Llama.
 
         Returns:
             True; what goes wrong raises.
@@ -116,6 +119,7 @@ class InferenceEngine:
         self.unload_model()
         layers: Any = gpu_layers if gpu_layers is not None else "auto" if auto_configure else 0
         slots = max(integer("n_parallel", n_parallel, 1, 256), _SLOTS)
+        settings = {_SIZES.get(name, name): value for name, value in settings.items() if name not in _TOLD}
         arguments: dict[str, Any] = {"n_ctx": ctx_size, "n_gpu_layers": layers, "n_parallel": slots}
 
         def load() -> Llama:

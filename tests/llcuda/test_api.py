@@ -113,6 +113,12 @@ def test_greedy_seed_stop_and_errors(tiny: Path, capsys: pytest.CaptureFixture[s
     assert not captured.out + captured.err
 
 
+def test_a_name_that_is_nearly_there() -> None:
+    """The nearest one is named."""
+    with pytest.raises(AttributeError, match="did you mean InferenceEngine"):
+        llcuda.InferenceEngin  # noqa: B018
+
+
 def test_wrong_arguments(tiny: Path, tmp_path: Path) -> None:
     """A text in the place of a list is not read letter by letter; what is out of range names itself."""
     make_tiny_bert(tmp_path / "bert.gguf")
@@ -120,7 +126,7 @@ def test_wrong_arguments(tiny: Path, tmp_path: Path) -> None:
         for wrong in ({"n_parallel": 0}, {"n_parallel": "2"}, {"ctx_size": "512"}):
             with pytest.raises(InvalidRequest, match=next(iter(wrong))):
                 engine.load_model(tiny, silent=True, **wrong)  # type: ignore[arg-type]
-        engine.load_model(tiny, silent=True)
+        engine.load_model(tiny, silent=True, **llcuda.auto_configure_for_model(tiny, ctx_size=128))
         assert "batch_infer" in str(engine.infer(["a", "b"]).error_message)  # type: ignore[arg-type]
         assert "n is" in str(engine.infer("a", n=2).error_message)
         with pytest.raises(InvalidRequest, match="prompts"):
