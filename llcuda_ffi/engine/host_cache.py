@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-Tokens = npt.NDArray[np.int32]
-
-
-def common_prefix(a: Tokens, b: Tokens) -> int:
-    """How many tokens two sequences share from the start."""
-    n = min(len(a), len(b))
-    if n == 0 or a[0] != b[0]:
-        return 0
-    differs = a[:n] != b[:n]
-    first = int(differs.argmax())
-    return first if differs[first] else n
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class SavedSequence:
-    """A sequence's whole state.
-
-    Attributes:
-        key: what it was computed with.
-        tokens: what it holds.
-        data: libllama's bytes.
-    """
-
-    key: Hashable
-    tokens: Tokens
-    data: memoryview
+from .prefix_tree import PrefixTree, SavedSequence, Tokens
 
 
 class HostCache:
-    """Saved sequences, least recently used first.
+    """Saved sequences, least recently used first. None begins with another.
 
     Attributes:
         budget: most bytes; 0 keeps none.
@@ -46,7 +18,8 @@ class HostCache:
 
     def __init__(self, budget: int) -> None:
         self.budget, self.nbytes = budget, 0
-        self._saved: list[SavedSequence] = []
+        self._saved: OrderedDict[SavedSequence, None] = OrderedDict()
+        self._trees: dict[Hashable, PrefixTree] = {}
 
     def __iter__(self) -> Iterator[SavedSequence]:
         return iter(self._saved)
@@ -54,32 +27,46 @@ class HostCache:
     def __len__(self) -> int:
         return len(self._saved)
 
+    def along(self, key: Hashable, tokens: Tokens) -> list[tuple[int, SavedSequence]]:
+        """How many of these tokens sequences computed with `key` share, the most first, and the shortest of those that
+        share so many."""
+        tree = self._trees.get(key)
+        return [] if tree is None else tree.along(tokens)
+
     def holds(self, key: Hashable, tokens: Tokens) -> bool:
         """Whether a saved sequence begins with these tokens."""
-        return any(one.key == key and common_prefix(one.tokens, tokens) == len(tokens) for one in self._saved)
+        return next((shared for shared, _ in self.along(key, tokens)), 0) == len(tokens)
 
     def add(self, saved: SavedSequence) -> None:
-        """Keep it instead of those that it continues, and forget old ones that no longer fit the budget."""
-        for one in [one for one in self._saved if one.key == saved.key]:
-            if common_prefix(one.tokens, saved.tokens) == len(one.tokens):
+        """Keep it, if no other begins with it, instead of the one that it continues; and forget old ones that no longer
+        fit the budget."""
+        if self.holds(saved.key, saved.tokens):
+            return
+        for shared, one in self.along(saved.key, saved.tokens):
+            if shared == len(one.tokens):
                 self._forget(one)
         if len(saved.data) > self.budget:
             return
-        self._saved.append(saved)
+        self._saved[saved] = None
+        self._trees.setdefault(saved.key, PrefixTree()).add(saved)
         self.nbytes += len(saved.data)
         while self.nbytes > self.budget:
-            self._forget(self._saved[0])
+            self._forget(next(iter(self._saved)))
 
     def touch(self, saved: SavedSequence) -> None:
         """It is used now."""
-        self._saved.remove(saved)
-        self._saved.append(saved)
+        self._saved.move_to_end(saved)
 
     def _forget(self, saved: SavedSequence) -> None:
-        self._saved.remove(saved)
+        del self._saved[saved]
+        tree = self._trees[saved.key]
+        tree.remove(saved)
+        if not tree:
+            del self._trees[saved.key]
         self.nbytes -= len(saved.data)
 
     def clear(self) -> None:
         """Forget all."""
         self._saved.clear()
+        self._trees.clear()
         self.nbytes = 0

@@ -19,7 +19,7 @@ from ..core.context import Context
 from ..core.hidden_batch import HiddenBatch
 from ..errors import NoKvSlot
 from ..params import integer, override
-from .host_cache import common_prefix
+from .prefix_tree import common_prefix
 from .slot import Slot, State
 from .speculative import most_drafts
 

@@ -22,8 +22,9 @@ from ..errors import BackendFailure, InvalidRequest
 from .adapter_turns import AdapterTurns
 from .checkpoints import SPACING, Checkpoints, Tokens, spacing, wanted_positions
 from .disk_cache import DiskCache, SequenceCopy
-from .host_cache import HostCache, SavedSequence, common_prefix
+from .host_cache import HostCache
 from .media import MediaPrompt
+from .prefix_tree import SavedSequence, common_prefix
 from .request import Adapters, Request
 from .reuse import MIN_COPY, Reuse, ReuseSearch
 from .sequences import Sequences

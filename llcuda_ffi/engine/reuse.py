@@ -12,7 +12,8 @@ from ..core.model import Model
 from ..enums import GGMLType
 from .checkpoints import Tokens
 from .disk_cache import DiskCache
-from .host_cache import HostCache, SavedSequence, common_prefix
+from .host_cache import HostCache
+from .prefix_tree import SavedSequence, common_prefix
 from .request import Request
 from .sequences import Sequences
 from .slot import Slot
@@ -127,14 +128,14 @@ class ReuseSearch:
                 junction = max(junction, shared)
         best = max((way.n for way in ways), default=0)
         if reuse:
-            for saved in self._host:
-                shared = cut(min(common_prefix(saved.tokens, tokens), most)) if saved.key == key else 0
-                if not shared:
-                    continue
+            for shared, saved in self._host.along(key, tokens):
+                shared = cut(min(shared, most))
+                junction = max(junction, shared)
+                if shared < best + MIN_COPY:
+                    break
                 held = len(saved.tokens)
                 low = max(0, held - self._sequences.window)
                 n, checkpoint = self._reach(shared, len(tokens), held, low, known, cut)
-                junction = max(junction, shared)
                 if n >= best + MIN_COPY:
                     ways.append(Reuse(n, saved=saved, checkpoint=checkpoint))
             if self._sequences.kind is MemoryKind.RECURRENT and known and known[-1] > best:

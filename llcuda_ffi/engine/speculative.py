@@ -17,7 +17,7 @@ from ..core.model import Model
 from ..core.sampler import SamplerChain
 from ..errors import InvalidRequest
 from ..params import integer
-from .host_cache import common_prefix
+from .prefix_tree import common_prefix
 from .slot import Slot
 
 
