@@ -60,6 +60,8 @@ class DiskCache:
         self._group = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="llcuda_ffi-disk-cache")
         self._pending: dict[Future[None], int] = {}
+        self._named: frozenset[str] = frozenset()
+        self._lengths: set[int] = set()  # of the ends among them
 
     # --- reading ---
 
@@ -72,16 +74,16 @@ class DiskCache:
     def _there(self, tokens: Tokens) -> tuple[list[str], dict[int, str]]:
         """The files of the leading chunks that are there, and those that go on from them, by length."""
         names = self._store.names(self._group)
-        lengths = {int(name.split("-")[1]) for name in names if name.startswith("end-")}
+        if names is not self._named:
+            self._named, self._lengths = names, {int(name.split("-")[1]) for name in names if name.startswith("end-")}
         chunks: list[str] = []
         ends = {}
-        whole = True
-        for n, digest in _digests(tokens, lengths):
-            if n % CHUNK == 0 and whole and self._layout.has_base:
-                whole = f"kv-{n}-{digest}" in names
-                if whole:
-                    chunks.append(f"kv-{n}-{digest}")
-            if f"end-{n}-{digest}" in names and (n // CHUNK == len(chunks) or not self._layout.has_base):
+        for n, digest in _digests(tokens, self._lengths):
+            if n % CHUNK == 0 and self._layout.has_base:
+                if f"kv-{n}-{digest}" not in names:
+                    break
+                chunks.append(f"kv-{n}-{digest}")
+            if f"end-{n}-{digest}" in names:
                 ends[n] = f"end-{n}-{digest}"
         return chunks, ends
 

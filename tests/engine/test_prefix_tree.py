@@ -22,15 +22,16 @@ from ..support.tiny_architectures import TINY, lively
 
 KEYS = ("plain", "adapted")
 # few tokens and lengths, so that many begin alike
-TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=8)
-STEPS = st.lists(st.tuples(st.sampled_from(("add", "add", "add", "touch", "ask")), st.sampled_from(KEYS), TOKENS))
+TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=5)
+STEPS = st.tuples(st.sampled_from(("add", "add", "add", "touch", "ask")), st.sampled_from(KEYS), TOKENS)
 
 
 def saved(key: str, tokens: list[int], size: int | None = None) -> SavedSequence:
     return SavedSequence(key, np.array(tokens, np.int32), memoryview(bytes(len(tokens) if size is None else size)))
 
 
-@given(STEPS, st.integers(1, 60))
+@settings(max_examples=80)
+@given(st.lists(STEPS, min_size=8, max_size=40), st.integers(4, 30))
 def test_found_as_by_a_loop(steps: list[tuple[str, str, list[int]]], budget: int) -> None:
     """Whatever was added, used and forgotten: what is kept, and what shares most, is what a list that is looked through
     gives; and for each sequence there is an answer that shares as much and is no longer."""
