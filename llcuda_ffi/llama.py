@@ -113,7 +113,7 @@ class Llama(LlamaState, GenerateMethods, ChatMethods, OneProcess):
             flash_attn: "auto", True/"enabled" or False/"disabled".
             prefix_cache: reuse what earlier requests computed.
             host_cache_bytes: ordinary memory for prefixes that no longer fit the KV cache; 0 forgets them. "auto" is an
-                eighth of what is free, at most 4 GiB, for recurrent, hybrid and windowed models on the CPU, else 0.
+                eighth of what is free, at most 4 GiB, on the CPU, and 0 with a GPU.
             checkpoint_bytes: ordinary memory for the small states from which recurrent, hybrid and windowed models go
                 on where prompts part; "auto" is an eighth of what is free, at most 4 GiB. Other models need none.
             disk_cache: most bytes ("16GiB") of the user's folder of prefixes, which outlive the process and are shared

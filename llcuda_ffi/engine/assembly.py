@@ -11,8 +11,6 @@ from ..bundles import InstalledBundle
 from ..bundles.pins import require_linux
 from ..bundles.select import parse_device
 from ..core.context import Context
-from ..core.context_settings import memory_kind
-from ..core.memory import MemoryKind
 from ..core.model import Model
 from ..devices import tuned
 from ..devices.dry_load import dry_load
@@ -192,8 +190,8 @@ def open_engine(
             f"kv_cells={params.n_ctx} in n_contexts={n_contexts} are {cells} in each, too few for a request of "
             f"n_ctx={n_ctx} tokens: raise kv_cells, or lower one of the others"
         )
-    # what a GPU computes again takes little longer than to fetch it from there; of a full cache the copy is large
-    if host_cache_bytes == "auto" and (model.placement.on_gpu or memory_kind(model) is MemoryKind.FULL):
+    # what a GPU computes again takes little longer than to fetch it from there
+    if host_cache_bytes == "auto" and model.placement.on_gpu:
         host_cache_bytes = 0
     settings["host_cache_bytes"] = memory_budget("host_cache_bytes", host_cache_bytes, n_contexts)
     settings["checkpoint_bytes"] = memory_budget("checkpoint_bytes", checkpoint_bytes, n_contexts)

@@ -156,8 +156,8 @@ class PrefixCache:
     def _waits(self, way: Reuse, target: Slot) -> bool:
         """Whether data would be read or replaced that the next decode still has to copy."""
         copies = way.source not in (None, target) and not way.checkpoint and not self._by_state(way)
-        if copies and not self._saves:
-            return False
+        if copies:
+            return self._saves and self._sequences.copying(target.index)
         return self._sequences.copying(target.index, *(() if way.source is None else (way.source.index,)))
 
     def _bring(self, way: Reuse, target: Slot, key: Hashable, tokens: Tokens, media: MediaPrompt | None) -> bool:
@@ -332,10 +332,12 @@ class PrefixCache:
         return bool(self._unsaved)
 
     def close(self) -> None:
-        """Write what is not on the disk yet, and wait for it."""
+        """Write what is not on the disk yet, and wait for it; free what is kept in ordinary memory."""
         if self._disk is not None:
             self.write_disk()
             self._disk.close()
+        self.host.clear()
+        self.checkpoints.clear()
 
     def clear(self) -> None:
         """Forget what idle slots, checkpoints and the host tier keep."""
