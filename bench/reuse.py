@@ -41,7 +41,7 @@ from tests.support.tiny_architectures import TINY, lively
 
 KINDS = "llama,deepseek2,gemma3,mamba,lfm2,lfm2-window,granite-hybrid,qwen35"
 # whose cost is measured against nothing kept
-SETTINGS: dict[str, Any] = {"default": {}, "host": {"host_cache_bytes": "4GiB"}, "nothing": {"prefix_cache": False}}
+SETTINGS: dict[str, Any] = {"default": {}, "nothing": {"prefix_cache": False}}
 WANTED: dict[str, Any] = {"max_tokens": 32, "temperature": 0, "ignore_eos": True}
 
 
@@ -183,20 +183,17 @@ class Recorded:
 
 
 def beside(path: Path, program: Path, asked: Asked) -> dict[str, int]:
-    """Tokens of the prompts that were asked, and those that need not be computed: with an endless memory, of ours, of
-    ours with as much host memory as llama-server takes, and of llama-server, with three slots."""
+    """Tokens of the prompts that were asked, and those that need not be computed: with an endless memory, of ours, and
+    of llama-server, with three slots."""
     found = {"prompt_tokens": sum(len(prompt) for prompts, _ in asked for prompt in prompts)}
-    found |= {"prompts": sum(len(prompts) for prompts, _ in asked), "endless": 0}
-    for name, settings in {"ours": {}, "ours_host": {"host_cache_bytes": "8GiB"}}.items():
-        seen: list[list[int]] = []
-        found[name] = 0
-        with Llama(path, n_ctx=512, n_parallel=3, n_threads=1, **settings) as llm:
-            for prompts, most in asked:
-                if name == "ours":
-                    found["endless"] += sum(max((shared(p, old) for old in seen), default=0) for p in prompts)
-                answers = llm.generate(prompts, max_tokens=most, temperature=0, ignore_eos=True)
-                found[name] += sum(answer.usage.cached_tokens for answer in answers)
-                seen += [p + answer.token_ids for p, answer in zip(prompts, answers, strict=True)]
+    found |= {"prompts": sum(len(prompts) for prompts, _ in asked), "endless": 0, "ours": 0}
+    seen: list[list[int]] = []
+    with Llama(path, n_ctx=512, n_parallel=3, n_threads=1) as llm:
+        for prompts, most in asked:
+            found["endless"] += sum(max((shared(p, old) for old in seen), default=0) for p in prompts)
+            answers = llm.generate(prompts, max_tokens=most, temperature=0, ignore_eos=True)
+            found["ours"] += sum(answer.usage.cached_tokens for answer in answers)
+            seen += [p + answer.token_ids for p, answer in zip(prompts, answers, strict=True)]
     server = LlamaServer(program, path, n_ctx=512, n_parallel=3, n_threads=1)
     found["llama_server"] = sum(sum(server.generate(prompts, most)) for prompts, most in asked)
     server.close()
@@ -320,12 +317,12 @@ def random_requests(path: Path, steps: int, seeds: int, folder: Path, program: P
 def table(rows: dict[str, Any]) -> None:
     """Print what was not computed, of both."""
     first = next(iter(rows.values()))["again"]["tokens"]
-    heads = ["prompts", "endless memory", "ours", "ours, 8 GiB", "llama-server"]
+    heads = ["prompts", "endless memory", "ours", "llama-server"]
     heads += [f"{n} of {first[0]} again" for n in first]
     print("\n| |" + "|".join(heads) + "|\n|-|" + "-|" * len(heads))
     for kind, row in rows.items():
         asked = row["beside"]
-        shares = [asked[name] / asked["prompt_tokens"] for name in ("endless", "ours", "ours_host", "llama_server")]
+        shares = [asked[name] / asked["prompt_tokens"] for name in ("endless", "ours", "llama_server")]
         parts = [f"{share:.0%}" for share in shares]
         parts += [f"{a} / {b}" for a, b in zip(row["again"]["ours"], row["again"]["llama_server"], strict=True)]
         print(f"|{kind}|{asked['prompts']}|" + "|".join(parts) + "|")

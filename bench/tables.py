@@ -72,12 +72,10 @@ def llama_server() -> list[str]:
     rows = []
     for kind, found in _kinds(result):
         beside, again = found["beside"], found["again"]
-        shares = (
-            f"{beside[key] / beside['prompt_tokens']:.0%}" for key in ("endless", "ours", "ours_host", "llama_server")
-        )
+        shares = (f"{beside[key] / beside['prompt_tokens']:.0%}" for key in ("endless", "ours", "llama_server"))
         pairs = (f"{a} / {b}" for a, b in zip(again["ours"], again["llama_server"], strict=True))
         rows.append([kind, str(beside["prompts"]), *shares, *pairs])
-    titles = ["", "prompts", "endless memory", "ours", '`host_cache_bytes="8GiB"`', "llama-server"]
+    titles = ["", "prompts", "endless memory", "ours", "llama-server"]
     lengths = [str(n) for n in rows and next(iter(result["kinds"].values()))["again"]["tokens"]]
     titles += [f"{lengths[0]} again", *(f"its first {n}" for n in lengths[1:])]
     return [f"{where(result)}, llama-server {result['settings']['llama-server']}:", "", *rows_of(titles, rows)]
@@ -98,13 +96,17 @@ def second_turns() -> list[str]:
 def keeping() -> list[str]:
     """What keeping costs where nothing is reused."""
     result = result_of("reuse_cost")
+    kinds = _kinds(result)
+    for name in ("reuse_cost_700", "reuse_cost_2000"):
+        real = result_of(name)
+        kinds += [(f"{kind}, {real['settings']['tokens']:,} tokens", found) for kind, found in _kinds(real)]
 
     def share(value: Sequence[float]) -> str:
         return "none" if value == [0, 0] else f"{value[0]:.2%} ± {value[1] * 100:.2f}"
 
     rows = [
         [kind, f"{cost['seconds']:.2f} s", *(share(cost[key]) for key in ("around", "batches", "sum", "whole"))]
-        for kind, cost in ((kind, found["cost"]["default"]) for kind, found in _kinds(result))
+        for kind, cost in ((kind, found["cost"]["default"]) for kind, found in kinds)
     ]
     titles = ["", "a request", "around the batches", "a batch more", "together", "two whole requests"]
     return [f"{where(result)}:", "", *rows_of(titles, rows)]

@@ -128,8 +128,8 @@ class ReuseSearch:
                 junction = max(junction, shared)
         best = max((way.n for way in ways), default=0)
         if reuse:
-            for shared, saved in self._host.along(key, tokens):
-                shared = cut(min(shared, most))
+            for found, saved in self._host.along(key, tokens):
+                shared = cut(min(found, most))
                 junction = max(junction, shared)
                 if shared < best + MIN_COPY:
                     break

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,9 +74,7 @@ LONG = st.lists(st.tuples(st.integers(0, 3), st.sampled_from((1, 2, 30, 64, 100)
 
 @settings(max_examples=60)
 @given(st.lists(LONG, max_size=12), LONG, st.sets(st.integers(1, 300)), st.integers(0, 4))
-def test_reused_as_by_a_loop(
-    context: Context, sequences: list[Any], prompt: Any, known: set[int], images: int
-) -> None:
+def test_reused_as_by_a_loop(context: Context, sequences: list[Any], prompt: Any, known: set[int], images: int) -> None:
     """By the rules of each memory, with checkpoints and images, as many tokens are reused as the best of all saved
     sequences alone gives."""
 
