@@ -74,6 +74,9 @@ def test_host_tier(tiny: Path) -> None:
             for p in prompts:
                 llm.generate(p, max_tokens=1)
             assert llm.generate(prompts[0], max_tokens=1).usage.cached_tokens == kept
+            assert (llm.metrics().host_cache_bytes > 0) == (kept > 0)
+            prefixes = [scheduler.prefixes for scheduler in llm.engine.schedulers]
+        assert all(not len(one.host) for one in prefixes)
 
 
 def test_copied_prefix(tiny: Path) -> None:
