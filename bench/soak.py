@@ -19,11 +19,12 @@ from typing import Any
 
 import report
 
-from llcuda_ffi import AsyncLlama, Llama, SamplingParams
+from llcuda_ffi import AsyncLlama, Completion, Llama, SamplingParams
 from llcuda_ffi.hardware.gpu import survey
 
 WORKERS = 64
-PROMPTS = [f"{i} plus {j} is" for i in range(1, 9) for j in range(1, 9)]
+PROMPTS = ["Count: " + " ".join(str(n) for n in range(i, i + 9 * k, k)) for i in range(1, 33) for k in (1, 2, 3, 5)]
+LEAD = 0.5  # natural log
 # results must not depend on who else is in the batch: without the prefix cache
 GREEDY = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, prefix_cache=False)
 
@@ -39,6 +40,11 @@ def rss_mib() -> float:
 def vram_mib() -> float:
     """Memory in use on all GPUs."""
     return sum(gpu.memory_total - gpu.memory_free for gpu in survey().gpus) / (1 << 20)
+
+
+def lead(one: Completion) -> float:
+    """By how much the chosen tokens are likelier than the next ones, at least."""
+    return min(token.top[0][1] - token.top[1][1] for token in one.logprobs or ())
 
 
 class Tally:
@@ -109,7 +115,9 @@ def finish(llm: Llama, tally: Tally, requests: int, began: float, before: tuple[
     llm.clear_cache()
     took, m = perf_counter() - began, llm.metrics()
     kv = (
-        [p for p in (llm.context.memory.positions(s) for s in range(llm.n_parallel)) if p] if llm.context.memory else []
+        [p for p in (llm.context.memory.positions(s) for s in range(llm.context.params.n_seq_max)) if p]
+        if llm.context.memory
+        else []
     )
     found = {
         **tally.counts,
@@ -138,14 +146,9 @@ def main() -> None:
     settings: dict[str, Any] = {"n_ctx": 64, "n_parallel": a.parallel, "n_threads": a.threads, "device": a.device}
     with Llama(a.model, **settings) as llm:
         out = report.header("soak", llm.model.library, {"requests": a.requests, "cancelled": a.cancel, **settings})
-        answers = {prompt: llm.generate(prompt, GREEDY).token_ids for prompt in PROMPTS}
-        # a batch computes in another order than one alone: answers whose choice hangs on that are not asked
-        for size in (2, 5, 8, 16, 33, 64):
-            for i in range(0, len(PROMPTS), size):
-                some = PROMPTS[i : i + size]
-                for prompt, completion in zip(some, llm.generate(some, GREEDY), strict=True):
-                    if completion.token_ids != answers.get(prompt):
-                        answers.pop(prompt, None)
+        # a batch computes in another order than one alone: only answers are asked whose tokens lead by far
+        alone = {prompt: llm.generate(prompt, GREEDY, logprobs=2) for prompt in PROMPTS}
+        answers = {prompt: one.token_ids for prompt, one in alone.items() if lead(one) >= LEAD}
         PROMPTS[:] = answers
         print(f"  {len(PROMPTS)} prompts with known answers")
         from_threads(llm, Tally(answers), 2 * WORKERS, a.cancel)  # warm-up
