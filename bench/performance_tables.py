@@ -78,19 +78,19 @@ def over_c() -> list[str]:
 
 def busy() -> list[str]:
     """Thread counts beside no, one and two spinning processes."""
-    beside = result_of("latency_busy")
-    idle = result_of("latency_idle")["busy"] if (RESULTS / "latency_idle.json").exists() else {}
-    return [
-        f"{where(beside)}, tokens/s:",
-        "",
-        "| streams, spinning processes beside | 1 thread | 2 threads | auto | auto / the better | 1 thread / itself |",
-        "|-|-|-|-|-|-|",
-        *(
+    lines = []
+    titles = ["streams, spinning processes beside", "1 thread", "2 threads", "auto", "auto / the better"]
+    for names in (("latency_idle",), ("latency_busy", "latency_busy_32")):
+        results = [result_of(name) for name in names]
+        rows = (
             f"| {what} | {row['1']['median']:,.0f} | {_median(row.get('2'))} | {row['auto']['median']:,.0f} "
-            f"| {spread(row['auto_of_better'])} | {spread(row['again_of_first']) if 'again_of_first' in row else '–'} |"
-            for what, row in (idle | beside["busy"]).items()
-        ),
-    ]
+            f"| {spread(row['auto_of_better'])} | {spread(row['again_of_first'])} |"
+            for result in results
+            for what, row in result["busy"].items()
+        )
+        head = "| " + " | ".join([*titles, "1 thread / itself"]) + " |"
+        lines += ["", f"{where(results[0])}, tokens/s:", "", head, "|-|-|-|-|-|-|", *rows]
+    return lines[1:]
 
 
 def _median(found: dict[str, Any] | None) -> str:
