@@ -48,12 +48,14 @@ def run() -> list[str]:
 def over_c() -> list[str]:
     """What this package costs over a loop of C calls."""
     one, many, python = (result_of(name) for name in ("decode", "throughput", "python_time"))
+    long = result_of("decode_1000")
     first, gap = result_of("latency_ttft"), result_of("latency_gap")
     step, rss = python["python_us_per_token"], one["peak_rss_mib"]
     together = f"{many['settings']['prompts']} prompts × {many['settings']['tokens']} tokens"
     rows = [
         ("`generate`, one stream of 256 tokens, over a raw loop of C calls", one["ratio"]["generate"], "decode.py"),
         ("`stream`, the same", one["ratio"]["stream"], ""),
+        ("`generate`, 1,000 tokens", long["ratio"]["generate"], "decode.py --tokens 1000"),
         (f"{together}, over the raw batched loop", many["ratio"]["raw"], "throughput.py --peer FOLDER"),
         ("the same, by CPU time", many["ratio"]["raw_cpu"], ""),
         (f"the same, over {many['peer'].partition(',')[0]}'s code on our libllama", many["ratio"]["peer"], ""),

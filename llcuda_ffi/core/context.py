@@ -17,17 +17,7 @@ from ..native.log import listen
 from ..native.status import check_decode
 from ..params import ContextParams, checked, flag, integer, override
 from .batch import Batch
-from .context_settings import (
-    KEEP_HIDDEN,
-    check_cache_types,
-    check_memory,
-    check_mtp,
-    check_pooling,
-    check_sequences,
-    flash_attn_of,
-    memory_kind,
-    native_params,
-)
+from .context_settings import KEEP_HIDDEN, check_mtp, check_settings, flash_attn_of, memory_kind, native_params
 from .embedding_batch import EmbeddingBatch
 from .extended_batch import extended_batch
 from .hidden_batch import HiddenBatch
@@ -94,12 +84,7 @@ class Context(Outputs):
         # Cancelling costs no Python call: libllama asks strlen(flag) between graph nodes, and a flag of one
         # character instead of none answers "stop".
         self._abort_flag = ffi.new("char[2]")
-        check_sequences(model, params)
-        check_cache_types(model, params)
-        check_memory(model, params)
-        check_pooling(model, params)
-        if params.mtp:
-            check_mtp(model)
+        check_settings(model, params)
         with tried([model.path], model.params, context=params):
             native = native_params(library, params, self._abort_flag)
         on_gpu = model.placement.on_gpu

@@ -63,7 +63,21 @@ def memory_kind(model: Model, params: ContextParams | None = None) -> MemoryKind
     return MemoryKind.WINDOW if model.n_swa else MemoryKind.FULL
 
 
-def check_sequences(model: Model, params: ContextParams) -> None:
+def check_settings(model: Model, params: ContextParams) -> None:
+    """What of a context's settings would end the process, with this model and bundle.
+
+    Raises:
+        InvalidRequest, UnsupportedByBundle, UnsupportedModel, ModelError: see the single checks.
+    """
+    _check_sequences(model, params)
+    _check_cache_types(model, params)
+    _check_memory(model, params)
+    _check_pooling(model, params)
+    if params.mtp:
+        check_mtp(model)
+
+
+def _check_sequences(model: Model, params: ContextParams) -> None:
     """libllama aborts while it makes a context of an encoder-decoder model with streams of their own."""
     if model.has_encoder and model.has_decoder and params.n_seq_max > 1 and not params.kv_unified:
         raise UnsupportedModel(
@@ -102,7 +116,7 @@ def check_mtp(model: Model) -> None:
         )
 
 
-def check_cache_types(model: Model, params: ContextParams) -> None:
+def _check_cache_types(model: Model, params: ContextParams) -> None:
     """Older bundles abort where a head does not hold whole blocks of a quantized cache."""
     whole = model.n_embd // model.n_head if model.n_head > 0 else 0
     for name, key in (("type_k", "key_length"), ("type_v", "value_length")):
@@ -116,7 +130,7 @@ def check_cache_types(model: Model, params: ContextParams) -> None:
             )
 
 
-def check_memory(model: Model, params: ContextParams) -> None:
+def _check_memory(model: Model, params: ContextParams) -> None:
     """A KV cache is written when it is made: the system would end a process for one that takes (nearly) all memory.
 
     Looked at where a cache has a row for each token in each layer, and is not on a GPU.
@@ -147,7 +161,7 @@ def check_memory(model: Model, params: ContextParams) -> None:
         )
 
 
-def check_pooling(model: Model, params: ContextParams) -> None:
+def _check_pooling(model: Model, params: ContextParams) -> None:
     """Bundles since v0.5.0 abort while they plan mean pooling of a micro-batch that the sequences do not divide."""
     mean = params.pooling_type == PoolingType.MEAN
     if params.pooling_type == PoolingType.UNSPECIFIED:
