@@ -51,11 +51,12 @@ def over_c() -> list[str]:
     long = result_of("decode_1000")
     first, gap = result_of("latency_ttft"), result_of("latency_gap")
     step, rss = python["python_us_per_token"], one["peak_rss_mib"]
-    together = f"{many['settings']['prompts']} prompts × {many['settings']['tokens']} tokens"
+    in_python = f"µs of Python a token, 32 requests, `generate`{_elsewhere(python, one)}"
+    together = f"{many['settings']['prompts']} prompts × {many['settings']['tokens']} tokens{_elsewhere(many, one)}"
     rows = [
         ("`generate`, one stream of 256 tokens, over a raw loop of C calls", one["ratio"]["generate"], "decode.py"),
         ("`stream`, the same", one["ratio"]["stream"], ""),
-        ("`generate`, 1,000 tokens", long["ratio"]["generate"], "decode.py --tokens 1000"),
+        (f"`generate`, 1,000 tokens{_elsewhere(long, one)}", long["ratio"]["generate"], "decode.py --tokens 1000"),
         (f"{together}, over the raw batched loop", many["ratio"]["raw"], "throughput.py --peer FOLDER"),
         ("the same, by CPU time", many["ratio"]["raw_cpu"], ""),
         (f"the same, over {many['peer'].partition(',')[0]}'s code on our libllama", many["ratio"]["peer"], ""),
@@ -65,7 +66,7 @@ def over_c() -> list[str]:
             gap["gap"]["of_allowed"],
             "latency.py --only gap",
         ),
-        ("µs of Python a token, 32 requests, `generate`", step["generate_whole"], "throughput.py --only-python"),
+        (in_python, step["generate_whole"], "throughput.py --only-python"),
         ("the same, 32 streams in one thread", step["stream_whole"], ""),
     ]
     return [
@@ -78,21 +79,26 @@ def over_c() -> list[str]:
     ]
 
 
+def _elsewhere(result: dict[str, Any], other: dict[str, Any]) -> str:
+    cpu = str(result["machine"]["cpu"])
+    return f" ({cpu})" if cpu != other["machine"]["cpu"] else ""
+
+
 def busy() -> list[str]:
     """Thread counts beside no, one and two spinning processes."""
-    lines = []
-    titles = ["streams, spinning processes beside", "1 thread", "2 threads", "auto", "auto / the better"]
-    for names in (("latency_idle",), ("latency_busy", "latency_busy_32")):
-        results = [result_of(name) for name in names]
-        rows = (
+    results = [result_of(name) for name in ("latency_idle", "latency_busy", "latency_busy_32")]
+    return [
+        f"{where(results[0])}, tokens/s:",
+        "",
+        "| streams, spinning processes beside | 1 thread | 2 threads | auto | auto / the better | 1 thread / itself |",
+        "|-|-|-|-|-|-|",
+        *(
             f"| {what} | {row['1']['median']:,.0f} | {_median(row.get('2'))} | {row['auto']['median']:,.0f} "
             f"| {spread(row['auto_of_better'])} | {spread(row['again_of_first'])} |"
             for result in results
             for what, row in result["busy"].items()
-        )
-        head = "| " + " | ".join([*titles, "1 thread / itself"]) + " |"
-        lines += ["", f"{where(results[0])}, tokens/s:", "", head, "|-|-|-|-|-|-|", *rows]
-    return lines[1:]
+        ),
+    ]
 
 
 def _median(found: dict[str, Any] | None) -> str:
