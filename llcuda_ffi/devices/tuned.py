@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -93,20 +94,26 @@ def digest(bundle: InstalledBundle) -> str:
 
 def weight_types(path: Path) -> str:
     """The types that hold a tenth or more of a model's weights: "Q4_K+Q6_K"; "" where the file cannot be read."""
+    return "+".join(sorted(kind.name for kind, share in _shares(path).items() if share >= 0.1))
+
+
+def _shares(path: Path) -> dict[GGMLType, float]:
+    """Type → share of the bytes of all matrices; nothing where the file cannot be read."""
     try:
-        with GGUFReader(path) as reader:
-            shares = _shares(reader)
+        state = path.stat()
+        return _shares_of(path, state.st_mtime_ns, state.st_size)
     except (InvalidModelFile, OSError):
-        return ""  # the load says what is wrong with it
-    return "+".join(sorted(kind.name for kind, share in shares.items() if share >= 0.1))
+        return {}  # the load says what is wrong with it
 
 
-def _shares(reader: GGUFReader) -> dict[GGMLType, float]:
-    """Type → share of the bytes of all matrices."""
+@lru_cache(maxsize=8)
+def _shares_of(path: Path, mtime_ns: int, size: int) -> dict[GGMLType, float]:
+    """The same of a file as it is: a load asks several times, and reading takes some 20 ms."""
     sizes: dict[GGMLType, int] = {}
-    for tensor in reader.tensors.values():
-        if tensor.n_dims > 1:
-            sizes[tensor.ggml_type] = sizes.get(tensor.ggml_type, 0) + tensor.nbytes
+    with GGUFReader(path) as reader:
+        for tensor in reader.tensors.values():
+            if tensor.n_dims > 1:
+                sizes[tensor.ggml_type] = sizes.get(tensor.ggml_type, 0) + tensor.nbytes
     total = sum(sizes.values()) or 1
     return {kind: size / total for kind, size in sizes.items()}
 
@@ -204,12 +211,8 @@ def tiled(library: Library, path: Path) -> bool:
 
 def _share(path: Path, kinds: Sequence[GGMLType]) -> float:
     """The part of all matrices' bytes that some types have; 0 where the file cannot be read."""
-    try:
-        with GGUFReader(path) as reader:
-            shares = _shares(reader)
-            return sum(shares.get(kind, 0.0) for kind in kinds)
-    except (InvalidModelFile, OSError):
-        return 0.0  # the load says what is wrong with it
+    shares = _shares(path)
+    return sum(shares.get(kind, 0.0) for kind in kinds)
 
 
 def _machine() -> str:
