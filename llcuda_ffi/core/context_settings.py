@@ -118,16 +118,22 @@ def check_mtp(model: Model) -> None:
 
 def _check_cache_types(model: Model, params: ContextParams) -> None:
     """Older bundles abort where a head does not hold whole blocks of a quantized cache."""
-    whole = model.n_embd // model.n_head if model.n_head > 0 else 0
-    for name, key in (("type_k", "key_length"), ("type_v", "value_length")):
+    for name, head in zip(("type_k", "type_v"), _head_widths(model), strict=True):
         kind = getattr(params, name)
         size = model.library.lib.ggml_blck_size(kind.value)
-        head = int(model.metadata.get(f"{model.architecture}.attention.{key}", whole))
         if size > 1 and head % size:
             raise InvalidRequest(
                 f"{name}={kind.name} stores blocks of {size} values, which do not divide this model's heads of {head}: "
                 "use F16 or BF16"
             )
+
+
+def _head_widths(model: Model) -> tuple[int, int]:
+    """Values of one head's key and of its value."""
+    whole = model.n_embd // model.n_head if model.n_head > 0 else 0
+    own = f"{model.architecture}.attention."
+    key, value = (int(model.metadata.get(own + name, whole)) for name in ("key_length", "value_length"))
+    return key, value
 
 
 def _check_memory(model: Model, params: ContextParams) -> None:
@@ -140,16 +146,15 @@ def _check_memory(model: Model, params: ContextParams) -> None:
     """
     own = f"{model.architecture}.attention."
     heads, causal = (model.metadata.get(own + name, "") for name in ("head_count_kv", "causal"))
-    free = free_system_memory(swap=True)
     plain = memory_kind(model, params) is MemoryKind.FULL and not (params.mtp or model.placement.on_gpu)
-    if not free or not plain or heads.startswith("[") or causal == "false" or own + "kv_lora_rank" in model.metadata:
+    if not plain or heads.startswith("[") or causal == "false" or own + "kv_lora_rank" in model.metadata:
         return
-    whole = model.n_embd // model.n_head if model.n_head > 0 else 0
+    if not (free := free_system_memory(swap=True)):
+        return
     row = 0
-    for kind, key in ((params.type_k, "key_length"), (params.type_v, "value_length")):
-        n = int(model.metadata.get(own + key, whole)) * model.n_head_kv
+    for kind, head in zip((params.type_k, params.type_v), _head_widths(model), strict=True):
         block, block_bytes = BLOCKS[FileType(kind.value)]
-        row += -(-n // block) * block_bytes
+        row += -(-head * model.n_head_kv // block) * block_bytes
     cells = params.n_ctx or model.n_ctx_train
     seen = cells if params.kv_unified else cells // params.n_seq_max
     size = cells * model.n_layer * row + 4 * params.n_ubatch * seen  # and what masks it
