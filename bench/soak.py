@@ -18,9 +18,9 @@ from time import perf_counter
 from typing import Any
 
 import report
+from gpu import MIB, vram
 
 from llcuda_ffi import AsyncLlama, Completion, Llama, SamplingParams
-from llcuda_ffi.hardware.gpu import survey
 
 WORKERS = 64
 PROMPTS = ["Count: " + " ".join(str(n) for n in range(i, i + 9 * k, k)) for i in range(1, 33) for k in (1, 2, 3, 5)]
@@ -39,7 +39,7 @@ def rss_mib() -> float:
 
 def vram_mib() -> float:
     """Memory in use on all GPUs."""
-    return sum(gpu.memory_total - gpu.memory_free for gpu in survey().gpus) / (1 << 20)
+    return sum(vram()) / MIB
 
 
 def lead(one: Completion) -> float:
@@ -114,11 +114,8 @@ def finish(llm: Llama, tally: Tally, requests: int, began: float, before: tuple[
     llm.generate("x", GREEDY, max_tokens=1)  # a step, in which the last cancelled ones are let go
     llm.clear_cache()
     took, m = perf_counter() - began, llm.metrics()
-    kv = (
-        [p for p in (llm.context.memory.positions(s) for s in range(llm.context.params.n_seq_max)) if p]
-        if llm.context.memory
-        else []
-    )
+    memory, n_seq = llm.context.memory, llm.context.params.n_seq_max
+    kv = [p for p in (memory.positions(s) for s in range(n_seq)) if p] if memory else []
     found = {
         **tally.counts,
         "seconds": round(took, 1),
