@@ -2,7 +2,8 @@
 
 Threads and asyncio tasks draw operations at random: generate, streams read to the end or left, chat, forced tool calls,
 JSON schemas, log probabilities, n completions, images, embeddings, adapters per request, saved and loaded state,
-time-outs, cancels, bad input, models loaded and closed. Every answer must be the one of the same operation alone. The
+time-outs, cancels, bad input, models loaded and closed, an engine in a process of its own. Every answer must be the one
+of the same operation alone. The
 models are tiny and made here. At the end (and every --every seconds) memory, file descriptors and threads are looked
 at; stderr must stay silent.
 
@@ -60,6 +61,9 @@ class Work:
         self.seer = Llama(
             folder / "seer.gguf", mmproj=folder / "eye.gguf", n_ctx=256, n_parallel=4, n_threads=1, bundle=library
         )
+        self.apart = Llama(
+            folder / "text.gguf", n_ctx=512, n_parallel=4, n_threads=1, bundle=library, isolate=True, trial=False
+        )
         self.embedder = Embedder(folder / "bert.gguf", n_contexts=1, n_threads=1, bundle=library)
         self.adapter = lora.load(
             self.llm, lora.convert(peft_folder(folder / "peft"), folder / "text.gguf", folder / "a.gguf")
@@ -68,11 +72,16 @@ class Work:
         self.operations: list[Operation] = [
             self.generate, self.generate, self.stream, self.leave, self.chat, self.tools, self.schema, self.logprobs,
             self.several, self.picture, self.embed, self.adapted, self.state, self.late, self.bad, self.reload,
+            self.isolated,
         ]  # fmt: skip
 
     def generate(self, dice: random.Random) -> tuple[str, Any]:
         prompt = dice.choice(PROMPTS)
         return f"generate {prompt}", self.llm.generate(prompt, GREEDY).token_ids
+
+    def isolated(self, dice: random.Random) -> tuple[str, Any]:
+        prompt = dice.choice(PROMPTS)
+        return f"generate {prompt}", self.apart.generate(prompt, GREEDY).token_ids
 
     def stream(self, dice: random.Random) -> tuple[str, Any]:
         prompt = dice.choice(PROMPTS)
@@ -162,7 +171,7 @@ class Work:
     def close(self) -> None:
         """Free it all."""
         self.adapter.close()
-        for one in (self.llm, self.seer, self.embedder):
+        for one in (self.llm, self.seer, self.apart, self.embedder):
             one.close()
 
 
