@@ -33,7 +33,7 @@ from tests.support import attacks as sent
 from tests.support.server_process import C, Server
 
 from . import report
-from .performance_tables import where
+from .measured import where
 from .tables import attack_rows
 
 KEY = "k" * 32

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .performance_tables import result_of
-from .tables import rows_of
+from .measured import result_of, rows_of
 
 _SIDES = {
     "greedy": "greedy, prompt included",

@@ -12,7 +12,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,11 @@ class LlamaServer:
         options |= {"-t": n_threads, "-ngl": 0, "-fit": "off"}
         command = [str(program), *(str(part) for pair in options.items() for part in pair), "--no-webui"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self._pool = ThreadPoolExecutor(16)
+        self.pid = self._process.pid
+        self._pool = ThreadPoolExecutor(max(16, n_parallel))
         while True:
             try:
-                self._get("/health")
+                self.ask("/health")
                 return
             except (urllib.error.URLError, ConnectionError):
                 if self._process.poll() is not None:
@@ -51,11 +52,26 @@ class LlamaServer:
         done = subprocess.run([str(program), "--version"], capture_output=True, text=True, check=True)
         return next(line for line in (done.stderr + done.stdout).splitlines() if line.startswith("version"))
 
-    def _get(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def _open(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(self._url + path, data, headers), timeout=120) as answer:
-            return json.load(answer)
+        return urllib.request.urlopen(urllib.request.Request(self._url + path, data, headers), timeout=120)
+
+    def ask(self, path: str, *bodies: dict[str, Any]) -> list[Any]:
+        """The answers to requests sent at once; without a body a GET."""
+
+        def one(body: dict[str, Any] | None = None) -> Any:
+            with self._open(path, body) as answer:
+                return json.load(answer)
+
+        return list(self._pool.map(one, bodies)) if bodies else [one()]
+
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[Any]:
+        """The events of an answer as they come."""
+        with self._open(path, body | {"stream": True}) as answer:
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    yield json.loads(line[6:])
 
     def generate(self, prompts: Sequence[list[int]], max_tokens: int) -> list[int]:
         """Ask all of them at once; the tokens of each prompt that were not computed."""
@@ -64,8 +80,7 @@ class LlamaServer:
             for tokens in prompts
         ]
         cached = []
-        answers = self._pool.map(lambda body: self._get("/completion", body), bodies)
-        for tokens, answer in zip(prompts, answers, strict=True):
+        for tokens, answer in zip(prompts, self.ask("/completion", *bodies), strict=True):
             timings = answer["timings"]
             if timings["cache_n"] + timings["prompt_n"] != len(tokens):
                 raise RuntimeError(f"{timings} for a prompt of {len(tokens)} tokens")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
+from .measured import result_of, rows_of, spread, where
+
+_BUSY = {"auto_of_better": "auto / the better", "again_of_first": "1 thread / itself"}
 
 
 def run() -> list[str]:
     """Sides as rows, sections as columns: the median, and how many times faster this package is."""
     result = result_of("run")
     machine, settings, sections = result["machine"], result["settings"], result["sections"]
-    lines = [
+    head = (
         f"{machine['date']}, {machine['cores']} cores of {machine['cpu']}, load {machine['load']} at the start, "
         f"{settings['model']}, {settings['threads']} threads, medians of {settings['rounds']} rounds in turn. "
         "In brackets: how many times faster this package is."
@@ -21,13 +21,9 @@ def run() -> list[str]:
             f" {name}: measured again {part['date']}, {part['rounds']} rounds."
             for name, part in sections.items()
             if "date" in part
-        ),
-        "",
-        "| side | start, s | "
-        + " | ".join(f"{name}, {part['unit']}" for name, part in sections.items())
-        + " | peak MiB |",
-        "|-|-|" + "-|" * (len(sections) + 1),
-    ]
+        )
+    )
+    rows = []
     for side, said in result["sides"].items():
         if "error" in said:
             continue
@@ -40,7 +36,9 @@ def run() -> list[str]:
             over = f" ({found['ours_over_it']:.2f}×)" if "ours_over_it" in found else ""
             cells.append(f"{found['median']:,.0f}{over}")
         cells.append(f"{said.get('rss_mib', 0):,.0f}")
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
+    columns = [f"{name}, {part['unit']}" for name, part in sections.items()]
+    lines = [head, "", *rows_of(["side", "start, s", *columns, "peak MiB"], rows)]
     left_out = [f"{side} ({said['error']})" for side, said in result["sides"].items() if "error" in said]
     return [*lines, "", "Left out: " + "; ".join(left_out) + "."] if left_out else lines
 
@@ -69,14 +67,10 @@ def over_c() -> list[str]:
         (in_python, step["generate_whole"], "throughput.py --only-python"),
         ("the same, 32 streams in one thread", step["stream_whole"], ""),
     ]
-    return [
-        f"{where(one)}, medians (range, rounds):",
-        "",
-        "| what | measured | how |",
-        "|-|-|-|",
-        *(f"| {what} | {spread(value)} | {f'`bench/{how}`' if how else ''} |" for what, value, how in rows),
-        f"| peak RSS, one sequence of 2,048: raw loop, `generate` | {rss['raw']:.0f}, {rss['generate']:.0f} MiB | |",
-    ]
+    cells = [[what, spread(value), f"`bench/{how}`" if how else ""] for what, value, how in rows]
+    memory = f"{rss['raw']:.0f}, {rss['generate']:.0f} MiB"
+    cells.append(["peak RSS, one sequence of 2,048: raw loop, `generate`", memory, ""])
+    return [f"{where(one)}, medians (range, rounds):", "", *rows_of(["what", "measured", "how"], cells)]
 
 
 def _elsewhere(result: dict[str, Any], other: dict[str, Any]) -> str:
@@ -87,18 +81,13 @@ def _elsewhere(result: dict[str, Any], other: dict[str, Any]) -> str:
 def busy() -> list[str]:
     """Thread counts beside no, one and two spinning processes."""
     results = [result_of(name) for name in ("latency_idle", "latency_busy", "latency_busy_32")]
-    return [
-        f"{where(results[0])}, tokens/s:",
-        "",
-        "| streams, spinning processes beside | 1 thread | 2 threads | auto | auto / the better | 1 thread / itself |",
-        "|-|-|-|-|-|-|",
-        *(
-            f"| {what} | {row['1']['median']:,.0f} | {_median(row.get('2'))} | {row['auto']['median']:,.0f} "
-            f"| {spread(row['auto_of_better'])} | {spread(row['again_of_first'])} |"
-            for result in results
-            for what, row in result["busy"].items()
-        ),
-    ]
+    rows = (
+        [what, *(_median(row.get(n)) for n in ("1", "2", "auto")), *(spread(row[key]) for key in _BUSY)]
+        for result in results
+        for what, row in result["busy"].items()
+    )
+    titles = ["streams, spinning processes beside", "1 thread", "2 threads", "auto", *_BUSY.values()]
+    return [f"{where(results[0])}, tokens/s:", "", *rows_of(titles, rows)]
 
 
 def _median(found: dict[str, Any] | None) -> str:
@@ -108,17 +97,13 @@ def _median(found: dict[str, Any] | None) -> str:
 def vocabulary() -> list[str]:
     """Choosing from the rows of large vocabularies."""
     result = result_of("vocabulary")
-    return [
-        f"{where(result)}, medians of {result['settings']['rounds']}:",
-        "",
-        "| tokens in the vocabulary | rows | libllama, µs | here, µs |",
-        "|-|-|-|-|",
-        *(
-            f"| {int(size):,} | {n} | {row['libllama']['median']:.0f} | {row['ours']['median']:.0f} |"
-            for size, rows in result["rows"].items()
-            for n, row in rows.items()
-        ),
-    ]
+    rows = (
+        [f"{int(size):,}", str(n), *(f"{row[side]['median']:.0f}" for side in ("libllama", "ours"))]
+        for size, counts in result["rows"].items()
+        for n, row in counts.items()
+    )
+    titles = ["tokens in the vocabulary", "rows", "libllama, µs", "here, µs"]
+    return [f"{where(result)}, medians of {result['settings']['rounds']}:", "", *rows_of(titles, rows)]
 
 
 def structured() -> list[str]:
@@ -129,19 +114,16 @@ def structured() -> list[str]:
     for name, words in (("sequences_1", "one sequence"), ("sequences_16", "16 sequences")):
         ratio, sampled = (result[name][key] for key in ("ratio", "ratio_every_token_sampled"))
         rows += [
-            f"| {words} with a schema, tokens/s over without | {spread(ratio)} |",
-            f"| the same, with every token sampled | {spread(sampled)} |",
+            (f"{words} with a schema, tokens/s over without", spread(ratio)),
+            ("the same, with every token sampled", spread(sampled)),
         ]
-    return [
-        f"{where(result)}; the last row {talk['machine']['date']}:",
-        "",
-        "| what | measured |",
-        "|-|-|",
-        *rows,
-        f"| conversation of {talk['settings']['turns']} turns, each of {min(computed)} to {max(computed)} new prompt "
-        f"tokens: all turns, and with each prompt computed again | {talk['cached']['median']:.1f} s, "
-        f"{talk['again']['median']:.1f} s |",
-    ]
+    turns = (
+        f"conversation of {talk['settings']['turns']} turns, each of {min(computed)} to {max(computed)} new prompt "
+        "tokens: all turns, and with each prompt computed again"
+    )
+    rows.append((turns, f"{talk['cached']['median']:.1f} s, {talk['again']['median']:.1f} s"))
+    head = f"{where(result)}; the last row {talk['machine']['date']}:"
+    return [head, "", *rows_of(["what", "measured"], rows)]
 
 
 def soak() -> list[str]:
@@ -160,26 +142,5 @@ def soak() -> list[str]:
 def first_minute() -> list[str]:
     """README's first command where nothing is there."""
     result = result_of("first_minute")
-    rows = (f"| {what} | {seconds:.1f} |" for what, seconds in result["seconds"].items())
-    return [f"{where(result)}:", "", "| environment | seconds |", "|-|-|", *rows]
-
-
-def result_of(name: str) -> dict[str, Any]:
-    """What a benchmark wrote to bench/results."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return found
-
-
-def where(result: dict[str, Any]) -> str:
-    """When, on what and with what a result was measured."""
-    machine, settings = result["machine"], result.get("settings", {})
-    parts = [machine["date"], f"{machine['cores']} cores of {machine['cpu']}"]
-    parts += [f"bundle {machine['bundle']}"] if "bundle" in machine else []
-    return ", ".join(parts + ([settings["model"]] if "model" in settings else []))
-
-
-def spread(found: dict[str, Any]) -> str:
-    """The median, its range and of how many rounds."""
-    digits = 3 if found["median"] < 2 else 2
-    low, high = found["min"], found["max"]
-    return f"{found['median']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f}, n={found['n']})"
+    rows = ([what, f"{seconds:.1f}"] for what, seconds in result["seconds"].items())
+    return [f"{where(result)}:", "", *rows_of(["environment", "seconds"], rows)]

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .performance_tables import result_of
+from .measured import result_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "speed.svg"

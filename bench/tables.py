@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .performance_tables import result_of, spread, where
+from .measured import result_of, rows_of, spread, where
 
 _WEIGHTS = ("Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_XS", "Q8_0", "F16")
 _KINDS = {
     "deepseek2": "deepseek2 (MLA)", "gemma3": "gemma3 (window)", "lfm2": "lfm2 (hybrid)", "qwen35": "qwen35 (hybrid)",
     "lfm2-window": "lfm2-window (hybrid)",
 }  # fmt: skip
-
-
-def rows_of(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table of Markdown."""
-    return ["|" + "|".join(titles) + "|", "|-" * len(titles) + "|", *("|" + "|".join(row) + "|" for row in rows)]
 
 
 def bundles(name: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from worker import TEMPERATURE, TOP_K, TOP_P, Side, serve
@@ -38,6 +38,10 @@ class Ours(Side):
 
     def again(self, text: str) -> int:
         return self._llm.generate(text, max_tokens=1, ignore_eos=True, **SAMPLED).usage.prompt_tokens
+
+    def stream(self, text: str, n: int, came: Callable[[], object]) -> None:
+        for _ in self._llm.stream(text, max_tokens=n, prefix_cache=False, ignore_eos=True, **SAMPLED):
+            came()
 
     def structured(self, text: str, schema: dict[str, Any], n: int) -> int:
         done = self._llm.generate(text, max_tokens=n, json_schema=schema, prefix_cache=False, **SAMPLED)

@@ -10,7 +10,10 @@ import json
 import os
 import resource
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
@@ -48,6 +51,45 @@ class Side:
         """Compute a prompt that was computed before, and one token, with whatever the package keeps."""
         raise NotImplementedError("not offered")
 
+    def stream(self, text: str, n: int, came: Callable[[], object]) -> None:
+        """Make `n` tokens and call `came` at each; several threads do so at the same time."""
+        raise NotImplementedError("not offered")
+
+    def beside(self, texts: Sequence[str], n: int, late: str) -> dict[str, float]:
+        """A prompt that comes when each of `texts`, streamed in threads, has had five of its `n` tokens.
+
+        Returns:
+            "first_ms" until the first token of `late`, "gap_ms" the longest between two tokens of one of the streams.
+        """
+        times: list[list[float]] = [[] for _ in texts]
+        running = threading.Event()
+
+        def follow(at: int) -> None:
+            def came() -> None:
+                times[at].append(perf_counter())
+                if all(len(row) >= 5 for row in times):
+                    running.set()
+
+            try:
+                self.stream(texts[at], n, came)
+            finally:
+                running.set()
+
+        first: list[float] = []
+        with ThreadPoolExecutor(len(texts)) as pool:
+            streams = [pool.submit(follow, at) for at in range(len(texts))]
+            running.wait()
+            began = perf_counter()
+            self.stream(late, 1, lambda: first.append(perf_counter() - began))
+            for stream in streams:
+                stream.result()
+        gap = max(after - before for row in times for before, after in pairwise(row[1:]))
+        return {"first_ms": first[0] * 1e3, "gap_ms": gap * 1e3}
+
+    def rss_mib(self) -> float:
+        """The most memory that it has had."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
     def structured(self, text: str, schema: dict[str, Any], n: int) -> int:
         """Make up to `n` tokens that follow a JSON schema; returns how many."""
         raise NotImplementedError("not offered")
@@ -56,12 +98,17 @@ class Side:
         """Embed texts with the model `extra["embedding"]`; returns how many."""
         raise NotImplementedError("not offered")
 
+    def close(self) -> None:
+        """End what it started."""
+
 
 def serve(make: Callable[[str, int, dict[str, str]], Side]) -> None:
     """Answer lines of JSON: {"do": method, "args": […]} with {"seconds", "count", "rss_mib"} or {"error"}."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what the package prints is no answer
     model, threads, extra = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+
+    side: Side | None = None
 
     def answer(run: Callable[[], Any]) -> Any:
         began = perf_counter()
@@ -70,11 +117,9 @@ def serve(make: Callable[[str, int, dict[str, str]], Side]) -> None:
         except Exception as error:
             found = {"error": f"{type(error).__name__}: {error}"[:300]}
         found["seconds"] = perf_counter() - began
-        found["rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        found["rss_mib"] = 0.0 if side is None else side.rss_mib()
         print(json.dumps(found), file=out)
         return found
-
-    side: Side | None = None
 
     def load() -> str:
         nonlocal side
@@ -86,3 +131,5 @@ def serve(make: Callable[[str, int, dict[str, str]], Side]) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         answer(lambda: getattr(side, asked["do"])(*asked["args"]))  # noqa: B023 - called at once
+    if side is not None:
+        side.close()

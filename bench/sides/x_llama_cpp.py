@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,11 +26,11 @@ class XLlamaCpp(Side):
     def version(self) -> str:
         return f"xllamacpp {getattr(self._package, '__version__', '')}".strip()
 
-    def _ask(self, text: str, n: int, cached: bool = False) -> dict[str, Any]:
+    def _ask(self, text: str, n: int, **more: Any) -> dict[str, Any]:
         found: dict[str, Any] = self._server.handle_completions(
             {
                 "prompt": text, "max_tokens": n, "temperature": TEMPERATURE, "top_k": TOP_K, "top_p": TOP_P,
-                "min_p": 0.0, "ignore_eos": True, "cache_prompt": cached,
+                "min_p": 0.0, "ignore_eos": True, "cache_prompt": False, **more,
             }
         )  # fmt: skip
         if "error" in found:
@@ -48,7 +48,17 @@ class XLlamaCpp(Side):
             return sum(pool.map(lambda text: self.decode(text, n), texts))
 
     def again(self, text: str) -> int:
-        return int(self._ask(text, 1, cached=True)["usage"]["prompt_tokens"])
+        return int(self._ask(text, 1, cache_prompt=True)["usage"]["prompt_tokens"])
+
+    def structured(self, text: str, schema: dict[str, Any], n: int) -> int:
+        return int(self._ask(text, n, json_schema=schema, ignore_eos=False)["usage"]["completion_tokens"])
+
+    def stream(self, text: str, n: int, came: Callable[[], object]) -> None:
+        body = {
+            "prompt": text, "max_tokens": n, "temperature": TEMPERATURE, "top_k": TOP_K, "top_p": TOP_P,
+            "min_p": 0.0, "ignore_eos": True, "cache_prompt": False, "stream": True,
+        }  # fmt: skip
+        self._server.handle_completions(body, lambda _: came() and False)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,8 @@ def test_aclose(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with contextlib.aclosing(AsyncLlama(tmp_path / "tiny.gguf", n_ctx=512)) as llm:
-            task = asyncio.create_task(llm.generate(TEXTS[0], max_tokens=400, ignore_eos=True))
+            long = llm.generate(TEXTS[0], max_tokens=1_000_000, overflow="shift", ignore_eos=True)
+            task = asyncio.create_task(long)
             await asyncio.sleep(0.01)
             await llm.aclose()
             with pytest.raises((Cancelled, ClosedError)):

@@ -54,7 +54,7 @@ class Load:
 
 def test_under_load(model: Model, tmp_path: Path) -> None:
     """Shifting requests are queued like any other; clearing, saving and loading run between two steps; closing is
-    refused, and works afterwards."""
+    refused, and works afterwards. The stream is for the closing: the two threads may both be between two requests."""
     llm = Llama(model, n_ctx=64, n_parallel=3)
     with Load(llm) as load:
         for _ in range(10):
@@ -66,8 +66,11 @@ def test_under_load(model: Model, tmp_path: Path) -> None:
             assert llm.load_state(tmp_path / "state") > 0
             assert llm.metrics().failure is None
         before = len(load.done)
+        held = llm.stream("something long", max_tokens=1000, overflow="shift", ignore_eos=True)
+        next(held)
         with pytest.raises(ConcurrentUseError):
             llm.close()
+        held.close()  # type: ignore[attr-defined]
         while len(load.done) < before + 2:
             pass
     llm.close()
