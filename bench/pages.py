@@ -45,7 +45,12 @@ TABLES: dict[str, dict[str, Table]] = {
     },
     "gpu": {"many": gpu_tables.many, "load": gpu_tables.load},
     "measured_gpu": {"stream": gpu_tables.stream, "switches": gpu_tables.switches, "split": gpu_tables.split},
-    "server": {"cluster": gpu_tables.cluster, "cluster, ends": gpu_tables.ends},
+    "server": {
+        "cluster": gpu_tables.cluster,
+        "cluster, ends": gpu_tables.ends,
+        "HTTP": tables.http,
+        "HTTP, short": tables.http_short,
+    },
     "llcuda": {"quantize": tables.quantized},
     "reliability": {
         "trial": tables.trial,

@@ -156,7 +156,9 @@ def main() -> None:
     with Llama(a.model, **settings) as llm:
         path = str(llm.model.path)
         out = report.header(
-            "serving", llm.model.library, {"model": llm.model.path.name, "tokens": a.tokens, **settings}
+            "serving",
+            llm.model.library,
+            {"model": llm.model.path.name, "tokens": a.tokens, "rounds": a.rounds, "idle": a.idle, **settings},
         )
     inside: dict[int, list[dict[str, float]]] = {}
 

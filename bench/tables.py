@@ -251,3 +251,49 @@ def quantized() -> list[str]:
     )
     titles = ["type", "MB", "KL divergence", "same best token"]
     return [f"{where(result)}, F16 {result['settings']['f16_mb']:.1f} MB:", "", *rows_of(titles, rows)]
+
+
+def http() -> list[str]:
+    """Streams in the process and over HTTP."""
+    result = result_of("serving_idle")
+    ((clients, found),) = result["clients"].items()
+    idle = f"over HTTP, beside {result['settings']['idle']:,} idle connections"
+    rows = []
+    for side, words in (("in_process", "in the process"), ("http", "over HTTP"), ("http_idle", idle)):
+        one = found[side]
+        first = f"{one['ttft_p50_ms'] / 1e3:.1f} s, {one['ttft_p99_ms'] / 1e3:.1f} s"
+        rows.append([words, f"{one['tokens_per_s']:.1f}", first, f"{one['cpu_ms_per_token']:.1f} ms"])
+    more = f"HTTP takes {found['ratio']['cpu_ms_per_token'] - 1:+.1%} CPU time a token"
+    titles = [f"{clients} streams", "tokens/s", "first token, P50 and P99", "CPU time a token"]
+    return [f"{_serving(result)}; {more}:", "", *rows_of(titles, rows)]
+
+
+def http_short() -> list[str]:
+    """Short requests, by the number of compute threads: what the event loop takes."""
+    results = [result_of("serving_short_1"), result_of("serving_short_2")]
+    rows = []
+    for result in results:
+        (found,) = result["clients"].values()
+        inside, outside = found["in_process"], found["http"]
+        pairs = (
+            f"{inside[key]:.{digits}f}, {outside[key]:.{digits}f}{unit}"
+            for key, digits, unit in (
+                ("tokens_per_s", 1, ""), ("cpu_ms_per_token", 1, " ms"), ("loop_ms_per_token", 2, " ms"),
+            )
+        )  # fmt: skip
+        rows.append(
+            [
+                str(result["settings"]["n_threads"]),
+                *pairs,
+                f"{found['ratio']['loop_of_cpu']:.1%}",
+                f"{outside['client_ms_per_token']:.2f} ms",
+            ]
+        )
+    titles = ["compute threads", "tokens/s in the process, over HTTP", "CPU time a token", "of the event loop"]
+    titles += ["which is more, of all", "of the clients"]
+    return [f"{_serving(results[0])}:", "", *rows_of(titles, rows)]
+
+
+def _serving(result: dict[str, Any]) -> str:
+    settings = result["settings"]
+    return f"{where(result)}, {settings['tokens']} tokens each, medians of {settings['rounds']}"
