@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from haystack import component, default_from_dict, default_to_dict
 from haystack.dataclasses import ChatMessage, StreamingChunk, ToolCall
 
+from ..chat.results import ChatCompletion
 from ..llama import Llama
+
+_log = logging.getLogger(__name__)
 
 
 @component
@@ -25,7 +29,7 @@ class LlcudaChatGenerator:
         *,
         settings: dict[str, Any] | None = None,
         options: dict[str, Any] | None = None,
-        tools: list[Any] | None = None,
+        tools: Any = None,
         streaming_callback: Callable[[StreamingChunk], None] | None = None,
     ) -> None:
         """Say which model, and how.
@@ -34,7 +38,7 @@ class LlcudaChatGenerator:
             model: as Llama takes it.
             settings: fields of SamplingParams, for every run.
             options: arguments of Llama.
-            tools: Haystack's tools.
+            tools: Haystack's tools, or sets of them.
             streaming_callback: called with each piece of an answer.
         """
         self.model, self.settings, self.options = model, settings or {}, options or {}
@@ -59,20 +63,49 @@ class LlcudaChatGenerator:
 
     @component.output_types(replies=list[ChatMessage])
     def run(
-        self, messages: list[ChatMessage], generation_kwargs: dict[str, Any] | None = None
+        self,
+        messages: list[ChatMessage],
+        streaming_callback: Callable[[StreamingChunk], None] | None = None,
+        generation_kwargs: dict[str, Any] | None = None,
+        tools: Any = None,
     ) -> dict[str, list[ChatMessage]]:
-        """Answer a conversation; `generation_kwargs` are fields of SamplingParams for this run."""
+        """Answer a conversation.
+
+        Args:
+            streaming_callback, tools: for this run, in the place of the component's own.
+            generation_kwargs: fields of SamplingParams for this run.
+        """
         self.warm_up()
         assert self._llm is not None
         given: dict[str, Any] = {**self.settings, **(generation_kwargs or {})}
-        if self.tools:
-            given["tools"] = [{"type": "function", "function": tool.tool_spec} for tool in self.tools]
-        done = None
+        callback = streaming_callback or self.streaming_callback
+        if specs := list(_specs(tools or self.tools)):
+            given["tools"] = [{"type": "function", "function": spec} for spec in specs]
+        done: list[ChatCompletion] = []
         for chunk in self._llm.chat_stream([message.to_openai_dict_format() for message in messages], **given):
-            if self.streaming_callback is not None and chunk.content:
-                self.streaming_callback(StreamingChunk(content=chunk.content))
-            done = chunk.completion or done
-        assert done is not None
-        calls = [ToolCall(tool_name=c.name, arguments=json.loads(c.arguments), id=c.id) for c in done.tool_calls]
-        meta = {"model": done.model, "finish_reason": done.finish_reason, "usage": done.to_dict()["usage"]}
-        return {"replies": [ChatMessage.from_assistant(done.text or None, tool_calls=calls, meta=meta)]}
+            if callback is not None and chunk.content:
+                callback(StreamingChunk(content=chunk.content))
+            if chunk.completion is not None:
+                done.append(chunk.completion)
+        return {"replies": [_reply(one) for one in done]}
+
+
+def _specs(tools: Any) -> Iterator[dict[str, Any]]:
+    """What the model is told of tools and of sets of them."""
+    for one in tools:
+        if hasattr(one, "tool_spec"):
+            yield one.tool_spec
+        else:
+            yield from _specs(one)
+
+
+def _reply(done: ChatCompletion) -> ChatMessage:
+    """An answer; calls whose arguments were cut are left out, which `finish_reason` tells too."""
+    calls = []
+    for call in done.tool_calls:
+        try:
+            calls.append(ToolCall(tool_name=call.name, arguments=json.loads(call.arguments), id=call.id))
+        except ValueError:
+            _log.warning("the arguments of a call of %s are no JSON: %.200s", call.name, call.arguments)
+    meta = {"model": done.model, "finish_reason": done.finish_reason, "usage": done.to_dict()["usage"]}
+    return ChatMessage.from_assistant(done.text or None, tool_calls=calls, meta=meta)

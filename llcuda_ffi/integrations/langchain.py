@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -29,6 +30,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from ..chat.results import ChatCompletion
 from ..embedder import Embedder
 from ..llama import Llama
+from .awaited import awaited
 
 
 class _OverLlama:
@@ -95,7 +97,7 @@ class ChatLlcuda(BaseChatModel, _OverLlama):  # type: ignore[misc]
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
         **given: Any,
-    ) -> Iterator[ChatGenerationChunk]:
+    ) -> Generator[ChatGenerationChunk]:
         for chunk in self._llm.chat_stream(convert_to_openai_messages(messages), **self._request(stop, given)):
             calls = [
                 tool_call_chunk(name=call.name, args=call.arguments, id=call.id, index=call.index)
@@ -119,29 +121,23 @@ class ChatLlcuda(BaseChatModel, _OverLlama):  # type: ignore[misc]
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **given: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        import asyncio
-
-        pieces = self._stream(messages, stop, **given)
-        try:
-            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        async with aclosing(awaited(self._stream(messages, stop, **given))) as pieces:
+            async for piece in pieces:
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(str(piece.message.content), chunk=piece)
                 yield piece
-        finally:
-            pieces.close()  # type: ignore[attr-defined]
 
     def bind_tools(
         self,
         tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
         *,
-        tool_choice: str | Literal["any"] | bool | None = None,
+        tool_choice: str | Literal["any"] | bool | dict[str, Any] | None = None,
         **settings: Any,
     ) -> Runnable[Any, AIMessage]:
-        """The model with tools; `tool_choice` is "auto", "any" (a call is forced), "none" or a tool's name."""
-        if tool_choice in ("any", True):
-            tool_choice = "required"
-        if isinstance(tool_choice, str):
-            settings["tool_choice"] = tool_choice
+        """The model with tools; `tool_choice` is "auto", "any" (a call is forced), "none" or a tool's name, also as
+        OpenAI writes it."""
+        if tool_choice:
+            settings["tool_choice"] = "required" if tool_choice in ("any", True) else tool_choice
         schemas = [convert_to_openai_tool(tool) for tool in tools]
         bound: Runnable[Any, AIMessage] = self.bind(tools=schemas, **settings)
         return bound

@@ -16,15 +16,19 @@ from llama_index.core.base.llms.types import (
     CompletionResponse,
     CompletionResponseAsyncGen,
     CompletionResponseGen,
+    ImageBlock,
     LLMMetadata,
     MessageRole,
+    TextBlock,
 )
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 
 from ..embedder import Embedder
+from ..errors import InvalidRequest
 from ..llama import Llama
+from .awaited import awaited
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
@@ -109,7 +113,7 @@ class LlcudaLLM(FunctionCallingLLM):  # type: ignore[misc]
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **given: Any) -> ChatResponseAsyncGen:
         """`stream_chat`, awaited."""
-        return _awaited(self.stream_chat(messages, **given))
+        return awaited(self.stream_chat(messages, **given))
 
     async def acomplete(self, prompt: str, formatted: bool = False, **given: Any) -> CompletionResponse:
         """`complete`, awaited."""
@@ -117,7 +121,7 @@ class LlcudaLLM(FunctionCallingLLM):  # type: ignore[misc]
 
     async def astream_complete(self, prompt: str, formatted: bool = False, **given: Any) -> CompletionResponseAsyncGen:
         """`stream_complete`, awaited."""
-        return _awaited(self.stream_complete(prompt, formatted, **given))
+        return awaited(self.stream_complete(prompt, formatted, **given))
 
     # --- tools ---
 
@@ -165,22 +169,38 @@ class LlcudaLLM(FunctionCallingLLM):  # type: ignore[misc]
         ]
 
 
-async def _awaited(pieces: Any) -> Any:
-    end = object()
-    while (piece := await asyncio.to_thread(next, pieces, end)) is not end:
-        yield piece
-
-
 def _messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """LlamaIndex's messages in OpenAI's shape."""
     found = []
     for message in messages:
-        one: dict[str, Any] = {"role": message.role.value, "content": message.content or ""}
+        one: dict[str, Any] = {"role": message.role.value, "content": _content(message)}
         for name in ("tool_calls", "tool_call_id", "name"):
             if name in message.additional_kwargs:
                 one[name] = message.additional_kwargs[name]
         found.append(one)
     return found
+
+
+def _content(message: ChatMessage) -> str | list[dict[str, Any]]:
+    """What a message says: a text, or parts where there are images.
+
+    Raises:
+        InvalidRequest: it has sound, a video or a document.
+    """
+    parts: list[dict[str, Any]] = []
+    for block in message.blocks:
+        if isinstance(block, TextBlock):
+            parts.append({"type": "text", "text": block.text})
+        elif isinstance(block, ImageBlock):
+            if block.url is not None and block.image is None and block.path is None:
+                url = str(block.url)
+            else:
+                data = block.resolve_image(as_base64=True).read().decode("ascii")
+                url = f"data:{block.image_mimetype or 'image/png'};base64,{data}"
+            parts.append({"type": "image_url", "image_url": {"url": url}})
+        elif block.block_type in ("audio", "video", "document"):
+            raise InvalidRequest(f"a message has a block of kind {block.block_type!r}: texts and images are taken here")
+    return parts if any(part["type"] != "text" for part in parts) else message.content or ""
 
 
 def _answer(message: Any) -> ChatMessage:

@@ -28,7 +28,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
         """Vectors of texts, float32 (n, dim)."""
         if getattr(self, "_embedder", None) is None:
             self._embedder = Embedder(self.model)
-        found: npt.NDArray[np.float32] = self._embedder.encode(list(X), dim=self.dim, truncate=self.truncate)
+        found: npt.NDArray[np.float32] = self._embedder.encode(X, dim=self.dim, truncate=self.truncate)
         return found
 
     def __sklearn_is_fitted__(self) -> bool:

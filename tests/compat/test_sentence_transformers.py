@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from llcuda_ffi.errors import UnknownSetting
+
 from ..support.tiny_model import make_tiny_bert
 from .snippets import Snippet, snippet_id
 
@@ -120,6 +122,24 @@ similarities = model.similarity(embeddings, embeddings)
         + "with model.truncate_sentence_embeddings(8):\n    v = model.encode('the cat')\nmodel = model.to('cpu').eval()",
         "v.shape == (8,) and model.encode('a').shape == (32,)",
     ),
+    Snippet(
+        "paraphrase mining",
+        LOAD
+        + TEXTS
+        + "pairs = util.paraphrase_mining(model, texts, show_progress_bar=False, corpus_chunk_size=10, max_pairs=2, top_k=5)",
+        "len(pairs) == 2 and pairs[0][0] >= pairs[1][0] and isinstance(pairs[0][1], int)",
+    ),
+    Snippet(
+        "max_seq_length",
+        LOAD
+        + "model.max_seq_length = 4\na = model.max_seq_length\nmodel.max_seq_length = 10_000\nb = model.max_seq_length",
+        "(a, b) == (4, 128)",
+    ),
+    Snippet(
+        "no such default prompt",
+        HEAD + "SentenceTransformer('bert.gguf', default_prompt_name='qurey')",
+        error="no prompt 'qurey'",
+    ),
     Snippet("unknown option of encode", LOAD + "model.encode('a', batchsize=2)", error="did you mean batch_size"),
     Snippet("training", "from llcuda_ffi.compat.sentence_transformers import losses", error="for training"),
     Snippet("CrossEncoder", HEAD + "model = CrossEncoder('bert.gguf')", error="no classification head"),
@@ -178,4 +198,12 @@ def test_cross_encoder(tmp_path: Path) -> None:
     assert np.allclose(model.predict(pairs, activation_fn=lambda x: x * 2), scores * 2)
     ranked = model.rank("a cat", ["the sea", "the cat sat"], return_documents=True)
     assert {one["corpus_id"]: one["score"] for one in ranked} == pytest.approx({0: scores[0], 1: scores[2]}, abs=1e-4)
+    halved = model.rank("a cat", ["the sea", "the cat sat"], 1, activation_fct=lambda x: x / 2, num_workers=2)
+    assert [one["score"] for one in halved] == pytest.approx([ranked[0]["score"] / 2], abs=1e-4)
+    other = CrossEncoder(tmp_path / "ranker.gguf", activation_fn=lambda x: x + 1)
+    ranked = other.rank("a cat", ["the cat sat"])
+    assert ranked[0]["score"] == pytest.approx(float(scores[2]) + 1, abs=1e-4)
+    other.close()
+    with pytest.raises(UnknownSetting, match="did you mean activation_fn"):
+        model.predict(pairs, activationfn=None)
     model.close()

@@ -193,6 +193,49 @@ prompt = tokenizer.apply_chat_template({MESSAGES}, tokenize=False, add_generatio
         "outputs[1].outputs.score > outputs[0].outputs.score",
     ),
     Snippet(
+        "kinds of prompts that are embedded",
+        HEAD
+        + """
+llm = LLM(model='bert.gguf', task='embed')
+text = "Hello, my name is"
+whole = llm.embed([text, "b"])[0]
+others = [llm.embed(one)[0] for one in (
+    {"prompt": text}, {"prompt_token_ids": whole.prompt_token_ids}, whole.prompt_token_ids, TextPrompt(prompt=text)
+)]
+(tokens,) = llm.encode(text, pooling_task="token_embed")
+same = llm.encode(text, PoolingParams(task="embed"), pooling_task=None)[0].outputs.embedding
+""",
+        "all(abs(one.outputs.data - whole.outputs.data).max() < 1e-3 for one in others)"
+        " and tokens.outputs.data.shape == (len(whole.prompt_token_ids), 32) and len(same) == 32",
+    ),
+    Snippet(
+        "cut to a length",
+        HEAD + "LLM(model='bert.gguf', task='embed').embed('a b c', truncate_prompt_tokens=2)",
+        error="-1 cuts texts to the 128",
+    ),
+    Snippet(
+        "another pooling task",
+        HEAD + "LLM(model='bert.gguf', task='embed').encode('a', pooling_task='classify')",
+        error="'embed' or 'token_embed'",
+    ),
+    Snippet("unknown keyword of embed", HEAD + "LLM('bert.gguf', task='embed').embed('a', dim=3)", error="'dim'"),
+    Snippet(
+        "structured outputs as a dict",
+        HEAD + "SamplingParams(structured_outputs={'choice': ['a']})",
+        error="must be StructuredOutputsParams",
+    ),
+    Snippet(
+        "modules of the engines",
+        HEAD
+        + """
+from llcuda_ffi.compat.vllm.engine.arg_utils import AsyncEngineArgs as A
+from llcuda_ffi.compat.vllm.engine.async_llm_engine import AsyncLLMEngine as B
+from llcuda_ffi.compat.vllm.v1.engine.async_llm import AsyncLLM as C
+from llcuda_ffi.compat.vllm.pooling_params import PoolingParams as D
+""",
+        "(A, B, C, D) == (AsyncEngineArgs, AsyncLLMEngine, AsyncLLMEngine, PoolingParams)",
+    ),
+    Snippet(
         "AsyncLLMEngine",
         HEAD
         + """
@@ -252,6 +295,103 @@ async def main():
 parts = asyncio.run(main())
 """,
         "parts[-1].finished and sum(len(p.outputs[0].token_ids) for p in parts) == 6",
+    ),
+    Snippet(
+        "special tokens in the text",
+        LOAD
+        + """
+t = llm.get_tokenizer()
+pair = [t.encode(text, add_special_tokens=False)[0] for text in ("<|im_start|>", "a")]
+def only(past, logits):
+    logits[:] = -float("inf")
+    logits[pair[len(past) % 2]] = 0
+    return logits
+def text(**more):
+    params = SamplingParams(logits_processors=[only], max_tokens=4, ignore_eos=True, **more)
+    return llm.generate("a", params)[0].outputs[0].text
+""",
+        "text() == 'aa' and text(skip_special_tokens=False) == '<|im_start|>a<|im_start|>a'"
+        " and text(skip_special_tokens=False, stop='a<|im') == '<|im_start|>'",
+    ),
+    Snippet(
+        "control tokens in a message",
+        LOAD
+        + """
+t = llm.get_tokenizer()
+(output,) = llm.chat([{"role": "user", "content": "Hi<|im_end|>"}], SamplingParams(max_tokens=1))
+(mark,) = t.encode("<|im_end|>", add_special_tokens=False)
+""",
+        "output.prompt_token_ids.count(mark) == 1 and output.prompt.count('<|im_end|>') == 2",
+    ),
+    Snippet(
+        "guided decoding of a backend",
+        LOAD
+        + "params = SamplingParams(guided_decoding=GuidedDecodingParams.from_optional(choice=['a', 'b'], regex=None, backend='outlines'))\n"
+        + "text = llm.generate('n:', params)[0].outputs[0].text",
+        "text in ('a', 'b') and GuidedDecodingParams.from_optional(json=None) is None",
+    ),
+    Snippet(
+        "aborted by another task",
+        HEAD
+        + """
+import asyncio, time
+def slow(past, logits):
+    time.sleep(0.01)
+    return logits
+async def main(kind):
+    engine = AsyncLLMEngine.from_engine_args(EngineArgs(model="model.gguf", max_model_len=256))
+    begun = asyncio.Event()
+    async def read():
+        params = SamplingParams(max_tokens=200, ignore_eos=True, logits_processors=[slow], output_kind=kind)
+        found = []
+        async for output in engine.generate("Once", params, request_id="1"):
+            found.append(output)
+            begun.set()
+        return found
+    task = asyncio.create_task(read())
+    await begun.wait()
+    await engine.abort("1")
+    found = await task
+    async for output in engine.generate("Once", SamplingParams(max_tokens=2), request_id="1"):
+        pass
+    engine.shutdown()
+    return found[-1], output
+lasts = [asyncio.run(main(kind)) for kind in (RequestOutputKind.CUMULATIVE, RequestOutputKind.DELTA)]
+""",
+        "all(cut.finished and cut.outputs[0].finish_reason == 'abort' and later.finished for cut, later in lasts)"
+        " and 0 < len(lasts[0][0].outputs[0].token_ids) < 200",
+    ),
+    Snippet(
+        "log probabilities of deltas",
+        HEAD
+        + """
+import asyncio
+async def main(kind):
+    engine = AsyncLLMEngine.from_engine_args(EngineArgs(model="model.gguf", max_model_len=128))
+    params = SamplingParams(max_tokens=6, temperature=0, logprobs=1, ignore_eos=True, output_kind=kind)
+    found = [output.outputs[0] async for output in engine.generate("Once", params, request_id="1")]
+    engine.shutdown()
+    return found
+deltas, whole = asyncio.run(main(RequestOutputKind.DELTA)), asyncio.run(main(RequestOutputKind.FINAL_ONLY))[-1]
+""",
+        "[one for delta in deltas for one in delta.logprobs] == whole.logprobs and len(whole.logprobs) == 6"
+        " and abs(deltas[-1].cumulative_logprob - whole.cumulative_logprob) < 1e-6",
+    ),
+    Snippet(
+        "adapter of an asynchronous request",
+        HEAD
+        + """
+import asyncio
+async def main():
+    engine = AsyncLLMEngine.from_engine_args(EngineArgs(model="model.gguf", max_model_len=128))
+    try:
+        async for _ in engine.generate("a", SamplingParams(), "1", lora_request=LoRARequest("sql", 1, "adapter.gguf")):
+            pass
+    finally:
+        engine.shutdown()
+asyncio.run(main())
+""",
+        error="adapter.gguf",
     ),
     Snippet("several processes", HEAD + "LLM('model.gguf', data_parallel_size=2)", error="vLLM's processes"),
     Snippet("unknown setting", HEAD + "SamplingParams(max_token=5)", error="did you mean max_tokens"),

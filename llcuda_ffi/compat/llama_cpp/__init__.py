@@ -6,9 +6,9 @@ import importlib
 from typing import Any
 
 from ... import __version__
-from . import llama_cpp
+from . import llama_cpp, llama_types
 from .llama import Llama, LlamaState
-from .llama_cache import LlamaCache, LlamaDiskCache, LlamaRAMCache
+from .llama_cache import BaseLlamaCache, LlamaCache, LlamaDiskCache, LlamaRAMCache
 from .llama_cpp import (
     llama_backend_free,
     llama_backend_init,
@@ -18,14 +18,23 @@ from .llama_cpp import (
 )
 from .llama_grammar import LlamaGrammar
 from .llama_speculative import LlamaPromptLookupDecoding
-from .llama_tokenizer import LlamaTokenizer
-from .processors import LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteriaList
+from .llama_tokenizer import BaseLlamaTokenizer, LlamaTokenizer
+from .processors import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinTokensLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 _MODULES = frozenset(
     ("llama_cache", "llama_chat_format", "llama_grammar", "llama_speculative", "llama_tokenizer", "llama_types")
 )
+_TYPES = ("ChatCompletion", "Completion", "CreateChatCompletion", "CreateCompletion", "CreateEmbedding", "Embedding")
 
 __all__ = [
+    "BaseLlamaCache",
+    "BaseLlamaTokenizer",
     "Llama",
     "LlamaCache",
     "LlamaDiskCache",
@@ -34,8 +43,10 @@ __all__ = [
     "LlamaRAMCache",
     "LlamaState",
     "LlamaTokenizer",
+    "LogitsProcessor",
     "LogitsProcessorList",
     "MinTokensLogitsProcessor",
+    "StoppingCriteria",
     "StoppingCriteriaList",
     "__version__",
     "llama_backend_free",
@@ -47,7 +58,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """llama.cpp's constants; its functions are named with what there is here."""
+    """llama.cpp's constants and llama-cpp-python's types; C functions are named with what there is here."""
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name.startswith(_TYPES):
+        return getattr(llama_types, name)
     return getattr(llama_cpp, name)

@@ -8,6 +8,7 @@ trained with (intel, open-orca, openchat, saiga, snoozy), the layout is the mode
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...chat.template.builtin import TEMPLATES
@@ -20,11 +21,23 @@ class ChatFormat:
 
     Attributes:
         template: Jinja text, or the name of a template of `chat.template.builtin`.
-        stop: texts that end an answer, beside the model's own end.
+        stop, stop_token_ids: texts and tokens that end an answer, beside the model's own end.
+        add_generation_prompt: end the prompt with what opens the answer.
     """
 
     template: str
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    add_generation_prompt: bool = True
+
+
+def literal_format(prompt: str, *, bos: bool, stop: Sequence[str] = ()) -> ChatFormat:
+    """The format whose prompt is this text, whatever the messages; control tokens in it are read as such.
+
+    Args:
+        bos: put the model's BOS before it.
+    """
+    return ChatFormat(f"{'{{ bos_token }}' * bos}{{{{ {_literal(prompt)} }}}}", tuple(stop))
 
 
 def chat_format(name: str) -> ChatFormat:

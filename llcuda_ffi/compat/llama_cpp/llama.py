@@ -16,14 +16,16 @@ from ... import llama as engine
 from ...chat.tools.function_call import with_tool_calls
 from ...chat.tools.functions import Tool
 from ...core.adapter import LoraAdapter
+from ...core.model import Model
 from ...embedder import Embedder
-from ...enums import PoolingType
 from ...errors import InvalidRequest, MissingExtra, UnsupportedModel
 from ...gguf import GGUFReader
 from ...hub.references import resolve
 from ...keywords import check_keywords, names_methods
 from . import results
-from .chat_formats import chat_format
+from .chat_formats import ChatFormat, chat_format, literal_format
+from .embeddings import Embeddings
+from .llama_chat_format import REGISTERED, FormatterHandler, Jinja2ChatFormatter, Llava15ChatHandler
 from .llama_grammar import LlamaGrammar
 from .llama_speculative import LlamaPromptLookupDecoding
 from .processors import LogitsProcessorList, StoppingCriteriaList
@@ -34,6 +36,7 @@ from .settings import (
     check_unset,
     context_params,
     drawn,
+    flash_attention,
     kv_type,
     model_params,
     named,
@@ -59,7 +62,7 @@ _KNOWN = (
 
 
 @names_methods
-class Llama(Tokens, TokenByToken):
+class Llama(Tokens, TokenByToken, Embeddings):
     """A model as llama-cpp-python has it: results are dicts in OpenAI's form.
 
         llm = Llama(model_path="model.gguf", n_ctx=2048, verbose=False)
@@ -92,31 +95,42 @@ class Llama(Tokens, TokenByToken):
         self.draft_model, self.lora_path = settings.get("draft_model"), settings.get("lora_path")
         self.n_batch, self.last_n_tokens_size = settings.get("n_batch", 512), settings.get("last_n_tokens_size", 64)
         self.cache: Any = None
-        handler = self.chat_handler
-        named = None if self.chat_format is None else chat_format(self.chat_format)
-        self._template = getattr(handler, "template", None) or (named and named.template)
-        self._stop = named.stop if named and self._template == named.template else ()
-        if handler is not None and self._template is None and not hasattr(handler, "clip_model_path"):
-            raise InvalidRequest(
-                "chat_handler takes a Jinja2ChatFormatter or a handler with clip_model_path of "
-                "llcuda_ffi.compat.llama_cpp.llama_chat_format"
-            )
+        self._handler = self.chat_handler or REGISTERED.get(str(self.chat_format))
+        self._format = self._conversations()
         if not isinstance(self.draft_model, (LlamaPromptLookupDecoding, type(None))):
             raise InvalidRequest("draft_model takes LlamaPromptLookupDecoding; llcuda_ffi.Llama(draft=…) takes a model")
         self._seed = drawn(settings.get("seed"))
         self._lora: Any = None
         self._embedder: Embedder | None = None
         self._llm: engine.Llama | None = None
-        if settings.get("embedding"):
+        self._vocabulary: Model | None = None
+        if settings.get("vocab_only"):
+            self._vocabulary = self.model = Model.load(resolve(model_path), model_params(settings))
+        elif settings.get("embedding"):
             self.model = self.embedder.model
         else:
             self.model = self.llm.model
+
+    def _conversations(self) -> ChatFormat | None:
+        """How conversations are written; None: as the model's file says, or by a handler of the caller's own."""
+        handler = self._handler
+        if isinstance(handler, Jinja2ChatFormatter):
+            return ChatFormat(handler.template, handler.stop, handler.stop_token_ids, handler.add_generation_prompt)
+        if handler is not None and not callable(handler):
+            raise InvalidRequest(
+                "chat_handler takes a Jinja2ChatFormatter or a handler with clip_model_path of "
+                "llcuda_ffi.compat.llama_cpp.llama_chat_format, or a function (llama=…, messages=…, …)"
+            )
+        known = self.chat_format is None or self.chat_format in REGISTERED
+        return None if known else chat_format(str(self.chat_format))
 
     @property
     def llm(self) -> engine.Llama:
         """The llcuda_ffi.Llama behind it."""
         if self._llm is None:
             given = self._settings
+            if self._vocabulary is not None:
+                raise UnsupportedModel("made with vocab_only=True: it has a vocabulary, and nothing to compute with")
             draft = self.draft_model
             layers = given.get("n_gpu_layers")
             self._llm = engine.Llama(
@@ -128,7 +142,7 @@ class Llama(Tokens, TokenByToken):
                 n_threads=given.get("n_threads") or "auto",
                 n_gpu_layers="auto" if layers is None else layers,
                 kv_type=kv_type(given),
-                flash_attn=True if given.get("flash_attn") or given.get("flash_attn_type") == 1 else "auto",
+                flash_attn=flash_attention(given),
                 mmproj=getattr(self.chat_handler, "clip_model_path", None),
                 draft=None if draft is None else "ngram",
                 n_draft=None if draft is None else draft.num_pred_tokens,
@@ -145,28 +159,15 @@ class Llama(Tokens, TokenByToken):
         with GGUFReader(resolve(self.model_path)) as reader:
             return int(reader.metadata[f"{reader.architecture}.context_length"])
 
-    @property
-    def embedder(self) -> Embedder:
-        """The llcuda_ffi.Embedder behind `embed`.
-
-        Raises:
-            UnsupportedModel: it was made without embedding=True.
-        """
-        if self._embedder is None:
-            if not self._settings.get("embedding"):
-                raise UnsupportedModel("embeddings need Llama(..., embedding=True), or llcuda_ffi.Embedder(model)")
-            kinds = {None: None, -1: None, 0: None, 1: "mean", 2: "cls", 3: "last"}
-            pooling = kinds.get(self._settings.get("pooling_type"))
-            self._embedder = Embedder(self.model_path, pooling=pooling, model_params=model_params(self._settings))
-        return self._embedder
-
     @classmethod
     def from_pretrained(cls, repo_id: str, filename: str | None = None, **settings: Any) -> Self:
         """A model of the Hugging Face hub; `filename` may be a pattern such as "*q8_0.gguf".
 
-        `local_dir` and `cache_dir` are not taken: LLCUDA_FFI_CACHE says where models are kept.
+        `local_dir` and `cache_dir` are not taken: LLCUDA_FFI_CACHE says where models are kept. `additional_files` has
+        no effect: the other parts of a split model come with its first.
         """
-        for name in ("local_dir", "cache_dir", "additional_files"):
+        settings.pop("additional_files", None)
+        for name in ("local_dir", "cache_dir"):
             if settings.pop(name, None):
                 raise InvalidRequest(
                     f"{name} is not taken here: files are kept in the folder that LLCUDA_FFI_CACHE names"
@@ -236,13 +237,27 @@ class Llama(Tokens, TokenByToken):
 
         Raises:
             UnknownSetting: a keyword that llama-cpp-python's create_chat_completion does not take either.
+            as `chat_handler`, where that is a function of the caller's own, which then answers.
         """
         settings = named(more, CHAT_ORDER, settings, "create_chat_completion")
+        asked = {"functions": functions, "function_call": function_call, "tools": tools, "tool_choice": tool_choice}
+        handler, format = self._handler, self._format
+        if isinstance(handler, FormatterHandler):
+            made = handler.formatter(messages=messages, **asked)
+            stop = [made.stop] if isinstance(made.stop, str) else made.stop or []
+            format = literal_format(made.prompt, bos=not made.added_special and self.model.vocab.add_bos, stop=stop)
+            settings.setdefault("stopping_criteria", made.stopping_criteria)
+            messages = [{"role": "user", "content": "the format has written it"}]
+        elif handler is not None and not isinstance(handler, (Jinja2ChatFormatter, Llava15ChatHandler)):
+            return handler(llama=self, messages=messages, **asked, **settings)
         settings = {"temperature": 0.2, "max_tokens": None, **settings}
         stream, response_format = settings.pop("stream", False), settings.pop("response_format", None)
         params = self._params(settings, "create_chat_completion")
-        if self._stop:
-            params = params.replace(stop=[*params.stop, *self._stop])
+        if format is not None:
+            ends = [*params.stop_token_ids, *format.stop_token_ids]
+            params = params.replace(stop=[*params.stop, *format.stop], stop_token_ids=ends)
+            if not format.add_generation_prompt and add_generation_prompt is None:
+                add_generation_prompt = False
         if functions:
             tools = [{"type": "function", "function": dict(one)} for one in functions]
             tool_choice = function_call["name"] if isinstance(function_call, Mapping) else function_call
@@ -254,7 +269,7 @@ class Llama(Tokens, TokenByToken):
             "tool_choice": tool_choice or "auto",
             "parallel_tool_calls": not functions,
             "response_format": response_format,
-            "template": self._template,
+            "template": None if format is None else format.template,
             "chat_template_kwargs": chat_template_kwargs,
             "add_generation_prompt": add_generation_prompt,
         }
@@ -295,32 +310,6 @@ class Llama(Tokens, TokenByToken):
     def set_seed(self, seed: int) -> None:
         """What the seeds of the next calls are made from, where they give none; -1 draws them."""
         self._seed = drawn(seed)
-
-    # --- embeddings ---
-
-    def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> dict[str, Any]:
-        """Embeddings as a dict in OpenAI's form; not normalized."""
-        texts = [input] if isinstance(input, str) else list(input)
-        vectors, n_tokens = self.embed(texts, return_count=True)
-        return results.embedding_dict(model or self.model_path, vectors, n_tokens)
-
-    def embed(
-        self,
-        input: str | Sequence[str],
-        normalize: bool = False,
-        truncate: bool = True,
-        return_count: bool = False,
-    ) -> Any:
-        """Embeddings as lists of numbers: one, or one for each text."""
-        if self._settings.get("pooling_type") == PoolingType.NONE:
-            rows = self.embedder.encode_tokens(input, truncate=truncate)
-            vectors = rows.tolist() if isinstance(rows, np.ndarray) else [row.tolist() for row in rows]
-        else:
-            vectors = self.embedder.encode(input, normalize=normalize, truncate=truncate).tolist()
-        if not return_count:
-            return vectors
-        texts = [input] if isinstance(input, str) else input
-        return vectors, sum(min(len(self.embedder.tokenize(text)), self.embedder.max_tokens) for text in texts)
 
     # --- facts ---
 
@@ -368,6 +357,8 @@ class Llama(Tokens, TokenByToken):
             self._llm.close()
         if self._embedder is not None:
             self._embedder.close()
+        if self._vocabulary is not None:
+            self._vocabulary.close()
 
     def __enter__(self) -> Self:
         return self

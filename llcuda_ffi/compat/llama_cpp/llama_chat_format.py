@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...chat.template.config import template_of
 from ...chat.template.template import ChatTemplate
@@ -14,6 +14,8 @@ from ...errors import InvalidRequest
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+REGISTERED: dict[str, Any] = {}  # chat handlers by the names of chat_format that callers chose
+
 
 @dataclass
 class ChatFormatterResponse:
@@ -21,7 +23,8 @@ class ChatFormatterResponse:
 
     prompt: str
     stop: str | list[str] | None = None
-    added_special: bool = True
+    stopping_criteria: Any = None
+    added_special: bool = False
 
 
 class Jinja2ChatFormatter:
@@ -29,6 +32,10 @@ class Jinja2ChatFormatter:
 
     Attributes:
         template: its Jinja text.
+        eos_token, bos_token: what the template writes for them where it is called; a Llama writes its model's own.
+        add_generation_prompt: end the prompt with what opens the answer.
+        stop: texts that end an answer: eos_token, where it is one.
+        stop_token_ids: tokens that do.
     """
 
     def __init__(
@@ -39,13 +46,20 @@ class Jinja2ChatFormatter:
         add_generation_prompt: bool = True,
         stop_token_ids: Sequence[int] | None = None,
     ) -> None:
-        self.template, self._eos, self._opens = template, eos_token, add_generation_prompt
+        self.template, self.eos_token, self.bos_token = template, eos_token, bos_token
+        self.add_generation_prompt = add_generation_prompt
+        self.stop = (eos_token,) if eos_token else ()
+        self.stop_token_ids = tuple(stop_token_ids or ())
         self._parsed = ChatTemplate(template, {"eos_token": eos_token, "bos_token": bos_token})
 
     def __call__(self, *, messages: Sequence[Mapping[str, Any]], **variables: Any) -> ChatFormatterResponse:
         """The prompt of a conversation."""
-        text = self._parsed.prompt(messages, add_generation_prompt=self._opens, **variables)
-        return ChatFormatterResponse(text, [self._eos])
+        text = self._parsed.prompt(messages, **{"add_generation_prompt": self.add_generation_prompt, **variables})
+        return ChatFormatterResponse(text, [*self.stop], added_special=True)
+
+    def __reduce__(self) -> Any:
+        asked = (self.template, self.eos_token, self.bos_token, self.add_generation_prompt, self.stop_token_ids)
+        return type(self), asked
 
     def to_chat_handler(self) -> Jinja2ChatFormatter:
         """Itself."""
@@ -71,6 +85,47 @@ def hf_tokenizer_config_to_chat_formatter(
 
 
 hf_tokenizer_config_to_chat_completion_handler = hf_tokenizer_config_to_chat_formatter
+
+
+class FormatterHandler:
+    """Conversations whose prompt a function of the caller's writes. `Llama(chat_handler=…)` takes it.
+
+    Attributes:
+        formatter: called with messages, functions, function_call, tools and tool_choice by their names; gives a
+            ChatFormatterResponse.
+    """
+
+    def __init__(self, formatter: Callable[..., ChatFormatterResponse]) -> None:
+        self.formatter = formatter
+
+    def __call__(self, *, llama: Any, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Any:
+        """As `llama.create_chat_completion`, of a Llama that was made with this handler."""
+        return llama.create_chat_completion(messages, **settings)
+
+
+chat_formatter_to_chat_completion_handler = FormatterHandler
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def register_chat_format(name: str) -> Callable[[_F], _F]:
+    """A decorator: `Llama(chat_format=name)` then has its prompts written by the function, as FormatterHandler does."""
+
+    def decorator(function: _F) -> _F:
+        REGISTERED[name] = FormatterHandler(function)
+        return function
+
+    return decorator
+
+
+def register_chat_completion_handler(name: str) -> Callable[[_F], _F]:
+    """A decorator: `Llama(chat_format=name)` then has the function (llama=…, messages=…, …) answer conversations."""
+
+    def decorator(function: _F) -> _F:
+        REGISTERED[name] = function
+        return function
+
+    return decorator
 
 
 class Llava15ChatHandler:

@@ -60,6 +60,14 @@ class LlamaGrammar:
         """Nothing to do: each request begins at the grammar's root."""
 
 
+def __getattr__(name: str) -> Any:
+    if name.endswith("_GBNF"):
+        raise InvalidRequest(
+            f"{name} is not here: any JSON is LlamaGrammar.from_json_schema('{{}}'); other grammars are yours to give"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def json_schema_to_gbnf(schema: str, prop_order: list[str] | None = None) -> str:
     """Not here: schemas are obeyed without becoming GBNF.
 

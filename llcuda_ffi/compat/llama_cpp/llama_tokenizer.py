@@ -8,7 +8,11 @@ from typing import Any
 from ...errors import InvalidRequest
 
 
-class LlamaTokenizer:
+class BaseLlamaTokenizer:
+    """What every tokenizer is."""
+
+
+class LlamaTokenizer(BaseLlamaTokenizer):
     """The tokenizer of a Llama of this package."""
 
     def __init__(self, llama: Any) -> None:

@@ -10,9 +10,11 @@ import numpy.typing as npt
 
 Tokens = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
+LogitsProcessor = Callable[[Tokens, Logits], Logits]
+StoppingCriteria = Callable[[Tokens, Logits], bool]
 
 
-class LogitsProcessorList(list[Callable[[Tokens, Logits], Logits]]):
+class LogitsProcessorList(list[LogitsProcessor]):
     """Functions that change the logits of the next token, one after the other."""
 
     def __call__(self, input_ids: Tokens, scores: Logits) -> Logits:
@@ -22,7 +24,7 @@ class LogitsProcessorList(list[Callable[[Tokens, Logits], Logits]]):
         return scores
 
 
-class StoppingCriteriaList(list[Callable[[Tokens, Logits], bool]]):
+class StoppingCriteriaList(list[StoppingCriteria]):
     """Functions that may end an answer before its next token."""
 
     def __call__(self, input_ids: Tokens, logits: Logits) -> bool:

@@ -39,17 +39,18 @@ class Completions:
         """A completion."""
         scored = None
         if done.logprobs is not None:
-            scored = [*self._echoed(done), *((entry.bytes, entry) for entry in done.logprobs)]
+            scored = [*self._echoed(done), *_scored(done.logprobs, done.finish_reason)]
         choice = self._choice(done.text, scored, FINISH[done.finish_reason])
         return {**self._head, "choices": [choice], "usage": usage_dict(done.usage)}
 
     def stream(self, chunks: Iterator[Chunk]) -> Iterator[dict[str, Any]]:
         """The pieces of a completion."""
         for chunk in chunks:
-            finish = None if chunk.finish_reason is None else FINISH[chunk.finish_reason]
-            if chunk.text or finish:
-                scored = None if chunk.logprobs is None else [(entry.bytes, entry) for entry in chunk.logprobs]
-                yield {**self._head, "choices": [self._choice(chunk.text, scored, finish)]}
+            scored = None if chunk.logprobs is None else _scored(chunk.logprobs, chunk.finish_reason)
+            if chunk.text or scored:
+                yield {**self._head, "choices": [self._choice(chunk.text, scored, None)]}
+            if chunk.finish_reason is not None:  # after all text: some readers stop where they see it
+                yield {**self._head, "choices": [self._choice("", None, FINISH[chunk.finish_reason])]}
 
     def _echoed(self, done: Completion) -> list[tuple[bytes, TokenLogprob | None]]:
         """The tokens of a prompt that is scored, without its BOS; the first has no probability in OpenAI's form."""
@@ -74,6 +75,11 @@ class Completions:
             "token_logprobs": [None if entry is None else entry.logprob for _, entry in scored],
             "top_logprobs": [None if entry is None else _top(entry) for _, entry in scored],
         }
+
+
+def _scored(logprobs: Sequence[TokenLogprob], finish: str | None) -> list[tuple[bytes, TokenLogprob | None]]:
+    """What tokens write, and their probabilities; without the model's end, which is no part of the text."""
+    return [(entry.bytes, entry) for entry in (logprobs[:-1] if finish == "eog" else logprobs)]
 
 
 def _top(entry: TokenLogprob) -> dict[str, float]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ...core.vocab import Vocab
-from ...enums import AttentionType, GGMLType, LoadMode, PoolingType, RopeScalingType, SplitMode
+from ...enums import AttentionType, FlashAttnType, GGMLType, LoadMode, PoolingType, RopeScalingType, SplitMode
 from ...errors import InvalidRequest, UnsupportedModel
 from ...keywords import check_keywords
 from ...params import ContextParams, ModelParams
@@ -189,6 +189,14 @@ def kv_type(settings: Mapping[str, Any]) -> tuple[GGMLType, GGMLType]:
     """Types of the KV cache: libggml's numbers, F16 where none is given."""
     k, v = (settings.get(name) for name in ("type_k", "type_v"))
     return (GGMLType.F16 if k is None else GGMLType(k), GGMLType.F16 if v is None else GGMLType(v))
+
+
+def flash_attention(settings: Mapping[str, Any]) -> bool | Literal["auto"]:
+    """Whether flash attention is used: as `flash_attn` or libllama's number `flash_attn_type` says, if one is given."""
+    if settings.get("flash_attn") is not None:
+        return bool(settings["flash_attn"])
+    kind = settings.get("flash_attn_type")
+    return "auto" if kind is None or kind == FlashAttnType.AUTO else bool(kind)
 
 
 def _given(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +80,9 @@ class TokenByToken:
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Compute tokens after those before."""
-        self.llm.generate([*self.eval_tokens, *tokens], max_tokens=0)
-        self.eval_tokens += map(int, tokens)
+        if len(tokens):
+            self.llm.generate([*self.eval_tokens, *tokens], max_tokens=0)
+            self.eval_tokens += map(int, tokens)
 
     def sample(self, *more: Any, **settings: Any) -> int:
         """The next token after what `eval` was given; it is not added.
@@ -95,6 +96,8 @@ class TokenByToken:
         idx, _ = settings.pop("idx", None), settings.pop("penalize_nl", None)
         params = self._params({**settings, "max_tokens": 1}, "sample")
         tokens = self.eval_tokens if idx is None else self.eval_tokens[: idx + 1]
+        if not tokens:
+            raise InvalidRequest("nothing stands before the token to sample: eval(tokens) first")
         token: int = self.llm.generate(list(tokens), params).token_ids[0]
         return token
 
@@ -112,15 +115,29 @@ class TokenByToken:
         stopping_criteria = settings.pop("stopping_criteria", None)
         if settings.pop("reset", True):
             self.reset()
-        self.eval(tokens)
+        settings.pop("penalize_nl", None)
+        params = self._params({**settings, "max_tokens": None}, "generate")
+        self.eval_tokens += map(int, tokens)
         unknown = np.zeros(self.llm.vocab.n_tokens, np.float32)
         while len(self.eval_tokens) < self.llm.n_ctx:
-            token = self.sample(**settings)
-            if stopping_criteria is not None and stopping_criteria(self.input_ids, unknown):
-                return
-            sent = yield token
-            self.eval_tokens.append(token)
-            self.eval_tokens += sent or []
+            # one request, so that a grammar and mirostat know the tokens before; another where tokens were sent
+            for token in self._follow(params):
+                if stopping_criteria is not None and stopping_criteria(self.input_ids, unknown):
+                    return
+                sent = yield token
+                self.eval_tokens.append(token)
+                if sent:
+                    self.eval_tokens += sent
+                    break
+            else:
+                if settings.get("grammar") is not None:  # it is complete: only the end may follow
+                    end = [self.eval_tokens[-1]]
+                    params = params.replace(grammar=None, json_schema=None, allowed_token_ids=end)
+
+    def _follow(self, params: Any) -> Iterator[int]:
+        """The tokens that one request brings after those so far."""
+        for chunk in self.llm.stream(list(self.eval_tokens), params):
+            yield from chunk.token_ids
 
     @staticmethod
     def logits_to_logprobs(logits: npt.ArrayLike, axis: int = -1) -> npt.NDArray[np.float32]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ...embedding.reranker import Reranker
+from ...embedding.text_model import check_texts
 from ...embedding.vectors import to_tensor
 from ...errors import InvalidRequest
 from ...keywords import check_keywords, names_methods
@@ -44,7 +46,7 @@ class CrossEncoder:
         activations = ("activation_fn", "default_activation_function")
         check_keywords(settings, "CrossEncoder", ["max_length", "device", *activations, *_WITHOUT_EFFECT])
         self._activation = next((settings[name] for name in activations if settings.get(name) is not None), None)
-        self.reranker = Reranker(model_name_or_path, device=device or "auto", max_tokens=max_length)
+        self.reranker = Reranker(model_name_or_path, device=str(device or "auto"), max_tokens=max_length)
 
     def predict(
         self,
@@ -55,8 +57,20 @@ class CrossEncoder:
         apply_softmax: bool = False,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
+        **others: Any,
     ) -> Any:
-        """The score of each (query, document): raw, or after `activation_fn`. One pair gives one score."""
+        """The score of each (query, document): raw, or after `activation_fn`. One pair gives one score.
+
+        Args:
+            activation_fn: gets and gives a tensor where torch is imported, else an array.
+            **others: num_workers, without effect; activation_fct, the former name of activation_fn.
+
+        Raises:
+            InvalidRequest: these are no pairs of texts.
+            UnknownSetting: a keyword that sentence-transformers does not take either.
+        """
+        known = ("sentences", "batch_size", "show_progress_bar", "activation_fn", "apply_softmax", "convert_to_numpy")
+        check_keywords(others, "predict", [*known, "convert_to_tensor", "num_workers", "activation_fct"])
         single = len(sentences) == 2 and all(isinstance(text, str) for text in sentences)
         pairs = [sentences] if single else list(sentences)
         if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
@@ -69,9 +83,13 @@ class CrossEncoder:
             scores[places] = self.reranker.scores(query, [pairs[i][1] for i in places], truncate=True)
         if apply_softmax:
             raise InvalidRequest("a reranker gives one score: softmax would make each of them 1")
-        activation = activation_fn or self._activation
-        result = scores if activation is None else activation(to_tensor(scores) if convert_to_tensor else scores)
-        if convert_to_tensor and activation is None:
+        activation = activation_fn or others.get("activation_fct") or self._activation
+        result: Any = scores
+        if activation is not None:
+            result = activation(to_tensor(scores) if "torch" in sys.modules else scores)
+            if hasattr(result, "detach"):
+                result = result.detach().cpu().numpy()
+        if convert_to_tensor:
             result = to_tensor(result)
         if not convert_to_numpy and not convert_to_tensor and not single:
             result = list(result)
@@ -85,12 +103,18 @@ class CrossEncoder:
         return_documents: bool = False,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
+        **options: Any,
     ) -> list[dict[str, Any]]:
-        """Documents as {"corpus_id", "score"}, and "text" where wanted; best first."""
-        found = self.reranker.rank(query, documents, top_k=top_k, truncate=True)
+        """Documents as {"corpus_id", "score"}, and "text" where wanted; best first.
+
+        Args:
+            **options: of `predict`.
+        """
+        texts = check_texts(documents)
+        scores = self.predict([(query, text) for text in texts], **options)
+        ranked = sorted(enumerate(map(float, scores)), key=lambda one: -one[1])[:top_k]
         return [
-            {"corpus_id": one.index, "score": one.score, **({"text": one.document} if return_documents else {})}
-            for one in found
+            {"corpus_id": i, "score": score, **({"text": texts[i]} if return_documents else {})} for i, score in ranked
         ]
 
     def close(self) -> None:

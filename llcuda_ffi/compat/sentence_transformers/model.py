@@ -64,10 +64,17 @@ class SentenceTransformer:
             ["device", "prompts", "default_prompt_name", "truncate_dim", "similarity_fn_name", *_WITHOUT_EFFECT],
         )
         self.similarity_fn_name = settings.get("similarity_fn_name") or "cosine"
-        self.embedder = Embedder(model_name_or_path, device=device or "auto", prompts=prompts)
+        self.embedder = Embedder(model_name_or_path, device=str(device or "auto"), prompts=prompts)
+        self._longest = self.embedder.max_tokens
         self._prompts: dict[str, str] | None = None
         self.truncate_dim = truncate_dim
         self.default_prompt_name = default_prompt_name
+        if default_prompt_name is not None and default_prompt_name not in self.prompts:
+            self.embedder.close()
+            raise InvalidRequest(
+                f"there is no prompt {default_prompt_name!r:.60} for default_prompt_name: prompts has "
+                f"{', '.join(map(repr, self.prompts)) or 'none'}"
+            )
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -122,7 +129,7 @@ class SentenceTransformer:
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
-        self.embedder.max_tokens = min(value, self.embedder.max_tokens)
+        self.embedder.max_tokens = max(1, min(value, self._longest))
 
     def get_max_seq_length(self) -> int:
         """As max_seq_length."""

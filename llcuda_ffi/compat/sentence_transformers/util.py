@@ -65,20 +65,43 @@ def truncate_embeddings(embeddings: Any, truncate_dim: int | None) -> Any:
     return embeddings[..., :truncate_dim]
 
 
-def paraphrase_mining(model: Any, sentences: Sequence[str], *, top_k: int = 100, **options: Any) -> list[list[Any]]:
+def paraphrase_mining(
+    model: Any,
+    sentences: Sequence[str],
+    show_progress_bar: bool = False,
+    batch_size: int = 32,
+    query_chunk_size: int = 5000,
+    corpus_chunk_size: int = 100_000,
+    max_pairs: int = 500_000,
+    top_k: int = 100,
+    score_function: Callable[[Any, Any], Any] = cos_sim,
+    **options: Any,
+) -> list[list[Any]]:
     """The pairs of texts that are most alike, as [score, i, j], best first.
 
     Args:
         **options: of `model.encode`.
     """
-    return paraphrase_mining_embeddings(model.encode(sentences, **options), top_k=top_k)
+    rows = model.encode(sentences, show_progress_bar=show_progress_bar, batch_size=batch_size, **options)
+    return paraphrase_mining_embeddings(rows, query_chunk_size, corpus_chunk_size, max_pairs, top_k, score_function)
 
 
-def paraphrase_mining_embeddings(embeddings: Any, *, top_k: int = 100) -> list[list[Any]]:
-    """The pairs of rows that are most alike, as [score, i, j], best first; of each row its `top_k` nearest."""
-    hits = semantic_search(embeddings, embeddings, top_k=top_k + 1)
+def paraphrase_mining_embeddings(
+    embeddings: Any,
+    query_chunk_size: int = 5000,
+    corpus_chunk_size: int = 100_000,
+    max_pairs: int = 500_000,
+    top_k: int = 100,
+    score_function: Callable[[Any, Any], Any] = cos_sim,
+) -> list[list[Any]]:
+    """The pairs of rows that are most alike, as [score, i, j], best first, `max_pairs` of them; of each row its `top_k`
+    nearest are looked at."""
+    hits = semantic_search(
+        embeddings, embeddings, query_chunk_size, corpus_chunk_size, top_k=top_k + 1, score_function=score_function
+    )
     pairs = {tuple(sorted((i, hit["corpus_id"]))): hit["score"] for i, row in enumerate(hits) for hit in row}
-    return sorted(([score, *pair] for pair, score in pairs.items() if pair[0] != pair[1]), key=lambda p: -p[0])
+    found = sorted(([score, *pair] for pair, score in pairs.items() if pair[0] != pair[1]), key=lambda p: -p[0])
+    return found[:max_pairs]
 
 
 def community_detection(

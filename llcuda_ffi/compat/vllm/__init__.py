@@ -7,8 +7,8 @@ from typing import Any
 from ... import __version__
 from ...errors import InvalidRequest
 from .async_engine import AsyncEngineArgs, AsyncLLMEngine
-from .engine import LLM, LoRARequest
-from .inputs import TextPrompt, TokensPrompt
+from .inputs import PromptType, TextPrompt, TokensPrompt
+from .llm import LLM, LoRARequest
 from .outputs import CompletionOutput, EmbeddingRequestOutput, Logprob, RequestOutput, ScoringRequestOutput
 from .sampling_params import (
     BeamSearchParams,
@@ -33,6 +33,7 @@ __all__ = [
     "LoRARequest",
     "Logprob",
     "PoolingParams",
+    "PromptType",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",

@@ -19,3 +19,6 @@ class TokensPrompt(TypedDict):
     """Token ids."""
 
     prompt_token_ids: list[int]
+
+
+PromptType = str | list[int] | TextPrompt | TokensPrompt

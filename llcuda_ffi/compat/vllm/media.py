@@ -25,8 +25,10 @@ def media_prompt(llama: Llama, prompt: Any) -> Any:
     Raises:
         InvalidRequest: the marks in the text are not as many as the media, or a medium of another kind.
     """
-    if not isinstance(prompt, Mapping) or not prompt.get("multi_modal_data"):
+    if not isinstance(prompt, Mapping):
         return prompt
+    if not prompt.get("multi_modal_data"):
+        return {name: value for name, value in prompt.items() if value is not None}
     if not isinstance(prompt["multi_modal_data"], Mapping):
         raise InvalidRequest("multi_modal_data must be a mapping with 'image' and 'audio'")
     given: dict[str, list[Any]] = {}

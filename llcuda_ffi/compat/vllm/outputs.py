@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...core.vocab import Vocab
-from ...engine.results import Completion, TokenLogprob
+from ...engine.results import Chunk, Completion, TokenLogprob
 
 _FINISH = {"eog": "stop", "stop": "stop", "length": "length", "cancelled": "abort"}
 
@@ -110,12 +109,8 @@ class ScoringRequestOutput:
     finished: bool = True
 
 
-def request_output(request_id: str, completions: Sequence[Completion], vocab: Vocab, special: bool) -> RequestOutput:
-    """The result of one prompt.
-
-    Args:
-        special: write control tokens in the text (skip_special_tokens=False).
-    """
+def request_output(request_id: str, completions: Sequence[Completion]) -> RequestOutput:
+    """The result of one prompt."""
     first = completions[0]
     scores = first.prompt_logprobs
     return RequestOutput(
@@ -123,23 +118,37 @@ def request_output(request_id: str, completions: Sequence[Completion], vocab: Vo
         first.prompt,
         first.prompt_token_ids,
         None if scores is None else [None if entry is None else position(entry) for entry in scores],
-        [completion_output(done, vocab, special) for done in completions],
+        [completion_output(done) for done in completions],
         True,
         first.timings,
         num_cached_tokens=first.usage.cached_tokens,
     )
 
 
-def completion_output(done: Completion, vocab: Vocab, special: bool) -> CompletionOutput:
+def completion_output(done: Completion) -> CompletionOutput:
     """One completion."""
     return CompletionOutput(
         done.index,
-        vocab.detokenize(done.token_ids, special=True) if special else done.text,
+        done.text,
         done.token_ids,
         done.cumulative_logprob,
         None if done.logprobs is None else [position(entry) for entry in done.logprobs],
         _FINISH[done.finish_reason],
         done.stop_reason,
+    )
+
+
+def chunk_output(chunk: Chunk) -> CompletionOutput:
+    """What a chunk of a stream brings to its completion."""
+    scored, done = chunk.logprobs, chunk.completion
+    return CompletionOutput(
+        chunk.index,
+        chunk.text,
+        chunk.token_ids,
+        None if scored is None else sum(entry.logprob for entry in scored),
+        None if scored is None else [position(entry) for entry in scored],
+        None if done is None else _FINISH[done.finish_reason],
+        None if done is None else done.stop_reason,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ... import sampling_params as engine
+from ...engine.answer_params import AnswerParams
 from ...errors import InvalidRequest
 from ...keywords import names_unknown
 
@@ -26,6 +27,7 @@ class StructuredOutputsParams:
     Attributes:
         json: a JSON schema, as a mapping, a JSON text or a type.
         grammar: GBNF here.
+        backend: taken, and without effect.
     """
 
     json: Any = None
@@ -38,6 +40,13 @@ class StructuredOutputsParams:
     disable_additional_properties: bool = False
     whitespace_pattern: str | None = None
     structural_tag: str | None = None
+    backend: str | None = None
+
+    @classmethod
+    def from_optional(cls, **settings: Any) -> StructuredOutputsParams | None:
+        """The settings that are not None; None where none is."""
+        given = {name: value for name, value in settings.items() if value is not None}
+        return cls(**given) if given else None
 
     def settings(self) -> dict[str, Any]:
         """As llcuda_ffi.SamplingParams takes it.
@@ -143,11 +152,12 @@ class SamplingParams:
         """A copy."""
         return dataclasses.replace(self)
 
-    def here(self, n_prompt: int) -> engine.SamplingParams:
+    def here(self, n_prompt: int, controls: Callable[[], frozenset[int]] = frozenset) -> engine.SamplingParams:
         """As llcuda_ffi's SamplingParams.
 
         Args:
             n_prompt: tokens of the prompt; logits processors of vLLM see what comes after them.
+            controls: gives the control tokens, which skip_special_tokens=False writes into the text.
 
         Raises:
             InvalidRequest: a value is out of range, or best_of asks for more than n.
@@ -155,13 +165,17 @@ class SamplingParams:
         if self.best_of is not None and self.best_of != self.n:
             raise InvalidRequest("best_of is not supported: ask for n completions with logprobs=0 and take the best")
         shape = self.structured_outputs or self.guided_decoding
+        if not isinstance(shape, (StructuredOutputsParams, type(None))):
+            raise InvalidRequest(f"structured_outputs must be StructuredOutputsParams, not {type(shape).__name__}")
+        if self.thinking_token_budget not in (None, -1):
+            raise InvalidRequest("thinking_token_budget is not here: llcuda_ffi.Llama.chat has max_reasoning_tokens=")
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         same = (
             "n", "presence_penalty", "frequency_penalty", "temperature", "top_p", "top_k", "min_p", "stop",
             "include_stop_str_in_output", "ignore_eos", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs",
             "allowed_token_ids", "priority",
         )  # fmt: skip
-        return engine.SamplingParams(
+        here = engine.SamplingParams(
             **{name: given[name] for name in same},
             repeat_penalty=self.repetition_penalty,
             penalty_last_n=-1,
@@ -169,12 +183,12 @@ class SamplingParams:
             bad_words=self.bad_words or (),
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             seed=drawn(self.seed),
-            max_reasoning_tokens=self.thinking_token_budget,
             prefix_cache=not self.skip_reading_prefix_cache,
             logits_processors=[processor(one, n_prompt) for one in self.logits_processors or ()],
             overflow="stop",
             **(shape.settings() if shape is not None else {}),
         )
+        return here if self.skip_special_tokens else AnswerParams.of(here, controls())
 
 
 def drawn(seed: Any) -> Any:
@@ -204,13 +218,15 @@ class PoolingParams:
     Attributes:
         dimensions: keep the first so many numbers.
         normalize, use_activation: to length 1.
-        truncate_prompt_tokens: cut texts that are too long.
+        truncate_prompt_tokens: cut texts that are too long, to what the model takes; -1 or that length.
+        task: "embed", or "token_embed" for the vector of each token.
     """
 
     dimensions: int | None = None
     normalize: bool | None = None
     use_activation: bool | None = None
     truncate_prompt_tokens: int | None = None
+    task: str | None = None
 
 
 def processor(

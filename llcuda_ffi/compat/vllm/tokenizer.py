@@ -17,6 +17,7 @@ class Tokenizer:
 
     def __init__(self, llama: Llama) -> None:
         self._llama = llama
+        self._controls: frozenset[int] | None = None
         vocab = llama.vocab
         self.vocab_size, self.bos_token_id, self.eos_token_id = vocab.n_tokens, vocab.bos, vocab.eos
 
@@ -65,8 +66,13 @@ class Tokenizer:
     @property
     def all_special_ids(self) -> list[int]:
         """The control tokens."""
-        vocab = self._llama.vocab
-        return [token for token in range(self.vocab_size) if vocab.is_control(token)]
+        return sorted(self.controls())
+
+    def controls(self) -> frozenset[int]:
+        """The control tokens, looked up once."""
+        if self._controls is None:
+            self._controls = frozenset(filter(self._llama.vocab.is_control, range(self.vocab_size)))
+        return self._controls
 
     def apply_chat_template(
         self,

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ..engine import LoRARequest
+from ..llm import LoRARequest
 
 __all__ = ["LoRARequest"]

@@ -9,14 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ... import sampling_params as engine_params
 from ...chat.methods import prepare_all
 from ...core.adapter import LoraAdapter
+from ...core.model import Model
 from ...core.vocab import Vocab
-from ...embedder import Embedder
-from ...embedding.reranker import Reranker
 from ...engine.beam_search import beam_search
 from ...engine.media import MediaPrompt
 from ...engine.prompts import Prompt, prompt_tokens, split_prompts
@@ -26,14 +23,11 @@ from ...llama import Llama
 from .media import media_prompt
 from .outputs import (
     CompletionOutput,
-    Embedding,
-    EmbeddingRequestOutput,
     RequestOutput,
-    Score,
-    ScoringRequestOutput,
     request_output,
 )
-from .sampling_params import BeamSearchParams, PoolingParams, SamplingParams, check_params, drawn
+from .pooling import Pooling
+from .sampling_params import BeamSearchParams, SamplingParams, check_params, drawn
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -51,6 +45,11 @@ _WITHOUT_EFFECT = (
     "served_model_name", "limit_mm_per_prompt", "scheduling_policy", "guided_decoding_backend", "reasoning_parser",
     "max_seq_len_to_capture", "max_context_len_to_capture", "attention_backend", "distributed_executor_backend",
     "logprobs_mode", "compilation_config", "structured_outputs_config", "config_format", "mm_processor_cache_gb",
+    "model_impl", "use_tqdm_on_load", "num_scheduler_steps", "multi_step_stream_outputs", "preemption_mode",
+    "disable_async_output_proc", "disable_mm_preprocessor_cache", "disable_cascade_attn", "cuda_graph_sizes",
+    "max_num_partial_prefills", "max_long_partial_prefills", "long_prefill_token_threshold", "max_cpu_loras",
+    "lora_dtype", "fully_sharded_loras", "ignore_patterns", "model_loader_extra_config", "max_parallel_loading_workers",
+    "optimization_level", "performance_mode",
 )  # fmt: skip
 # of vLLM's own works: taken where they say nothing
 _ONLY_UNSET = (
@@ -59,7 +58,8 @@ _ONLY_UNSET = (
     "override_generation_config", "num_gpu_blocks_override", "rope_scaling", "rope_theta", "use_v2_block_manager",
     "worker_cls", "kv_cache_memory_bytes", "kv_transfer_config", "disable_sliding_window", "calculate_kv_scales",
     "enable_sleep_mode", "tokenizer_pool_size", "ray_workers_use_nsight", "attention_config", "hf_config_path",
-    "additional_config", "profiler_config",
+    "additional_config", "profiler_config", "override_pooler_config", "enable_prompt_embeds", "kv_events_config",
+    "worker_extension_cls", "distributed_init_method", "data_parallel_backend", "kv_offloading_size",
 )  # fmt: skip
 _SAYS_NOTHING: tuple[Any, ...] = (None, False, 0, 1, "", "auto", {}, [])
 
@@ -73,6 +73,13 @@ class LoRARequest:
     lora_path: str = ""
     long_lora_max_len: int | None = None
     base_model_name: str | None = None
+
+
+def adapter(model: Model, asked: LoRARequest, loaded: dict[str, LoraAdapter]) -> LoraAdapter:
+    """The adapter of a request, loaded once."""
+    if asked.lora_path not in loaded:
+        loaded[asked.lora_path] = LoraAdapter.load(model, asked.lora_path)
+    return loaded[asked.lora_path]
 
 
 def engine_settings(settings: Mapping[str, Any], owner: str) -> dict[str, Any]:
@@ -104,7 +111,7 @@ def engine_settings(settings: Mapping[str, Any], owner: str) -> dict[str, Any]:
 
 
 @names_methods
-class LLM:
+class LLM(Pooling):
     """Many prompts at once, as vLLM has it.
 
         llm = LLM(model="smollm2-135m")
@@ -184,7 +191,7 @@ class LLM:
             if priority is not None:
                 params[-1] = params[-1].replace(priority=-priority[i])
         done = self.llama.generate(asked, params, progress=bool(use_tqdm) and len(asked) > 1)
-        return self._outputs(done, each)
+        return self._outputs(done)
 
     def chat(
         self,
@@ -209,11 +216,12 @@ class LLM:
             "continue_final_message": continue_final_message,
             "chat_template_kwargs": chat_template_kwargs,
         }
-        prompts: list[Prompt] = []
-        for one in conversations:
-            [prepared], _ = prepare_all(self.llama, one, None, options)
-            prompts.append(prepared.media or prepared.text)
-        return self.generate(prompts, sampling_params, use_tqdm, lora_request)
+        # by their token ids: in a text, what a message says could be read as a control token
+        asked = [prepare_all(self.llama, one, None, options)[0][0] for one in conversations]
+        found = self.generate([one.prompt for one in asked], sampling_params, use_tqdm, lora_request)
+        for output, one in zip(found, asked, strict=True):
+            output.prompt = one.text
+        return found
 
     def beam_search(self, prompts: Sequence[Prompt | Mapping[str, Any]], params: BeamSearchParams) -> list[Any]:
         """The likeliest answers to each prompt, as `sequences` of each output."""
@@ -230,57 +238,10 @@ class LLM:
             out.append(BeamSearchOutput(found))
         return out
 
-    def embed(
-        self,
-        prompts: str | Sequence[str],
-        pooling_params: PoolingParams | None = None,
-        use_tqdm: bool = True,
-        truncate_prompt_tokens: int | None = None,
-    ) -> list[EmbeddingRequestOutput]:
-        """A vector for each text."""
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        params = pooling_params or PoolingParams()
-        embedder: Embedder = self._part(Embedder, lambda: Embedder(self.model))
-        on = params.normalize if params.normalize is not None else params.use_activation
-        vectors = embedder.encode(
-            texts,
-            normalize=True if on is None else on,
-            dim=params.dimensions,
-            truncate=(truncate_prompt_tokens or params.truncate_prompt_tokens) is not None,
-        )
-        return [
-            EmbeddingRequestOutput(next(self._numbers), Embedding(vector.tolist()), embedder.tokenize(text).tolist())
-            for text, vector in zip(texts, vectors, strict=True)
-        ]
-
-    def encode(self, prompts: str | Sequence[str], pooling_params: PoolingParams | None = None, **_: Any) -> Any:
-        """As embed."""
-        return self.embed(prompts, pooling_params)
-
-    def score(self, data_1: str | Sequence[str], data_2: str | Sequence[str], **_: Any) -> list[ScoringRequestOutput]:
-        """How well each text of `data_2` fits that of `data_1`: by a reranker, or the cosine of an embedding model."""
-        right = [data_2] if isinstance(data_2, str) else list(data_2)
-        left = [data_1] * len(right) if isinstance(data_1, str) else list(data_1)
-        if len(left) == 1:
-            left *= len(right)
-        if len(left) != len(right):
-            raise InvalidRequest(f"{len(left)} and {len(right)} texts cannot be paired")
-        scores = self._scores(left, right)
-        return [ScoringRequestOutput(next(self._numbers), Score(float(score)), []) for score in scores]
-
-    def _scores(self, left: Sequence[str], right: Sequence[str]) -> Iterable[float]:
-        try:
-            ranker: Reranker = self._part(Reranker, lambda: Reranker(self.model))
-        except UnsupportedModel:
-            embedder: Embedder = self._part(Embedder, lambda: Embedder(self.model))
-            a, b = embedder.encode(left), embedder.encode(right)
-            products: Iterable[float] = np.sum(a * b, axis=1)
-            return products
-        return [ranker.scores(query, [document])[0] for query, document in zip(left, right, strict=True)]
-
     def get_tokenizer(self) -> Tokenizer:
         """encode, decode and apply_chat_template of the model."""
-        return Tokenizer(self.llama)
+        found: Tokenizer = self._part(Tokenizer, lambda: Tokenizer(self.llama))
+        return found
 
     def reset_prefix_cache(self) -> bool:
         """Forget what was computed."""
@@ -294,7 +255,8 @@ class LLM:
     def close(self) -> None:
         """Free the model."""
         for part in self._parts.values():
-            part.close()
+            if not isinstance(part, Tokenizer):
+                part.close()
         self._parts.clear()
 
     def __enter__(self) -> Self:
@@ -314,25 +276,16 @@ class LLM:
         return each
 
     def _here(self, params: SamplingParams, n_prompt: int, lora: Any) -> engine_params.SamplingParams:
-        here = params.here(n_prompt)
+        here = params.here(n_prompt, self.get_tokenizer().controls)
         if params.seed is None and self._seeds is not None:  # each request its own, the same ones in every run
             here = here.replace(seed=self._seeds.randrange(2**32 - 1))
         return here if lora is None else here.replace(lora=lora)
 
     def _lora(self, asked: LoRARequest | None) -> LoraAdapter | None:
-        if asked is None:
-            return None
-        if asked.lora_path not in self._adapters:
-            self._adapters[asked.lora_path] = LoraAdapter.load(self.llama.model, asked.lora_path)
-        return self._adapters[asked.lora_path]
+        return None if asked is None else adapter(self.llama.model, asked, self._adapters)
 
-    def _outputs(self, done: Sequence[Any], params: Sequence[SamplingParams]) -> list[RequestOutput]:
-        return [
-            request_output(
-                next(self._numbers), one if isinstance(one, list) else [one], self._vocab, not p.skip_special_tokens
-            )
-            for one, p in zip(done, params, strict=True)
-        ]
+    def _outputs(self, done: Sequence[Any]) -> list[RequestOutput]:
+        return [request_output(next(self._numbers), one if isinstance(one, list) else [one]) for one in done]
 
 
 @dataclass
