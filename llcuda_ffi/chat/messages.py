@@ -277,10 +277,10 @@ def one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def short_call_ids(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The conversation with nine digits for the id of each call."""
-    ids: dict[Any, str] = {}
+    ids: dict[str, str] = {}
 
     def short(given: Any) -> str:
-        return ids.setdefault(given, f"{len(ids):09}")
+        return ids.setdefault(str(given), f"{len(ids):09}")
 
     out = []
     for message in messages:

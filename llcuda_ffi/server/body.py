@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from json.decoder import JSONDecoder
@@ -41,7 +42,7 @@ class BodyReader:
 
         Raises:
             Refused: 415 not said to be JSON, or compressed; 413 too large; 408 too slow; 503 too many large ones.
-            InvalidRequest: not UTF-8, not JSON, NaN or Infinity, nested over 64 deep, not an object.
+            InvalidRequest: not UTF-8, not JSON, NaN, Infinity or 1e999, nested over 64 deep, not an object.
         """
         value = await self._value(request)
         if not isinstance(value, dict):
@@ -113,7 +114,7 @@ def _parse(data: bytes) -> Any:
 
 
 def _decoder(size: int) -> JSONDecoder:
-    decoder = JSONDecoder(parse_constant=_no_constant)
+    decoder = JSONDecoder(parse_constant=_no_constant, parse_float=_number)
     if size > _HUGE:  # Python's own parser lets other threads go on meanwhile
         vars(decoder)["scan_once"] = py_make_scanner(decoder)
     return decoder
@@ -121,6 +122,13 @@ def _decoder(size: int) -> JSONDecoder:
 
 def _no_constant(name: str) -> NoReturn:
     raise InvalidRequest(f"the body holds {name}, which is not JSON")
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):  # JSON could not say it in the answer
+        raise InvalidRequest(f"the body holds {text:.40}, which is too large")
+    return value
 
 
 def whole(value: Any) -> Any:

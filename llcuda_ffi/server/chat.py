@@ -77,7 +77,8 @@ class ChatCompletions:
                     begun.add(i)
                     first = writer.text(i, '"delta":{"role":"assistant","content":', None, _NO_MORE)
                     if shown.token_ids:
-                        role = {"index": i, "delta": {"role": "assistant", "content": None}}
+                        role: dict[str, Any] = {"index": i, "delta": {"role": "assistant", "content": None}}
+                        role |= {"finish_reason": None, "logprobs": None}
                         first = writer.choice(role, prompt_token_ids=prepared.tokens.tolist())
                 if chunk.content and chunk.is_text and not shown.token_ids:
                     yield first + writer.text(i, '"delta":{"content":', chunk.content, _NO_MORE)

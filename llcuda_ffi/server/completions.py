@@ -133,7 +133,10 @@ class Completions:
                 if i not in begun:
                     begun.add(i)
                     choice["prompt_token_ids"] = list(map(int, tokens[prompt]))
-            last = {} if whole is None else {"timings": timings_dict(whole.timings, whole.usage)}
+            last = {}
+            if whole is not None:
+                choice["stop_reason"] = whole.stop_reason
+                last["timings"] = timings_dict(whole.timings, whole.usage)
             yield writer.choice(choice, **last)
         asked.finished((c.usage, c.timings, FINISH[c.finish_reason]) for c in done.values())
         if with_usage:

@@ -118,7 +118,7 @@ def _truncation(fields: Fields) -> tuple[bool, int | None]:
 
 def _prompt(fields: Fields, embedder: Embedder) -> str:
     """The text before each text: that of `prompt_name`, or of `input_type` where the model has prompts."""
-    name, side = fields.take("prompt_name"), fields.take("input_type")
+    name, side = (fields.text(key) if key in fields else None for key in ("prompt_name", "input_type"))
     if name is not None:
         if name not in embedder.prompts:
             raise InvalidRequest(

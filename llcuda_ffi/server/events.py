@@ -100,7 +100,17 @@ async def merged(streams: Sequence[AsyncGenerator[_T, None]]) -> AsyncGenerator[
 
 
 # made once: json.dumps makes an encoder for each call with arguments
-to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}  # to Unicode and to httpx's iter_lines
+
+
+def to_json(value: Any) -> str:
+    """A value as JSON, on one line for every client."""
+    text = _encode(value)
+    if not text.isascii():
+        for end, escape in _LINE_ENDS.items():
+            text = text.replace(end, escape)
+    return text
 
 
 def event(value: dict[str, Any]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.adapter import LoraAdapter
 from ..errors import InvalidRequest
-from ..params import integer, number, override
+from ..params import integer, number, override, shown
 from ..sampling_params import SamplingParams
 from .body import whole
 from .sampling_names import INSTEAD, NEUTRAL, OTHER_NAMES, REFUSED, SAMPLER_LETTERS, SAMPLER_OFF, WITHOUT_EFFECT
@@ -44,6 +44,8 @@ def sampling(asked: Asked, defaults: SamplingParams, logprobs: int | None, **ren
         if meant in _SETTINGS:
             value = _value(meant, given[name])
             if settings.setdefault(meant, value) != value:
+                if name == meant:
+                    raise InvalidRequest(f"{name} must be {shown(settings[name])} here, not {shown(value)}")
                 raise InvalidRequest(f"{name} and {meant} say different things: send one")
             del given[name]
     given = {name: value for name, value in given.items() if name not in WITHOUT_EFFECT}

@@ -41,6 +41,8 @@ class CompletionLogprobs:
             out["tokens"].append(token_text(piece))
             out["token_logprobs"].append(None if entry is None else entry.logprob)
             out["top_logprobs"].append(None if entry is None else self._tops(entry))
+            if not 0x80 <= (piece or b"\x80")[0] < 0xC0:  # it does not go on with a character that was begun
+                self._at += len(self._decoder.decode(b"", True))
             out["text_offset"].append(self._at)
             self._at += len(self._decoder.decode(piece))
         return out

@@ -54,20 +54,23 @@ def allowed_tools(
     inner = choice.get("allowed_tools", choice)
     if not isinstance(inner, dict) or inner.get("mode") not in ("auto", "required"):
         raise InvalidRequest("tool_choice: allowed_tools needs a mode, 'auto' or 'required', and tools")
-    names = [_name(tool) for tool in inner.get("tools") or ()]
+    given = inner.get("tools")
+    names = [_name(tool) for tool in given] if isinstance(given, list) else []
     kept = [tool for tool in tools or () if _name(tool) in names]
-    missing = set(names) - {_name(tool) for tool in kept}
+    have = [_name(tool) for tool in kept]
+    missing = [name for name in names if name not in have]
     if missing or not kept:
-        raise InvalidRequest(f"tool_choice: no tool is called {sorted(map(str, missing))[:3]!r:.100}")
+        raise InvalidRequest(f"tool_choice: no tool is called {missing[:3]!r:.100}")
     return kept, str(inner["mode"])
 
 
 def _name(tool: Any) -> Any:
-    return tool.get("function", tool).get("name") if isinstance(tool, dict) else None
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    return function.get("name") if isinstance(function, dict) else None
 
 
 def as_function_call(message: dict[str, Any]) -> None:
-    """Write the tool call of a message or delta under the older name, in place."""
+    """Write the tool call of a message or delta under the older name, in place; it has one, others are left out."""
     call = function_call(message)
-    if message.pop("tool_calls", None):
+    if message.pop("tool_calls", None) and call:
         message["function_call"] = call

@@ -49,6 +49,7 @@ BAD: list[tuple[str, bytes]] = [
     (H, b'{"messages": [{"role": "user", "content": "x"}], "tool_choice": {"type": "allowed_tools", "mode": "auto"}}'),
     (H, b'{"messages": [{"role": "user", "content": "x"}], "function_call": "auto"}'),
     ("/completion", b'{"prompt": "a", "n_probs": -1}'),
+    ("/completion", b'{"prompt": "a", "n_predict": 2, "stream": true, "response_fields": [1]}'),
     ("/infill", b'{"input_prefix": "a", "input_suffix": 1}'),
     (
         H,
@@ -70,6 +71,14 @@ BAD: list[tuple[str, bytes]] = [
     ("/v1/embeddings", b'{"input": "a", "truncate_prompt_tokens": -2}'),
     ("/v1/embeddings", b'{"input": "a", "prompt_name": "qurey"}'),
     ("/v1/embeddings", b'{"input": "a", "input_type": "side"}'),
+    ("/v1/embeddings", b'{"input": "a", "input_type": ["query"]}'),
+    ("/v1/embeddings", b'{"input": "a", "prompt_name": {}}'),
+    ("/v1/responses", b'{"input": "a", "metadata": {"a": 1e999}}'),
+    (
+        H,
+        b'{"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function", "function": {"name": "f"}}],'
+        b' "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"name": []}, {"function": 1}]}}',
+    ),
     (H, b'{"messages": [{"role": "user", "content": "x"}], "truncate_prompt_tokens": 3}'),
     (H, b'{"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "custom", "custom": {"name": "a"}}]}'),
     (C, b'{"prompt": "a", "json_schema": [1]}'),

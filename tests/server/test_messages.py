@@ -90,7 +90,9 @@ def test_tools(server: Server) -> None:
         {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}], "max_tokens": 1},
         {"messages": MESSAGES, "max_tokens": 1, "tools": [{"type": "bash_20250124", "name": "bash"}]},
         {"messages": MESSAGES, "max_tokens": 1, "tool_choice": {"type": "any"}},
-        {"messages": MESSAGES, "max_tokens": 1, "surprise": 1},
+        {"messages": MESSAGES, "max_tokens": 1, "surprise": 1}, {"messages": MESSAGES, "max_tokens": 1, "n": 2},
+        {"messages": MESSAGES, "max_tokens": 1, "output_config": {"format": "json"}},
+        {"messages": MESSAGES, "max_tokens": 1, "thinking": {"type": "enabled", "budget_tokens": "many"}},
     ],
 )  # fmt: skip
 def test_refused(server: Server, fields: dict[str, Any]) -> None:

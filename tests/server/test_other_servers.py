@@ -68,6 +68,7 @@ def test_token_ids(server: Server) -> None:
     whole = server.post(CHAT, messages=ASK, **asked, prompt_logprobs=1)[1]
     assert len(whole["prompt_token_ids"]) == whole["usage"]["prompt_tokens"] == len(whole["prompt_logprobs"])
     events = list(server.stream(CHAT, messages=ASK, **asked))
+    assert all("finish_reason" in c for e in events for c in e["choices"])
     assert events[0]["prompt_token_ids"] == whole["prompt_token_ids"]
     sent = [t for e in events for c in e["choices"] for t in c.get("token_ids", ())]
     assert sent == whole["choices"][0]["token_ids"]

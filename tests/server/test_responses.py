@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from llcuda_ffi.chat.results import ChatChunk
 from llcuda_ffi.server.errors import Refused
 from llcuda_ffi.server.responses.items import messages_of
+from llcuda_ffi.server.responses.output import OutputWriter
 from llcuda_ffi.server.responses.store import ResponseStore
 
 from ..support.server_process import H, Server
@@ -120,7 +122,12 @@ def test_kept_and_forgotten(server: Server) -> None:
         {"input": "a", "tools": [{"type": "web_search"}]}, {"input": "a", "background": True},
         {"input": "a", "conversation": "c"}, {"input": "a", "include": ["x"]},
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
-        {"input": "a", "text": {"format": {"type": "x"}}},
+        {"input": "a", "text": {"format": {"type": "x"}}}, {"input": "a", "n": 2}, {"input": "long " * 2000},
+        {"input": "a", "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": 0}}}},
+        {"input": [{"role": "assistant", "content": [{"type": "output_text", "text": None}]}]},
+        {"input": [{"role": "assistant", "content": [{"type": "input_image", "image_url": "data:,"}]}]},
+        {"input": [{"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text"}]}]},
+        {"input": "a", "tools": [WEATHER], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": 1}},
     ],
 )  # fmt: skip
 def test_refused(server: Server, fields: dict[str, Any]) -> None:
@@ -129,6 +136,28 @@ def test_refused(server: Server, fields: dict[str, Any]) -> None:
         status, answer = server.post(R, **fields, stream=stream)
         assert status == 400, answer
         assert answer["error"]["type"] == "invalid_request_error"
+
+
+def test_items_by_their_ids(server: Server) -> None:
+    """An item_reference stands for an item of an earlier answer, as AI SDK sends its history."""
+    user = {"role": "user", "content": "Say hello."}
+    asked: dict[str, Any] = {"temperature": 0, "max_output_tokens": 2}
+    (item,) = server.post(R, input=[user], **asked)[1]["output"]
+    more = {"role": "user", "content": "And?"}
+    whole = server.post(R, input=[user, item, more], **asked)[1]
+    status, answer = server.post(R, input=[user, {"type": "item_reference", "id": item["id"]}, more], **asked)
+    assert status == 200, answer
+    assert answer["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
+
+
+def test_log_probabilities_of_all_tokens() -> None:
+    """Those of tokens that wrote no text (reasoning, the end) come with the next text, or with the text's end."""
+    writer = OutputWriter()
+    chunks = [ChatChunk("i", 0, "m", reasoning_content="hm"), ChatChunk("i", 0, "m", "a"), ChatChunk("i", 0, "m")]
+    events = [event for i, chunk in enumerate(chunks) for event in writer.feed(chunk, [i])] + writer.close()
+    texts = [e for e in events if e["type"] == "response.output_text.delta"]
+    assert [(e["delta"], e["logprobs"]) for e in texts] == [("a", [0, 1]), ("", [2])]
+    assert writer.items[-1]["content"][0]["logprobs"] == [0, 1, 2]
 
 
 def test_items_to_messages() -> None:
@@ -158,8 +187,12 @@ def test_store_is_bounded() -> None:
     async def keep() -> None:
         store = ResponseStore(most=3)
         for i in range(5):
-            await store.put("a", {"id": f"r{i}"}, [])
-        assert (await store.get("a", "r4")).response == {"id": "r4"}
+            await store.put("a", {"id": f"r{i}", "output": [{"id": f"i{i}"}]}, [])
+        assert await store.items("a", ["i1", "i4", 4]) == [None, {"id": "i4"}, None]
+        assert await store.items("b", ["i4"]) == [None]
+        await store.delete("a", "r3")
+        assert await store.items("a", ["i3"]) == [None]
+        assert (await store.get("a", "r4")).response["id"] == "r4"
         for key, name in (("a", "r1"), ("b", "r4"), (None, "r4"), ("a", ["r4"])):
             with pytest.raises(Refused):
                 await store.get(key, name)

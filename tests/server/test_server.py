@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from llcuda_ffi import Embedder
+from llcuda_ffi.engine.results import TokenLogprob
+from llcuda_ffi.server.token_logprobs import CompletionLogprobs
 
 from ..support.server_process import JSON, MESSAGES, ROOT, C, H, Server
 
@@ -86,6 +88,14 @@ def test_streamed_offsets(server: Server) -> None:
     assert all(text[at : at + len(token)] == token for token, at in entries)
 
 
+def test_offsets_after_half_characters() -> None:
+    """A token after bytes that are no character stands behind the U+FFFD that shows them; one that ends one, at its start."""
+    pieces = [b"\xc3", b"j", b"\xc3", b"\xa9", b"!"]  # the text is "\ufffdj\xe9!"
+    logprobs = CompletionLogprobs()
+    found = [logprobs.to_dict([TokenLogprob(0, piece, -1.0)])["text_offset"][0] for piece in pieces]
+    assert found == [0, 1, 2, 2, 3]
+
+
 def test_stream_is_what_the_whole_is(server: Server) -> None:
     """Pieces of streamed completions and chats join to the whole answers; usage stands in the last event."""
     asked = {"max_tokens": 12, "seed": 3, "n": 2, "stream_options": {"include_usage": True}}
@@ -94,6 +104,8 @@ def test_stream_is_what_the_whole_is(server: Server) -> None:
     for i in (0, 1):
         text = "".join(c["text"] for e in events for c in e["choices"] if c["index"] == i)
         assert text == whole["choices"][i]["text"]
+        ends = [c for e in events for c in e["choices"] if c["index"] == i and c["finish_reason"]]
+        assert [c["stop_reason"] for c in ends] == [whole["choices"][i]["stop_reason"]]
     assert events[-1]["choices"] == []
     assert events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
     assert all(e["usage"] is None for e in events[:-1])
@@ -105,6 +117,16 @@ def test_stream_is_what_the_whole_is(server: Server) -> None:
         assert mine[0]["delta"]["role"] == "assistant"
         assert "".join(c["delta"].get("content") or "" for c in mine) == whole["choices"][i]["message"]["content"]
         assert mine[-1]["finish_reason"] == whole["choices"][i]["finish_reason"]
+
+
+def test_an_event_is_one_line_to_every_client(server: Server) -> None:
+    """httpx's iter_lines, for one, ends lines at Unicode's line ends too."""
+    text = "a\u2028b\x85c\u2029d é"
+    body = json.dumps({"prompt": "a", "choices": [text], "stream": True}).encode()
+    lines = [line for line in server.send("POST", C, body)[1].decode().splitlines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    found = [json.loads(line[6:])["choices"][0]["text"] for line in lines[:-1]]
+    assert "".join(found) == text
 
 
 def test_first_piece_comes_before_the_end(server: Server) -> None:

@@ -28,6 +28,6 @@ def with_tool_calls(messages: Sequence[Any]) -> Any:
 
 
 def function_call(message: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The tool call of a message or delta under the older name: its function, without what is None."""
-    calls = message.get("tool_calls")
+    """The first tool call of a message, or a delta of it, under the older name: its function, without what is None."""
+    calls = [call for call in message.get("tool_calls") or () if not call.get("index")]
     return {name: value for name, value in calls[0]["function"].items() if value is not None} if calls else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from ...server.errors import Refused
@@ -28,6 +29,10 @@ class Keeper:
             return await self._store.get(key, name)
         except Refused:
             return None
+
+    async def items(self, key: str | None, names: Sequence[object]) -> list[dict[str, Any] | None]:
+        """The items of answers that are kept, by their ids; None for one that is not, or not of this key."""
+        return await self._store.items(key, names)
 
     async def delete(self, key: str | None, name: str) -> bool:
         """Forget a response; whether it was kept."""
@@ -59,6 +64,11 @@ class SharedResponses:
         found: StoredResponse | None = await self._keeper.get.remote(key, name)
         if found is None:
             raise not_kept(name)
+        return found
+
+    async def items(self, key: str | None, names: Sequence[object]) -> list[dict[str, Any] | None]:
+        """The items of answers that are kept, by their ids; None for one that is not, or not of this key."""
+        found: list[dict[str, Any] | None] = await self._keeper.items.remote(key, list(names))
         return found
 
     async def delete(self, key: str | None, name: str) -> None:

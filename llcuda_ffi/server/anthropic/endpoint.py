@@ -98,13 +98,13 @@ def _turn(asked: Asked, limit: int) -> ChatTurn:
     messages, options = messages_of(fields), tools_of(fields)
     thinking = Fields(fields.mapping("thinking"), fields.lenient)
     kind = thinking.text("type", "")
-    for name in ("budget_tokens", "display"):
-        thinking.take(name)
+    budget = thinking.integer("budget_tokens", 0, 1 << 30)
+    thinking.take("display")
     thinking.end()
     if kind not in ("", "enabled", "disabled", "adaptive"):
         raise InvalidRequest(f"thinking: a type is enabled, adaptive or disabled, not {kind!r:.60}")
     output = Fields(fields.mapping("output_config"), fields.lenient)
-    form = output.take("format", fields.take("output_format"))
+    form = output.mapping("format") or fields.mapping("output_format")
     effort = output.take("effort")
     output.take("task_budget")
     output.end()
@@ -113,7 +113,7 @@ def _turn(asked: Asked, limit: int) -> ChatTurn:
         variables["reasoning_effort"] = effort
     if variables:
         options["chat_template_kwargs"] = variables
-    if isinstance(form, dict):
+    if form:
         options["response_format"] = {"type": "json_schema", "json_schema": {"schema": form.get("schema")}}
     for name in _HINTS:
         fields.take(name)
@@ -126,7 +126,9 @@ def _turn(asked: Asked, limit: int) -> ChatTurn:
     if fields.take("thread") is not None:
         raise Refused(400, "thread is not supported: send the whole conversation", NO_THREADS)
     stops = fields.items("stop_sequences")
-    params = sampling(asked, SamplingParams(overflow="stop"), None, max_tokens=limit, stop=stops)
+    most = budget if kind == "enabled" else None
+    settings = {"max_tokens": limit, "stop": stops, "max_reasoning_tokens": most, "n": 1}
+    params = sampling(asked, SamplingParams(overflow="stop"), None, **settings)
     return ChatTurn(messages, params, options)
 
 

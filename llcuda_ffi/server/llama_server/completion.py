@@ -101,6 +101,9 @@ class _Shown:
         self.n_probs: int | None = probs or None
         self._tokens = fields.flag("return_tokens", False)
         self._fields = fields.items("response_fields", 256) or None
+        for name in self._fields or ():
+            if not isinstance(name, str):
+                raise InvalidRequest(f"response_fields must be a list of names, not {name!r:.60}")
 
     def part(self, index: int, chunk: Chunk) -> dict[str, Any]:
         """One event of a stream."""
@@ -168,12 +171,10 @@ def _probabilities(entries: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
     ]
 
 
-def _picked(out: dict[str, Any], names: Sequence[Any]) -> dict[str, Any]:
+def _picked(out: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """response_fields: the fields asked for; a slash goes into an object, and the whole names the field."""
     picked: dict[str, Any] = {}
     for name in names:
-        if not isinstance(name, str):
-            raise InvalidRequest(f"response_fields must be a list of names, not {name!r:.60}")
         value: Any = out
         for part in name.split("/"):
             value = value.get(part, _MISSING) if isinstance(value, dict) else _MISSING

@@ -55,7 +55,7 @@ class Responses:
         async with self._state.asked(request, "text") as asked:
             model = asked.model
             stream = asked.fields.flag("stream", False)
-            job = _Job(asked, await self._earlier(asked))
+            job = _Job(asked, await self._input(asked), await self._earlier(asked))
             asked.enter()
             if stream:
                 prepared = await job.turn.prepared(asked)
@@ -79,11 +79,12 @@ class Responses:
             return b"".join(lines)
 
         begun = job.response("in_progress", [])
-        yield written([{"type": f"response.{what}", "response": begun} for what in ("created", "in_progress")])
+        first: list[Event] = [{"type": f"response.{what}", "response": begun} for what in ("created", "in_progress")]
         answer: ChatCompletion | None = None
         async with contextlib.aclosing(job.turn.chunks(asked, prepared)) as chunks:
             async for _, chunk in chunks:
-                events = output.feed(chunk, job.logprobs(chunk.logprobs, model))
+                events = [*first, *output.feed(chunk, job.logprobs(chunk.logprobs, model))]
+                first = []  # with the first piece: what is refused before it gets its status
                 if events:
                     yield written(events)
                 answer = chunk.completion or answer
@@ -100,7 +101,7 @@ class Responses:
         """POST /v1/responses/input_tokens: how many tokens the prompt would have."""
         async with self._state.asked(request, "text") as asked:
             asked.fields.take("stream")
-            job = _Job(asked, await self._earlier(asked))
+            job = _Job(asked, await self._input(asked), await self._earlier(asked))
             asked.enter()
             prepared = await job.turn.prepared(asked)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prepared.tokens)})
@@ -122,6 +123,19 @@ class Responses:
         if request.query_params.get("order", "desc") == "desc":
             given.reverse()
         return JSONResponse({"object": "list", "data": given, "has_more": False})
+
+    async def _input(self, asked: Asked) -> Any:
+        """A request's `input`, with the items of earlier answers that it refers to in their places."""
+        given = asked.fields.take("input")
+        if not isinstance(given, list):
+            return given
+        places = [i for i, item in enumerate(given) if isinstance(item, dict) and item.get("type") == "item_reference"]
+        found = await self._store.items(_key(asked.request), [given[i].get("id") for i in places]) if places else []
+        for i, item in zip(places, found, strict=True):
+            if item is None:
+                raise InvalidRequest(f"input[{i}]: no item is kept as {given[i].get('id')!r:.60}: send the item itself")
+            given[i] = item
+        return given
 
     async def _earlier(self, asked: Asked) -> tuple[str | None, list[Item]]:
         """The id of the response that a request goes on from, and the conversation with it."""
@@ -146,9 +160,8 @@ class _Job:
         namespaces: the groups of functions that have one, by their names.
     """
 
-    def __init__(self, asked: Asked, earlier: tuple[str | None, list[Item]]) -> None:
+    def __init__(self, asked: Asked, given: Any, earlier: tuple[str | None, list[Item]]) -> None:
         fields = asked.fields
-        given = fields.take("input")
         instructions = fields.text("instructions", "") or None
         if given is None and instructions is None and not earlier[1]:
             raise InvalidRequest("input is missing: a text, or a list of items")
@@ -178,7 +191,7 @@ class _Job:
         for name in ("stream_options", "client_metadata"):
             fields.take(name)
         fields.integer("max_tool_calls", 1, 1 << 30)  # of tools that a provider runs: there are none
-        params = sampling(asked, SamplingParams(max_tokens=None, overflow="stop"), self._top, max_tokens=limit)
+        params = sampling(asked, SamplingParams(max_tokens=None, overflow="stop"), self._top, max_tokens=limit, n=1)
         options = {**tools, "response_format": form}
         if effort is not None:
             options["chat_template_kwargs"] = {"reasoning_effort": effort}

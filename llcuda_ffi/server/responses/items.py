@@ -55,7 +55,7 @@ def messages_of(items: Sequence[Item], instructions: str | None = None) -> list[
         if kind == "message":
             content = _content(item.get("content"), what)
             if assistant and answer is not None:
-                answer["content"] = content if isinstance(content, str) else "".join(p["text"] for p in content)
+                answer["content"] = _only_text(content, what)
             else:
                 out.append({"role": item.get("role"), "content": content})
         elif kind == "reasoning" and answer is not None:
@@ -74,7 +74,7 @@ def messages_of(items: Sequence[Item], instructions: str | None = None) -> list[
                 output = json.dumps(output, ensure_ascii=False)
             content = _content(output, what, ".output")
             if isinstance(content, list) and all(part["type"] == "text" for part in content):
-                content = "".join(part["text"] for part in content)
+                content = _only_text(content, what)
             out.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
         else:
             raise InvalidRequest(
@@ -94,10 +94,11 @@ def _content(value: Any, what: str, field: str = ".content") -> str | list[dict[
         raise InvalidRequest(f"{what}{field} must be a text or a list of parts, not {value!r:.60}")
     parts = []
     for part in value:
-        if part.get("type") == "refusal":
-            parts.append({"type": "text", "text": part.get("refusal")})
-        elif part.get("type") in _TEXTS:
-            parts.append({"type": "text", "text": part.get("text")})
+        if part.get("type") == "refusal" or part.get("type") in _TEXTS:
+            text = part.get("refusal" if part["type"] == "refusal" else "text")
+            if not isinstance(text, str):
+                raise InvalidRequest(f"{what}{field}: a part of type {part['type']!r:.60} has no text: {text!r:.60}")
+            parts.append({"type": "text", "text": text})
         elif part.get("type") == "input_image":
             if part.get("image_url") is None:
                 raise InvalidRequest(
@@ -109,6 +110,11 @@ def _content(value: Any, what: str, field: str = ".content") -> str | list[dict[
         else:
             raise InvalidRequest(f"{what}{field}: a part of type {part.get('type')!r:.60} cannot be read")
     return parts
+
+
+def _only_text(content: str | list[dict[str, Any]], what: str) -> str:
+    """Content, or its parts, as one text."""
+    return content if isinstance(content, str) else _joined(content, what)
 
 
 def _joined(value: Any, what: str) -> str:

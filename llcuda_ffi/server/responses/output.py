@@ -24,6 +24,7 @@ class OutputWriter:
         self.items: list[dict[str, Any]] = []
         self._open = ""  # the type of the last item while it may still grow
         self._call = -1
+        self._late: list[Any] = []  # log probabilities of tokens that no text came of yet
 
     def feed(self, chunk: ChatChunk, logprobs: Sequence[Any] = ()) -> list[Event]:
         """A piece of a streamed chat."""
@@ -32,6 +33,8 @@ class OutputWriter:
             events += self.reasoning(chunk.reasoning_content)
         if chunk.content:
             events += self.text(chunk.content, logprobs)
+        elif not chunk.tool_calls:
+            self._late += logprobs
         for call in chunk.tool_calls:
             events += self.call(call.index, call.id, call.name, call.arguments)
         return events
@@ -58,9 +61,10 @@ class OutputWriter:
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         events = self._begin("message", "msg", role="assistant", content=[part])
         part = self.items[-1]["content"][0]
+        found, self._late = [*self._late, *logprobs], []
         part["text"] += text
-        part["logprobs"] += logprobs
-        return [*events, self._event("output_text.delta", content_index=0, delta=text, logprobs=list(logprobs))]
+        part["logprobs"] += found
+        return [*events, self._event("output_text.delta", content_index=0, delta=text, logprobs=found)]
 
     def call(self, index: int, call_id: str | None, name: str | None, arguments: str) -> list[Event]:
         """A call, or more of its arguments."""
@@ -77,12 +81,12 @@ class OutputWriter:
 
     def close(self, *, cut: bool = False) -> list[Event]:
         """End the last item; `cut`: it is not whole."""
+        events = self.text("") if self._open == "message" and self._late else []
         kind, self._open = self._open, ""
         if not kind:
             return []
         item = self.items[-1]
         item["status"] = "incomplete" if cut else "completed"
-        events = []
         if kind == "function_call":
             events.append(self._event("function_call_arguments.done", arguments=item["arguments"], name=item["name"]))
         else:

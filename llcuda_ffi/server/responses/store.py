@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,6 +38,9 @@ class ResponseKeeper(Protocol):
     async def get(self, key: str | None, name: object) -> StoredResponse:
         """A response that is kept; Refused (404) where it is not, or not of this key."""
 
+    async def items(self, key: str | None, names: Sequence[object]) -> list[dict[str, Any] | None]:
+        """The items of answers that are kept, by their ids; None for one that is not, or not of this key."""
+
     async def delete(self, key: str | None, name: str) -> None:
         """Forget a response; Refused (404) as `get`."""
 
@@ -47,16 +51,18 @@ class ResponseStore:
     def __init__(self, most: int = MOST_RESPONSES, characters: int = MOST_CHARACTERS) -> None:
         self._most, self._limit = most, characters
         self._kept: OrderedDict[tuple[str | None, str], StoredResponse] = OrderedDict()
+        self._items: dict[tuple[str | None, str], dict[str, Any]] = {}
         self._characters = 0
 
     async def put(self, key: str | None, response: dict[str, Any], items: list[dict[str, Any]]) -> None:
         """Keep a response for the holder of `key`."""
         stored = StoredResponse(response, items, len(repr(items)) + len(repr(response)))
         self._kept[key, response["id"]] = stored
+        self._items.update({(key, item["id"]): item for item in response.get("output", ())})
         self._characters += stored.characters
         while len(self._kept) > self._most or self._characters > self._limit:
-            _, oldest = self._kept.popitem(last=False)
-            self._characters -= oldest.characters
+            (owner, _), oldest = self._kept.popitem(last=False)
+            self._gone(owner, oldest)
 
     async def get(self, key: str | None, name: object) -> StoredResponse:
         """A response that is kept.
@@ -76,8 +82,17 @@ class ResponseStore:
         Raises:
             Refused: 404, as `get`.
         """
-        self._characters -= (await self.get(key, name)).characters
+        self._gone(key, await self.get(key, name))
         del self._kept[key, name]
+
+    async def items(self, key: str | None, names: Sequence[object]) -> list[dict[str, Any] | None]:
+        """The items of answers that are kept, by their ids; None for one that is not, or not of this key."""
+        return [self._items.get((key, name)) if isinstance(name, str) else None for name in names]
+
+    def _gone(self, key: str | None, stored: StoredResponse) -> None:
+        self._characters -= stored.characters
+        for item in stored.response.get("output", ()):
+            del self._items[key, item["id"]]
 
 
 def not_kept(name: object) -> Refused:
