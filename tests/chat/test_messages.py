@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llcuda_ffi import Llama
+from llcuda_ffi.chat.messages import short_call_ids
 from llcuda_ffi.chat.parsing.deltas import ToolCall
 from llcuda_ffi.chat.parsing.parser import FORMATS
 from llcuda_ffi.chat.results import ChatMessage
@@ -289,3 +290,12 @@ def test_forced_calls_that_are_cut(llm: Llama, format: str) -> None:
             made.arguments for made in done.tool_calls
         )
         assert chunks[-1].finish_reason == done.finish_reason
+
+
+def test_ids_of_calls_that_are_no_texts() -> None:
+    """Whatever stands as an id, the call and its result get the same one."""
+    call = {"id": ["a"], "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    answer, result = short_call_ids(
+        [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": ["a"], "content": "x"}]
+    )
+    assert answer["tool_calls"][0]["id"] == result["tool_call_id"] == "000000000"

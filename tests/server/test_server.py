@@ -10,6 +10,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from llcuda_ffi import Embedder
 from llcuda_ffi.engine.results import TokenLogprob
 from llcuda_ffi.server.token_logprobs import CompletionLogprobs
+from llcuda_ffi.server.tool_fields import as_function_call
 
 from ..support.server_process import JSON, MESSAGES, ROOT, C, H, Server
 
@@ -89,7 +91,7 @@ def test_streamed_offsets(server: Server) -> None:
 
 
 def test_offsets_after_half_characters() -> None:
-    """A token after bytes that are no character stands behind the U+FFFD that shows them; one that ends one, at its start."""
+    """A token after bytes that are no character stands behind their U+FFFD; one that ends a character, at its start."""
     pieces = [b"\xc3", b"j", b"\xc3", b"\xa9", b"!"]  # the text is "\ufffdj\xe9!"
     logprobs = CompletionLogprobs()
     found = [logprobs.to_dict([TokenLogprob(0, piece, -1.0)])["text_offset"][0] for piece in pieces]
@@ -212,6 +214,16 @@ def test_older_functions_and_allowed_tools(server: Server) -> None:
     only = {"mode": "required", "tools": [{"type": "function", "function": {"name": "later"}}]}
     choice = server.post(H, tools=tools, tool_choice={"type": "allowed_tools", "allowed_tools": only}, **asked)[1]
     assert choice["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "later"
+
+
+def test_one_function_call() -> None:
+    """The older form has one call: of a second one nothing shows, in no delta of a stream either."""
+    delta: dict[str, Any] = {"tool_calls": [{"index": 1, "function": {"name": "b", "arguments": "{}"}}]}
+    as_function_call(delta)
+    assert delta == {}
+    delta = {"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}
+    as_function_call(delta)
+    assert delta == {"function_call": {"arguments": "{"}}
 
 
 def test_chat_logprobs(server: Server) -> None:
