@@ -92,7 +92,7 @@ def _content(value: Any, what: str, field: str = ".content") -> str | list[dict[
         return value
     if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
         raise InvalidRequest(f"{what}{field} must be a text or a list of parts, not {value!r:.60}")
-    parts = []
+    parts: list[dict[str, Any]] = []
     for part in value:
         if part.get("type") == "refusal" or part.get("type") in _TEXTS:
             text = part.get("refusal" if part["type"] == "refusal" else "text")
