@@ -24,7 +24,8 @@ class SamplingParams(_Checked):
         temperature: 0 is greedy: always the likeliest token.
         logit_bias: token id → value added to its logit; float("-inf") bans it.
         allowed_token_ids: the only tokens that may be generated.
-        bad_words: texts that are never generated, with or without a space before them.
+        bad_words: texts that are not generated in the tokens that the tokenizer has for them, with or without a space
+            before them.
         logits_processors: functions (token_ids, logits) that change the logits of the next token before the samplers
             see them, in place or by returning others. token_ids is int32, prompt and answer; logits float32 (n_vocab,).
         penalty_last_n: how many of the last tokens (prompt included) the penalties look at; -1 all, 0 none.

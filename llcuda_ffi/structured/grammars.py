@@ -12,7 +12,8 @@ from typing import Any
 from ..errors import InvalidRequest
 from ..params import shown
 from ..sampling_params import SamplingParams
-from .types import type_schema, value_of, without_nullable
+from .schemas import close_objects, enforceable, target, without_nullable
+from .types import type_schema, value_of
 
 Read = Callable[[str], Any]
 
@@ -22,8 +23,6 @@ _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": 
 
 _MOST_PATTERN = 16_384
 MOST_TEXT = 256 << 10  # characters of a schema or grammar: seconds of compiling
-
-_COMBINING = ("allOf", "anyOf", "oneOf", "not", "if", "$ref", "dependentSchemas")
 
 
 def preceded(grammar: str, first: str, rules: Sequence[str]) -> str:
@@ -62,7 +61,7 @@ def grammar_of(params: SamplingParams) -> tuple[list[str], Read]:
         if not isinstance(params.regex, str) or not params.regex:
             raise InvalidRequest(f"regex must be a text, not {shown(params.regex)}")
         check_length(params.regex)
-        return [_dump({"grammars": [{"lark_grammar": f"start: /{_slashes(params.regex)}/"}]})], _same
+        return [_dump({"grammars": [{"lark_grammar": f"start: /{lark_regex(params.regex)}/"}]})], _same
     if params.choices is not None:
         return [_choices(params.choices)], _same
     if params.lark is not None:
@@ -79,7 +78,8 @@ def _choices(choices: Sequence[str]) -> str:
     if not all(isinstance(choice, str) and choice for choice in choices):
         raise InvalidRequest("choices must be texts, none empty")
     # one terminal: llguidance takes few alternatives of a rule, and many of a terminal
-    lark = "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+    texts = (json.dumps(choice, ensure_ascii=False).replace("\x7f", "\\u007f") for choice in choices)
+    lark = "start: CHOICE\nCHOICE: " + " | ".join(texts)
     return _dump({"grammars": [{"lark_grammar": lark}]})
 
 
@@ -121,7 +121,8 @@ def guidance(schema: Any) -> Any:
     """`schema` with our way to write values."""
     if not isinstance(schema, dict):
         return schema
-    return {**schema, "x-guidance": {**_JSON, **schema.get("x-guidance", {})}}
+    given = schema.get("x-guidance")
+    return {**enforceable(schema), "x-guidance": {**_JSON, **given} if isinstance(given, dict) else _JSON}
 
 
 def broken_part(grammar: str, fails: Callable[[str], bool]) -> str:
@@ -180,10 +181,10 @@ def check_ends(schema: Any, what: str = "json_schema") -> None:
         before = (len(known), sum(known.values()))
         names = list(known)
         for name in names:  # grows while what they refer to is found
-            known[name] = known[name] or _ends(_target(schema, name), known)
+            known[name] = known[name] or _ends(target(schema, name), known)
             names.extend(islice(known, len(names), None))
         for name in reversed(names):
-            known[name] = known[name] or _ends(_target(schema, name), known)
+            known[name] = known[name] or _ends(target(schema, name), known)
         ends = _ends(schema, known)
     if not ends:
         raise InvalidRequest(f"this structured output cannot be had: {what} requires itself without end ($ref)")
@@ -223,44 +224,17 @@ def _ends(schema: Any, known: dict[str, bool]) -> bool:
     if isinstance(every, list) and not all(_ends(part, known) for part in every):
         return False
     properties, required = schema.get("properties"), schema.get("required")
-    if schema.get("type", "object") == "object" and isinstance(properties, dict) and isinstance(required, list):
+    kind = schema.get("type")
+    if isinstance(kind, list) and len(kind) == 1:
+        kind = kind[0]
+    if kind in (None, "object") and isinstance(properties, dict) and isinstance(required, list):
         return all(_ends(properties.get(name), known) for name in required if isinstance(name, str))
-    if schema.get("type") == "array" and schema.get("minItems"):
-        return _ends(schema.get("items"), known)
+    least = schema.get("minItems")
+    if kind == "array" and isinstance(least, int) and least > 0:
+        first = schema.get("prefixItems")
+        items = [*(first if isinstance(first, list) else ()), schema.get("items")]
+        return all(_ends(item, known) for item in items[:least])
     return True
-
-
-def _target(root: Any, reference: str) -> Any:
-    if not reference.startswith("#"):
-        return None
-    part = root
-    for name in reference[1:].split("/")[1:]:
-        part = part.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(part, dict) else None
-    return part
-
-
-def close_objects(schema: Any) -> Any:
-    """`schema` where objects with declared properties take no others, unless they say that they do.
-
-    JSON schema lets any property in; a model would make some up. Under allOf and the like one part does not know the
-    properties of the others, so nothing is closed there.
-    """
-    if isinstance(schema, list):
-        return [close_objects(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    out: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in ("properties", "$defs", "definitions", "patternProperties") and isinstance(value, dict):
-            out[key] = {name: close_objects(part) for name, part in value.items()}
-        elif key in ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf"):
-            out[key] = close_objects(value)
-        else:
-            out[key] = value
-    alone = not any(key in schema for key in _COMBINING)
-    if "properties" in schema and alone:
-        out.setdefault("additionalProperties", False)
-    return out
 
 
 def _typed(hint: Any) -> Read:
@@ -268,7 +242,7 @@ def _typed(hint: Any) -> Read:
         value = json_value(text)
         try:
             return None if value is None else value_of(hint, value)
-        except (TypeError, ValueError, LookupError):  # cut, or refused by a validator of the type's own
+        except Exception:  # refused by the type's own code, which may raise anything
             return None
 
     return read
@@ -296,8 +270,18 @@ def _same(text: str) -> Any:
     return text
 
 
-def _slashes(regex: str) -> str:
-    return re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", regex).replace("\n", "\\n")
+def lark_regex(regex: str) -> str:
+    r"""A pattern as it stands between Lark's slashes; \w is of what Python's is, letters and numbers.
+
+    Raises:
+        InvalidRequest: it ignores white space and has several lines.
+    """
+    if "\n" in regex and re.search(r"\(\?[a-zA-Z]*x", regex):
+        raise InvalidRequest("a regex that ignores white space, (?x), must be one line")
+    return "".join(_AS_LARK.get(piece, piece) for piece in re.findall(r"\\.|.", regex, re.DOTALL))
+
+
+_AS_LARK = {"/": r"\/", "\n": r"\n", r"\w": r"[\p{L}\p{N}_]", r"\W": r"[^\p{L}\p{N}_]"}
 
 
 def _dump(grammar: Any) -> str:

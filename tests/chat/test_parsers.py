@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llcuda_ffi.chat.parsing.deltas import Parsed
 from llcuda_ffi.chat.parsing.parser import FORMATS, AnswerParser, detect_format, detect_reasoning
+from llcuda_ffi.chat.parsing.tag_formats import typed_value
 from llcuda_ffi.chat.template.template import ChatTemplate
 from llcuda_ffi.errors import InvalidRequest
 
@@ -168,6 +169,48 @@ def test_upstream_templates_round_trip() -> None:
             del tried[name]
     assert len(tried) >= 46
     assert {name: calls for name, calls in tried.items() if calls != [ZURICH]} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "value"),
+    [
+        ("5", {"type": "string"}, "5"),
+        ("5", {"type": ["string", "null"]}, "5"),
+        ("null", {"type": ["string", "null"]}, None),
+        ("true", {"anyOf": [{"type": "string"}, {"type": "null"}]}, "true"),
+        ("5", {"anyOf": [{"type": "string"}, {"type": "integer"}]}, 5),
+        ('"5"', {"anyOf": [{"type": "string"}, {"type": "null"}]}, '"5"'),
+        ("None", {"type": "string", "nullable": True}, None),
+        ("1", {"enum": ["1", "2"]}, "1"),
+        ("1", {"enum": ["a", 1]}, 1),
+        ("NaN", {}, "NaN"),
+        ("[1]", {}, [1]),
+        ("['a', \"it's\"]", {"type": "array"}, ["a", "it's"]),
+        ("", {"type": "array"}, []),
+    ],
+)
+def test_values_without_quotes(text: str, schema: dict[str, Any], value: Any) -> None:
+    """A value that a format writes without quotes is of the type that its schema takes."""
+    assert json.loads(typed_value(text, schema)) == value
+    assert "NaN" not in typed_value(text, schema) or isinstance(value, str)
+
+
+def test_names_that_are_none_of_pythons() -> None:
+    """A call in Python's form may have a name with hyphens, which texts beside it may hold too."""
+    tool = {"type": "function", "function": {"name": "get-it.v2", "parameters": {}}}
+    text = "<|tool_call_start|>[get-it.v2(s='get-it.v2(1)'), get-it.v2()]<|tool_call_end|>"
+    calls = AnswerParser("lfm2", tools=[tool]).parse(text).tool_calls
+    assert [(c.name, json.loads(c.arguments)) for c in calls] == [
+        ("get-it.v2", {"s": "get-it.v2(1)"}),
+        ("get-it.v2", {}),
+    ]
+
+
+def test_ids_differ() -> None:
+    """Calls that a model gave one id have different ones."""
+    call = "<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>{}<|tool_call_end|>"
+    ids = [call.id for call in whole("kimi", f"<|tool_calls_section_begin|>{call}{call}").tool_calls]
+    assert ids == ["functions.add:0", ""]
 
 
 def test_unknown_format() -> None:

@@ -77,6 +77,7 @@ def test_grammar(llm: Llama) -> None:
         ({"tempreature": 1.0}, "temperature"),
         ({"n": 0}, "n must"),
         ({"logit_bias": {10**6: 1.0}}, "logit_bias"),
+        ({"logit_bias": {5: float("-inf")}, "allowed_token_ids": [5]}, "no token"),
         ({"overflow": "wrap"}, "overflow"),
         ({"grammar": "root ::= ("}, "grammar"),
         ({"grammar": "root ::= missing"}, "grammar"),

@@ -15,7 +15,7 @@ import pytest
 from llcuda_ffi import Llama, SamplingParams
 from llcuda_ffi.errors import InvalidRequest, MissingExtra
 from llcuda_ffi.structured import guided
-from llcuda_ffi.structured.grammars import close_objects
+from llcuda_ffi.structured.schemas import close_objects
 from llcuda_ffi.structured.types import type_schema, value_of
 
 from ..support.random_schemas import random_schema

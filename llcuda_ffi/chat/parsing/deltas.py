@@ -133,6 +133,7 @@ class Output:
         self.names, self.schemas, self.calls_only = names, schemas or {}, calls_only
         self._deltas: list[Delta] = []
         self._calls = 0
+        self._ids: set[str] = set()
         self._empty_call = False  # the last call has no arguments yet
         self._content, self._reasoning = _Trimmed(lead=False), _Trimmed(lead=True)
 
@@ -156,7 +157,10 @@ class Output:
         self._content, self._reasoning = _Trimmed(lead=True), _Trimmed(lead=True)
 
     def call(self, name: str, id: str | None = None) -> None:
-        """A call begins."""
+        """A call begins; an id that an earlier call of the answer has names nothing, so it gets another one."""
+        if id is not None:
+            id = None if id in self._ids else id
+            self._ids.add(id or "")
         self._complete_call()
         self.part()
         self._deltas.append(Delta(call=CallDelta(self._calls, name, id)))

@@ -78,7 +78,7 @@ def json_call(r: Reader, o: Output) -> Reading[bool]:
         return False
     r.stop_record()
     o.call(name, call_id)
-    o.arguments(_unquoted(early) if early else "{}")
+    o.arguments(_unquoted(early) if early not in ("", "null") else "{}")
     return True
 
 
@@ -94,8 +94,12 @@ def _key(r: Reader) -> Reading[str | None]:
 
 def _arguments(r: Reader, o: Output) -> Reading[None]:
     yield from r.space()
-    if (yield from r.char()) == '"':  # JSON in a JSON text
+    first = yield from r.char()
+    if first == '"':  # JSON in a JSON text
         o.arguments(_unquoted((yield from r.json_text())))
+    elif first == "n":
+        text = yield from r.json_text()
+        o.arguments("{}" if text == "null" else r.unless_cut(text))
     else:
         yield from r.value(o.arguments)
 
@@ -292,8 +296,10 @@ def deepseek(r: Reader, o: Output) -> Reading[None]:
             name, found = yield from r.text_until("\n")
             if not found:
                 return
-            if (yield from r.char()) == "`":
-                yield from r.pattern(_FENCE, 12)
+            fenced = (yield from r.char()) == "`"
+            if fenced and not (yield from r.pattern(_FENCE, 12)) and r.cut:
+                o.call(name.strip())
+                return
         o.call(name.strip())
         yield from r.value(o.arguments)
         yield from r.text_until(end, last)

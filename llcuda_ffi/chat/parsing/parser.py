@@ -14,7 +14,10 @@ from .tag_formats import Gemma, Pythonic, Tagged, minimax_m3
 
 Format = Callable[[Reader, Output], Reading[None]]
 
-_QWEN = Tagged("<tool_call>", "</tool_call>", "<function=", ">", "<parameter=", ">", "", "</parameter>", "</function>")
+_QWEN = Tagged(
+    "<tool_call>", "</tool_call>", "<function=", ">", "<parameter=", ">", "", "</parameter>", "</function>",
+    padded=True,
+)  # fmt: skip
 _GLM = Tagged("", "", "<tool_call>", "\n", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "</tool_call>")
 _MINIMAX = Tagged(
     "<minimax:tool_call>", "</minimax:tool_call>", '<invoke name="', '">', '<parameter name="', '">', "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from .deltas import Output
 from .reader import Marks, Reader, Reading
 
 _CDATA = "<![CDATA["
+_LITERALS = {"True": "true", "False": "false", "None": "null"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Tagged(Marks):
         value: what opens the value after that, "" where it follows at once.
         value_end, call_end: close the value, the call.
         typed: the rest of the key's tag says whether the value is a text (string="true").
+        padded: a value stands on lines of its own.
     """
 
     begin: str
@@ -39,6 +41,7 @@ class Tagged(Marks):
     value_end: str
     call_end: str
     typed: bool = False
+    padded: bool = False
 
     def __call__(self, r: Reader, o: Output) -> Reading[None]:
         """Read an answer."""
@@ -95,9 +98,11 @@ class Tagged(Marks):
             return json.dumps(value, ensure_ascii=False) if 'string="true"' in rest else as_json(value)
         if value.startswith(_CDATA):
             value = value.removeprefix(_CDATA).removesuffix("]]>")
-        elif value.startswith("\n"):
-            value = value[1:]
-        return typed_value(value.removesuffix("\n"), schema)
+        elif self.padded:
+            value = value.removeprefix("\n").removesuffix("\n")
+        elif len(value) > 1 and value[0] == value[-1] == "\n":  # on lines of its own all the same
+            value = value[1:-1]
+        return typed_value(value, schema)
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,13 @@ class Gemma(Marks):
             if i % 2:
                 pieces[i] = json.dumps(piece, ensure_ascii=False)
             else:
-                pieces[i] = re.sub(r"([{,]\s*)([^\s{},:\"\[\]]+)\s*:", r'\1"\2": ', piece)
+                named = re.sub(r"([{,]\s*)([^\s{},:\"\[\]]+)\s*:", r'\1"\2": ', piece)
+                pieces[i] = re.sub(r"([:,\[]\s*)(None|True|False)(?=\s*[,}\]])", _python_literal, named)
         return "".join(pieces)
+
+
+def _python_literal(match: re.Match[str]) -> str:
+    return match[1] + _LITERALS[match[2]]
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,8 @@ class Pythonic(Marks):
         """Read an answer."""
         while (yield from r.until((self.open,), o.content)):
             text, found = yield from r.text_until(self.close)
-            calls = _python_calls(text)
+            names = tuple(o.schemas)
+            calls = _python_calls(text, names) or _python_calls(text.replace("\n", "\\n"), names)
             if not calls:
                 o.content(r.unless_cut(self.open + text + found))
                 continue
@@ -152,9 +163,13 @@ class Pythonic(Marks):
             o.part()
 
 
-def _python_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
+def _python_calls(text: str, names: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """The calls in a Python expression; `names` may be none of Python's."""
     if len(text) > 100_000:
         return []
+    odd = {f"_odd_name_{i}_": name for i, name in enumerate(names) if not name.replace(".", "_").isidentifier()}
+    for stand_in, name in odd.items():
+        text = re.sub(rf"(^|[\[,]\s*){re.escape(name)}(?=\s*\()", rf"\g<1>{stand_in}", text)
     try:
         tree = ast.parse(text.strip(), mode="eval").body
         nodes = tree.elts if isinstance(tree, ast.List) else [tree]
@@ -163,8 +178,9 @@ def _python_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
             if not isinstance(node, ast.Call) or node.args:
                 return []
             values = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
-            json.dumps(values)
-            calls.append((ast.unparse(node.func), values))
+            json.dumps(values, allow_nan=False)
+            called = ast.unparse(node.func)
+            calls.append((odd.get(called, called), values))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return []
     return calls
@@ -246,11 +262,57 @@ def _part(schema: Any, key: str) -> Any:
 
 
 def typed_value(text: str, schema: Any) -> str:
-    """A value written without quotes as JSON: a text where its schema says so, else as `as_json`."""
-    kind = schema.get("type") if isinstance(schema, Mapping) else None
-    if kind == "string" or (isinstance(schema, Mapping) and kind is None and "enum" in schema):
-        return json.dumps(text, ensure_ascii=False)
-    return as_json(text)
+    """A value written without quotes as JSON: a text where its schema takes texts and not what else it could be."""
+    kinds, found = _kinds(schema), as_json(text)
+    kind = _KINDS[type(json.loads(found))]
+    if "string" in kinds:
+        return found if kind in kinds - {"string"} else json.dumps(text, ensure_ascii=False)
+    if kind == "string" and kinds & {"array", "object"}:  # as Python writes it, or nothing
+        return _python_value(text, kinds) or found
+    return found
+
+
+def _python_value(text: str, kinds: Set[str]) -> str:
+    if not text.strip():
+        return "[]" if "array" in kinds else "{}"
+    try:
+        value = ast.literal_eval(text.strip()) if len(text) <= 100_000 else None
+        return json.dumps(value, ensure_ascii=False, allow_nan=False) if isinstance(value, (list, dict)) else ""
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return ""
+
+
+_KINDS: dict[type, str] = {
+    str: "string",
+    int: "number",
+    float: "number",
+    bool: "boolean",
+    type(None): "null",
+    list: "array",
+    dict: "object",
+}
+
+
+def _kinds(schema: Any) -> set[str]:
+    """The types that a schema takes, integers as numbers; none where it does not say."""
+    if not isinstance(schema, Mapping):
+        return set()
+    kind, values = schema.get("type"), schema.get("enum")
+    kinds = (
+        {kind}
+        if isinstance(kind, str)
+        else {k for k in kind if isinstance(k, str)}
+        if isinstance(kind, list)
+        else set()
+    )
+    if not kinds and isinstance(values, list):
+        kinds = {_KINDS.get(type(value), "") for value in values}
+    for key in ("anyOf", "oneOf"):
+        for part in schema[key] if isinstance(schema.get(key), list) else ():
+            kinds |= _kinds(part)
+    if schema.get("nullable") is True:
+        kinds.add("null")
+    return {"number" if kind == "integer" else kind for kind in kinds}
 
 
 def as_json(text: str) -> str:
@@ -258,13 +320,16 @@ def as_json(text: str) -> str:
     stripped = text.strip()
     if _is_json(stripped):
         return stripped
-    literal = {"True": "true", "False": "false", "None": "null"}.get(stripped)
-    return literal or json.dumps(text, ensure_ascii=False)
+    return _LITERALS.get(stripped) or json.dumps(text, ensure_ascii=False)
 
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

@@ -11,9 +11,9 @@ from typing import Any
 from ...core.model import Model
 from ...errors import InvalidRequest
 from ...params import shown
-from ...structured.grammars import check_ends, check_patterns, close_objects, guidance, json_grammar
+from ...structured.grammars import check_ends, check_patterns, guidance, json_grammar
 from ...structured.guided import guide_of
-from ...structured.types import without_nullable
+from ...structured.schemas import COMBINING, close_objects, without_nullable
 from ..opening import Opening
 
 MOST_CALLS = 8
@@ -167,10 +167,11 @@ def check_tools(model: Model, tools: Sequence[Mapping[str, Any]]) -> None:
 
 def _arguments_schema(function: Mapping[str, Any]) -> dict[str, Any]:
     """The schema that a forced call follows. What llguidance does not know in it is left out (see `check_tools`)."""
-    schema = close_objects(without_nullable(function.get("parameters") or {}))
+    given = function.get("parameters") or {}
+    declared: dict[str, Any] = {} if COMBINING & given.keys() else {"properties": {}}
+    schema: dict[str, Any] = close_objects(without_nullable({"type": "object", **declared, **given}))
     check_ends(schema, f"the parameters of {function['name']}()")
     check_patterns(schema, f"the parameters of {function['name']}()")
-    schema = {"type": "object", "properties": {}, "additionalProperties": False} | schema
     lenient: dict[str, Any] = guidance(schema | {"x-guidance": {"lenient": True}})
     return lenient
 

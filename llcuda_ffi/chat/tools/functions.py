@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from ...errors import InvalidRequest
-from ...structured.types import type_schema
+from ...structured.types import type_schema, with_root_definitions
 from ..messages import plain
 
 Tool = Mapping[str, Any] | Callable[..., Any]
@@ -85,6 +85,7 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
     parameters: dict[str, Any] = {"type": "object", "properties": properties}
     if required:
         parameters["required"] = required
+    parameters = with_root_definitions(parameters, f"{name}()")
     return {"type": "function", "function": {"name": name, "description": summary, "parameters": parameters}}
 
 

@@ -156,6 +156,7 @@ class RowSampler:
 
     Attributes:
         generated: the request's tokens so far; the steps look at them.
+        banned: tokens that are never chosen.
         forcing: whether a token that the constraint leaves no choice for may come here: the first, and all where the
             scheduler does not take them by itself. It is not drawn, so that draws are the same either way.
     """
@@ -168,6 +169,7 @@ class RowSampler:
     logprobs: int | None
     prefilter: TopKPrefilter
     reach: int
+    banned: frozenset[int] = frozenset()
     forcing: bool = True
 
     def sample(self, row: int) -> tuple[int, TokenLogprob | None]:
@@ -199,12 +201,16 @@ class RowSampler:
         if self.constraint is not None:
             self.constraint.mask(logits)
         if (self.constraint is not None or self.steps) and not np.isfinite(logits.max()):
-            what = "the grammar leaves" if not self.steps else "bans, logits processors and grammar leave"
-            raise InvalidRequest(f"{what} no token to choose: it cannot go on from here")
+            raise self._nothing("the grammar leaves" if not self.steps else "bans, logits processors and grammar leave")
         token = -1
         if self.reach:
             token = self.prefilter.sample(logits[None], [(self.chain, 0, self.reach)])[0]
         if token < 0:
             with self.context.exclusive():
                 token = sample_rows(self.context, [(self.chain, row)])[0]
+        if token in self.banned or logits[token] == -np.inf:  # libllama takes one where none is left
+            raise self._nothing("bans, penalties and grammar leave")
         return token
+
+    def _nothing(self, what: str) -> InvalidRequest:
+        return InvalidRequest(f"{what} no token to choose: it cannot go on from here")

@@ -28,8 +28,12 @@ def logit_steps(params: SamplingParams, vocab: Vocab, prompt: Tokens) -> list[Lo
     """The steps that a request's settings ask for, in the order in which they are applied.
 
     Raises:
-        InvalidRequest: a token is outside the vocabulary, or a bad word writes nothing.
+        InvalidRequest: a token is outside the vocabulary, a bad word writes nothing, or every token is banned.
     """
+    banned = banned_tokens(params) | frozenset(vocab.eog_tokens if params.ignore_eos else ())
+    allowed = params.allowed_token_ids
+    if len(banned) == vocab.n_tokens if allowed is None else banned.issuperset(allowed):
+        raise InvalidRequest("logit_bias, allowed_token_ids and ignore_eos leave no token to choose")
     steps: list[LogitStep] = []
     if params.logits_processors:
         steps.append(UserSteps(params.logits_processors, prompt))
@@ -42,6 +46,11 @@ def logit_steps(params: SamplingParams, vocab: Vocab, prompt: Tokens) -> list[Lo
         if len(ends):
             steps.append(_not_before(params.min_tokens, ends))
     return steps
+
+
+def banned_tokens(params: SamplingParams) -> frozenset[int]:
+    """The tokens that logit_bias bans."""
+    return frozenset(token for token, bias in params.logit_bias.items() if bias == _NEVER)
 
 
 class UserSteps:

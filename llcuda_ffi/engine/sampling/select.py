@@ -19,6 +19,7 @@ from ..slot import Slot
 from .chain import Chains, RowSampler, TokenSampler
 from .constraint import Constraint, masks_ahead
 from .device import BackendSampling
+from .logit_steps import banned_tokens
 from .reduced_rows import ReducedRows, WholeRowNeeded
 from .row_pool import RowPool
 from .topk_prefilter import Job, Rows, lowered_by, reach
@@ -76,6 +77,7 @@ class Selection:
                 params.logprobs,
                 self.rows.prefilter,
                 sampler.reach,
+                banned_tokens(params),
             )
         elif self._backend is None:
             sampler.argmax = lowered_by(chain.names, params, self._vocab)
