@@ -67,6 +67,11 @@ class ChatLlcuda(BaseChatModel, _OverLlama):  # type: ignore[misc]
     def _llm_type(self) -> str:
         return "llcuda-ffi"
 
+    def get_token_ids(self, text: str) -> list[int]:
+        """The model's tokens of a text; what `get_num_tokens` counts, and trim_messages with it."""
+        ids: list[int] = self._llm.vocab.tokenize(text, add_special=False).tolist()
+        return ids
+
     @property
     def _identifying_params(self) -> dict[str, Any]:
         return {"model_name": self.model_name, **self.settings}
@@ -160,6 +165,11 @@ class LlcudaLLM(BaseLLM, _OverLlama):  # type: ignore[misc]
     @property
     def _llm_type(self) -> str:
         return "llcuda-ffi"
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The model's tokens of a text; what `get_num_tokens` counts, and trim_messages with it."""
+        ids: list[int] = self._llm.vocab.tokenize(text, add_special=False).tolist()
+        return ids
 
     def _generate(
         self,

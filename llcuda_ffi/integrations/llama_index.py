@@ -133,6 +133,7 @@ class LlcudaLLM(FunctionCallingLLM):  # type: ignore[misc]
         verbose: bool = False,
         allow_parallel_tool_calls: bool = False,
         tool_required: bool = False,
+        tool_choice: str | dict[str, Any] | None = None,
         **given: Any,
     ) -> dict[str, Any]:
         messages = list(chat_history or [])
@@ -143,7 +144,7 @@ class LlcudaLLM(FunctionCallingLLM):  # type: ignore[misc]
         return {
             "messages": messages,
             "tools": [tool.metadata.to_openai_tool() for tool in tools],
-            "tool_choice": "required" if tool_required else "auto",
+            "tool_choice": tool_choice or ("required" if tool_required else "auto"),
             "parallel_tool_calls": allow_parallel_tool_calls,
             **given,
         }

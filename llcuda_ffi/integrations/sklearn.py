@@ -26,10 +26,17 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
 
     def transform(self, X: Iterable[str]) -> npt.NDArray[np.float32]:
         """Vectors of texts, float32 (n, dim)."""
+        found: npt.NDArray[np.float32] = self._open().encode(X, dim=self.dim, truncate=self.truncate)
+        return found
+
+    def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[Any]:
+        """A name for each number of a vector; for set_output and ColumnTransformer."""
+        return np.array([f"embedding{i}" for i in range(self.dim or self._open().dim)], object)
+
+    def _open(self) -> Embedder:
         if getattr(self, "_embedder", None) is None:
             self._embedder = Embedder(self.model)
-        found: npt.NDArray[np.float32] = self._embedder.encode(X, dim=self.dim, truncate=self.truncate)
-        return found
+        return self._embedder
 
     def __sklearn_is_fitted__(self) -> bool:
         return True

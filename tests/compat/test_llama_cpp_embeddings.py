@@ -53,9 +53,11 @@ def test_rank(folder: Path) -> None:
 
 def test_settings(folder: Path) -> None:
     """Threads, layers and flash attention are the embedder's too: what is out of range is told."""
-    for name, value in (("n_threads", 1000), ("n_gpu_layers", "some"), ("n_threads", "many")):
+    for name, value in (("device", "tpu"), ("n_threads", 1000), ("n_gpu_layers", "some"), ("n_threads", "many")):
         with pytest.raises(InvalidRequest, match=name):
             Llama(folder / "bert.gguf", embedding=True, verbose=False, **{name: value})
     for flash in (True, False):
-        with Llama(folder / "bert.gguf", embedding=True, n_threads=1, flash_attn=flash, verbose=False) as llm:
+        with Llama(
+            folder / "bert.gguf", embedding=True, n_threads=1, flash_attn=flash, device=None, f16_kv=False
+        ) as llm:
             assert np.shape(llm.embed("the cat")) == (32,)

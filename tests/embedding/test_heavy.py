@@ -19,6 +19,7 @@ import pytest
 from llcuda_ffi import Embedder, GGUFReader, Reranker
 from llcuda_ffi.conversion.bert import convert_bert
 from llcuda_ffi.conversion.hugging_face import convert
+from llcuda_ffi.errors import InvalidRequest
 
 from ..support.embedding_texts import TEXTS
 from ..support.tiny_bert import WORDS, write_tiny_bert
@@ -210,7 +211,9 @@ def test_sklearn() -> None:
     pytest.importorskip("sklearn")
     import pickle
 
+    import pandas
     from sklearn.base import clone
+    from sklearn.compose import ColumnTransformer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
@@ -218,6 +221,12 @@ def test_sklearn() -> None:
 
     texts = ["a dog barks", "the cat sleeps", "a horse runs", "stocks fell", "the bank lent money", "prices rose"]
     model = make_pipeline(clone(EmbeddingTransformer()), LogisticRegression()).fit(texts, [0, 0, 0, 1, 1, 1])
+    columns = ColumnTransformer([("e", EmbeddingTransformer(dim=8), "text")]).set_output(transform="pandas")
+    frame = pandas.DataFrame({"text": texts})
+    made = columns.fit_transform(frame)
+    assert (made.shape, made.columns[0]) == ((6, 8), "e__embedding0")
+    with pytest.raises(InvalidRequest, match="one of its columns"):
+        EmbeddingTransformer().transform(frame)  # type: ignore[arg-type]
     again = pickle.loads(pickle.dumps(model))
     assert again.predict(["the puppy plays", "the market crashed"]).tolist() == [0, 1]
 

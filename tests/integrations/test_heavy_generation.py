@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llcuda_ffi import Llama
+from llcuda_ffi.errors import InvalidRequest
 
 pytestmark = [pytest.mark.heavy, pytest.mark.filterwarnings("ignore")]  # warnings of other packages are theirs
 
@@ -57,6 +58,28 @@ def test_langchain_chat(llm: Llama, answer: str) -> None:
     assert [str(m.content) for m in chat.batch([QUESTION, QUESTION])] == [answer, answer]
     assert "llama" not in str(chat.invoke(QUESTION, stop=["llama"]).content)
 
+    assert chat.get_num_tokens(QUESTION) == len(llm.vocab.tokenize(QUESTION, add_special=False))
+
+    async def cancelled() -> int:
+        async def read() -> None:
+            async for _ in ChatLlcuda(llm, settings={"max_tokens": 900, "ignore_eos": True}).astream(QUESTION):
+                begun.set()
+
+        begun = asyncio.Event()
+        task = asyncio.create_task(read())
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while llm.metrics().running:
+            await asyncio.sleep(0.01)
+        return llm.metrics().cancelled
+
+    before = llm.metrics().cancelled
+    assert asyncio.run(cancelled()) == before + 1
+    named = {"type": "function", "function": {"name": "add"}}
+    called = chat.bind_tools([add], tool_choice=named, max_tokens=100).invoke("Add 1 and 2")
+    assert called.tool_calls[0]["name"] == "add"
     called = chat.bind_tools([add], tool_choice="any", max_tokens=100).invoke("Add 1 and 2")
     assert called.tool_calls[0]["name"] == "add"
     assert set(called.tool_calls[0]["args"]) == {"a", "b"}
@@ -90,8 +113,11 @@ def test_langchain_text(llm: Llama) -> None:
 
 def test_llama_index(llm: Llama, answer: str) -> None:
     """Chat, completion, streams, awaited ones, and a tool that is called."""
+    from llama_index.core.base.llms.types import ImageBlock, TextBlock
     from llama_index.core.llms import ChatMessage
+    from llama_index.core.prompts import PromptTemplate
     from llama_index.core.tools import FunctionTool
+    from pydantic import BaseModel
 
     from llcuda_ffi.integrations.llama_index import LlcudaLLM
 
@@ -108,6 +134,16 @@ def test_llama_index(llm: Llama, answer: str) -> None:
     want = llm.generate("Once upon a time", **GREEDY).text
     assert model.complete("Once upon a time").text == want
     assert list(model.stream_complete("Once upon a time"))[-1].text == want
+
+    class Sum(BaseModel):
+        """A sum."""
+
+        total: int
+
+    assert isinstance(model.structured_predict(Sum, PromptTemplate("Add 1 and 2"), {"max_tokens": 100}), Sum)
+    image = ChatMessage(role="user", blocks=[TextBlock(text="What?"), ImageBlock(url="data:image/png;base64,aa==")])
+    with pytest.raises(InvalidRequest, match="without a projector"):
+        model.chat([image])
     done = model.predict_and_call([FunctionTool.from_defaults(add)], "Add 1 and 2", tool_required=True, max_tokens=100)
     assert done.sources[0].tool_name == "add"
 
@@ -132,7 +168,9 @@ def test_llm_plugin(smollm2: Path) -> None:
 def test_haystack(smollm2: Path, answer: str) -> None:
     """The component in a pipeline; streamed pieces are the reply."""
     from haystack import Pipeline
+    from haystack.components.agents import Agent
     from haystack.dataclasses import ChatMessage
+    from haystack.tools import Tool, Toolset
 
     from llcuda_ffi.integrations.haystack import LlcudaChatGenerator
 
@@ -147,5 +185,22 @@ def test_haystack(smollm2: Path, answer: str) -> None:
     pipeline.add_component("chat", generator)
     reply = pipeline.run({"chat": {"messages": [ChatMessage.from_user(QUESTION)]}})["chat"]["replies"][0]
     assert reply.text == answer == "".join(pieces)
+    tool = Tool(
+        name="add",
+        description="Adds",
+        parameters={"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"]},
+        function=lambda a: a,
+    )
+    asked = {"generation_kwargs": {"tool_choice": "required", "max_tokens": 100}}
+    for tools in ([tool], Toolset([tool])):
+        (reply,) = generator.run([ChatMessage.from_user(QUESTION)], tools=tools, **asked)["replies"]
+        assert reply.tool_calls[0].arguments == {"a": 1}
+    asked["generation_kwargs"]["max_tokens"] = 5
+    (reply,) = generator.run([ChatMessage.from_user(QUESTION)], tools=[tool], **asked)["replies"]
+    assert (reply.tool_calls, reply.meta["finish_reason"]) == ([], "length")
+    heard: list[str] = []
+    generator.run([ChatMessage.from_user(QUESTION)], streaming_callback=lambda chunk: heard.append(chunk.content))
+    assert "".join(heard) == answer
+    assert Agent(chat_generator=generator, tools=[tool]).run([ChatMessage.from_user(QUESTION)])["messages"]
     again = LlcudaChatGenerator.from_dict(generator.to_dict())
     assert (again.model, again.settings) == (generator.model, generator.settings)

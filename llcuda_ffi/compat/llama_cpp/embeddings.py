@@ -41,6 +41,7 @@ class Embeddings:
             self._embedder = Embedder(
                 self.model_path,
                 pooling=self._pooling,
+                device=given.get("device") or "auto",
                 n_gpu_layers="auto" if layers is None else layers,
                 n_threads=given.get("n_threads") or None,
                 flash_attn=None if flash == "auto" else bool(flash),

@@ -56,7 +56,7 @@ _KNOWN = (
     "attention_type", "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast",
     "yarn_beta_slow", "yarn_orig_ctx", "logits_all", "embedding", "offload_kqv", "flash_attn", "op_offload",
     "swa_full", "no_perf", "last_n_tokens_size", "lora_scale", "lora_path", "chat_format", "draft_model",
-    "type_k", "type_v", "verbose", "chat_handler", "flash_attn_type", "kv_unified", "n_seq_max",
+    "type_k", "type_v", "verbose", "chat_handler", "flash_attn_type", "kv_unified", "n_seq_max", "device", "f16_kv",
     *ONLY_UNSET,
 )  # fmt: skip
 
@@ -135,6 +135,7 @@ class Llama(Tokens, TokenByToken, Embeddings):
             layers = given.get("n_gpu_layers")
             self._llm = engine.Llama(
                 self.model_path if self._embedder is None else self._embedder.model,
+                device=given.get("device") or "auto",
                 n_ctx=given.get("n_ctx", 512) or self._trained_context(),
                 n_parallel=1,
                 n_batch=given.get("n_batch"),

@@ -77,7 +77,6 @@ ONLY_UNSET: dict[str, tuple[tuple[Any, ...], str]] = {
     "lora_base": ((None,), "adapters are applied to the model itself"),
     "tokenizer": ((None,), "the model's file has its tokenizer"),
     "n_parts": ((None, -1, 1), "a split file is found by its first part"),
-    "f16_kv": ((None, True), "type_k and type_v say it"),
     "low_vram": ((None, False), "n_gpu_layers and offload_kqv say it"),
     "numa": ((None, False, 0), "run the process under numactl"),
     "spm_infill": ((None, False), "create_completion(prefix, suffix) writes prefix, suffix, middle"),

@@ -113,6 +113,14 @@ class SentenceTransformer:
             raise InvalidRequest(f"the model is on {self.device}: SentenceTransformer(name, device={str(device)!r})")
         return self
 
+    def cpu(self) -> SentenceTransformer:
+        """As to("cpu")."""
+        return self.to("cpu")
+
+    def cuda(self, device: int | None = None) -> SentenceTransformer:
+        """As to("cuda")."""
+        return self.to("cuda")
+
     @contextlib.contextmanager
     def truncate_sentence_embeddings(self, truncate_dim: int | None) -> Iterator[None]:
         """While inside, `encode` keeps so many numbers."""
