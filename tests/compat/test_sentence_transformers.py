@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llcuda_ffi.errors import UnknownSetting
+from llcuda_ffi.errors import InvalidRequest, UnknownSetting
 
 from ..support.tiny_model import make_tiny_bert
 from .snippets import Snippet, snippet_id
@@ -140,6 +140,23 @@ similarities = model.similarity(embeddings, embeddings)
         HEAD + "SentenceTransformer('bert.gguf', default_prompt_name='qurey')",
         error="no prompt 'qurey'",
     ),
+    Snippet(
+        "arguments by their names",
+        LOAD
+        + TEXTS
+        + """
+a, b = model.encode(inputs=texts), model.encode(sentences=texts)
+q = model.encode_query(inputs='which cat')
+s = model.similarity(embeddings1=a, embeddings2=b)
+p = model.similarity_pairwise(embeddings1=a, embeddings2=b)
+""",
+        "(a == b).all() and s.shape == (3, 3) and p.shape == (3,) and q.shape == (32,)",
+    ),
+    Snippet("nothing to encode", LOAD + "model.encode()", error="a text or a list of texts"),
+    Snippet("multi vectors", "from llcuda_ffi.compat.sentence_transformers import MultiVectorEncoder", error="dense"),
+    Snippet(
+        "trainers", "from llcuda_ffi.compat.sentence_transformers import CrossEncoderTrainer", error="for training"
+    ),
     Snippet("unknown option of encode", LOAD + "model.encode('a', batchsize=2)", error="did you mean batch_size"),
     Snippet("training", "from llcuda_ffi.compat.sentence_transformers import losses", error="for training"),
     Snippet("CrossEncoder", HEAD + "model = CrossEncoder('bert.gguf')", error="no classification head"),
@@ -204,6 +221,10 @@ def test_cross_encoder(tmp_path: Path) -> None:
     ranked = other.rank("a cat", ["the cat sat"])
     assert ranked[0]["score"] == pytest.approx(float(scores[2]) + 1, abs=1e-4)
     other.close()
+    assert np.allclose(model.predict(inputs=np.array(pairs), device="cpu"), scores, atol=1e-4)
+    assert np.allclose(model.predict(sentences=iter(pairs)), scores, atol=1e-4)
+    with pytest.raises(InvalidRequest, match="prompt is the one of its file"):
+        model.predict(pairs, prompt="Judge: ")
     with pytest.raises(UnknownSetting, match="did you mean activation_fn"):
         model.predict(pairs, activationfn=None)
     model.close()

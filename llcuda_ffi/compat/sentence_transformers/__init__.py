@@ -21,8 +21,8 @@ _TRAINING = (
 
 
 def __getattr__(name: str) -> Any:
-    if name in _TRAINING:
+    if name in _TRAINING or name.endswith(("Trainer", "TrainingArguments", "ModelCardData")):
         raise InvalidRequest(f"{name} is for training: train with sentence-transformers, then llcuda-ffi model convert")
-    if name == "SparseEncoder":
-        raise InvalidRequest("SparseEncoder is not here: vectors of llama.cpp are dense (SentenceTransformer)")
+    if name in ("SparseEncoder", "MultiVectorEncoder"):
+        raise InvalidRequest(f"{name} is not here: vectors of llama.cpp are dense, one a text (SentenceTransformer)")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

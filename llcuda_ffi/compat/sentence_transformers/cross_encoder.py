@@ -15,7 +15,13 @@ from ...embedding.vectors import to_tensor
 from ...errors import InvalidRequest
 from ...keywords import check_keywords, names_methods
 
+_OPTIONS = (
+    "inputs", "sentences", "prompt_name", "prompt", "batch_size", "show_progress_bar", "activation_fn",
+    "activation_fct", "apply_softmax", "convert_to_numpy", "convert_to_tensor", "device", "pool", "chunk_size",
+    "num_workers",
+)  # fmt: skip
 _WITHOUT_EFFECT = (
+    "modules", "keep_in_fp32_modules", "tokenizer_args", "config_args",
     "num_labels", "trust_remote_code", "revision", "local_files_only", "token", "model_kwargs", "tokenizer_kwargs",
     "config_kwargs", "cache_folder", "backend", "model_card_data", "automodel_args", "processor_kwargs",
 )  # fmt: skip
@@ -50,7 +56,7 @@ class CrossEncoder:
 
     def predict(
         self,
-        sentences: Sequence[Any],
+        inputs: Sequence[Any] | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         activation_fn: Callable[[Any], Any] | None = None,
@@ -63,17 +69,20 @@ class CrossEncoder:
 
         Args:
             activation_fn: gets and gives a tensor where torch is imported, else an array.
-            **others: num_workers, without effect; activation_fct, the former name of activation_fn.
+            **others: sentences and activation_fct, the former names of inputs and activation_fn; device, pool,
+                chunk_size and num_workers, without effect.
 
         Raises:
             InvalidRequest: these are no pairs of texts.
             UnknownSetting: a keyword that sentence-transformers does not take either.
         """
-        known = ("sentences", "batch_size", "show_progress_bar", "activation_fn", "apply_softmax", "convert_to_numpy")
-        check_keywords(others, "predict", [*known, "convert_to_tensor", "num_workers", "activation_fct"])
-        single = len(sentences) == 2 and all(isinstance(text, str) for text in sentences)
-        pairs = [sentences] if single else list(sentences)
-        if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+        check_keywords(others, "predict", _OPTIONS)
+        if others.get("prompt") is not None or others.get("prompt_name") is not None:
+            raise InvalidRequest("a reranker's prompt is the one of its file: put other words before the query")
+        given = list(others.get("sentences", ()) if inputs is None else inputs)
+        single = len(given) == 2 and all(isinstance(text, str) for text in given)
+        pairs = [given] if single else given
+        if not all(isinstance(pair, (tuple, list, np.ndarray)) and len(pair) == 2 for pair in pairs):
             raise InvalidRequest("predict() takes pairs of texts: (query, document), or a list of them")
         by_query: dict[str, list[int]] = {}
         for i, (query, _document) in enumerate(pairs):

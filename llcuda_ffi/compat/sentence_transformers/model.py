@@ -21,7 +21,7 @@ _WITHOUT_EFFECT = (
 )  # fmt: skip
 
 _OPTIONS = (
-    "sentences", "prompt_name", "prompt", "batch_size", "show_progress_bar", "output_value", "precision",
+    "inputs", "sentences", "prompt_name", "prompt", "batch_size", "show_progress_bar", "output_value", "precision",
     "convert_to_numpy", "convert_to_tensor", "device", "normalize_embeddings", "truncate_dim", "pool", "chunk_size",
 )  # fmt: skip
 
@@ -151,7 +151,7 @@ class SentenceTransformer:
 
     def encode(
         self,
-        sentences: Texts,
+        inputs: Texts | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int = 32,
@@ -169,10 +169,16 @@ class SentenceTransformer:
     ) -> Any:
         """Vectors of texts: an array, a list of arrays (convert_to_numpy=False), or a tensor.
 
+        Args:
+            **others: sentences, the former name of inputs.
+
         Raises:
             InvalidRequest: the model has no prompt of that name, or another output_value is asked for.
         """
         check_keywords(others, "encode", ["task", *_OPTIONS])
+        texts = others.get("sentences") if inputs is None else inputs
+        if texts is None:
+            raise InvalidRequest("encode() takes a text or a list of texts")
         if prompt is None and prompt_name is None and self.default_prompt_name in self.prompts:
             prompt_name = self.default_prompt_name
         if prompt is not None:
@@ -180,14 +186,14 @@ class SentenceTransformer:
         elif self._prompts is not None and prompt_name in self._prompts:
             prompt, prompt_name = self._prompts[prompt_name], None
         if output_value == "token_embeddings":
-            rows = self.embedder.encode_tokens(sentences, truncate=True, prompt=prompt, prompt_name=prompt_name)
+            rows = self.embedder.encode_tokens(texts, truncate=True, prompt=prompt, prompt_name=prompt_name)
             if not convert_to_tensor:
                 return rows
             return to_tensor(rows) if isinstance(rows, np.ndarray) else [to_tensor(row) for row in rows]
         if output_value != "sentence_embedding":
             raise InvalidRequest(f"output_value is sentence_embedding or token_embeddings, not {output_value!r:.60}")
         found = self.embedder.encode(
-            sentences,
+            texts,
             prompt=prompt,
             prompt_name=prompt_name,
             show_progress=show_progress_bar,
@@ -198,26 +204,26 @@ class SentenceTransformer:
         )
         if convert_to_tensor:
             return to_tensor(found)
-        return found if convert_to_numpy or isinstance(sentences, str) else list(found)
+        return found if convert_to_numpy or isinstance(texts, str) else list(found)
 
-    def encode_query(self, sentences: Texts, **options: Any) -> Any:
+    def encode_query(self, inputs: Texts | None = None, **options: Any) -> Any:
         """`encode` with the prompt for queries, where the model has one."""
-        return self.encode(sentences, **{**self._for("query"), **options})
+        return self.encode(inputs, **{**self._for("query"), **options})
 
-    def encode_document(self, sentences: Texts, **options: Any) -> Any:
+    def encode_document(self, inputs: Texts | None = None, **options: Any) -> Any:
         """`encode` with the prompt for documents, where the model has one."""
-        return self.encode(sentences, **{**self._for("document", "passage", "corpus"), **options})
+        return self.encode(inputs, **{**self._for("document", "passage", "corpus"), **options})
 
     def _for(self, *names: str) -> dict[str, str]:
         return next(({"prompt_name": name} for name in names if name in self.prompts), {})
 
-    def similarity(self, a: Any, b: Any) -> Any:
-        """How alike every vector of `a` and every one of `b` are, by `similarity_fn_name`."""
-        return SimilarityFunction.to_similarity_fn(self._similarity)(a, b)
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """How alike every vector of the one and every one of the other are, by `similarity_fn_name`."""
+        return SimilarityFunction.to_similarity_fn(self._similarity)(embeddings1, embeddings2)
 
-    def similarity_pairwise(self, a: Any, b: Any) -> Any:
-        """How alike each vector of `a` and the same of `b` are, by `similarity_fn_name`."""
-        return SimilarityFunction.to_similarity_pairwise_fn(self._similarity)(a, b)
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """How alike each vector of the one and the same of the other are, by `similarity_fn_name`."""
+        return SimilarityFunction.to_similarity_pairwise_fn(self._similarity)(embeddings1, embeddings2)
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, list[list[int]]]:
         """{"input_ids": …}, special tokens included."""
