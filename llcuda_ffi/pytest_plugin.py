@@ -193,15 +193,12 @@ def _bundle(config: pytest.Config) -> tuple[str, str, str] | str:
 
 
 def _find_bundle(config: pytest.Config) -> tuple[str, str, str] | str:
-    from .bundles import chosen_name, ensure, own, pins, select
+    from .bundles import ensure, own, pins, select, selected
     from .errors import LlcudaError
 
     try:
-        if os.environ.get("LLCUDA_FFI_BUNDLE", "").strip():
-            name = chosen_name()
-        else:
-            name = select.choose_here(_device(config), _report(config)).bundle
-        if own.is_path(name):
+        name = selected() or select.choose_here(_device(config), _report(config)).bundle
+        if own.is_path(name) or own.named(name) is not None:
             built = ensure(name, progress=False)
             return built.name, built.profile, built.backend
         pin = pins.get(name)
@@ -281,10 +278,10 @@ def _why_cpu(config: pytest.Config) -> str:
 
 
 def _lacks_native(config: pytest.Config, name: str) -> str | None:
-    from .bundles import ensure, own, pins, select
+    from .bundles import ensure, own, pins, select, selected
 
-    chosen = os.environ.get("LLCUDA_FFI_BUNDLE", "").strip()
-    if chosen and own.is_path(chosen):
+    chosen = selected()
+    if chosen is not None and (own.is_path(chosen) or own.named(chosen) is not None):
         code = select.code_of_bundle(ensure(chosen, progress=False))
     else:
         code = select.code_of_pin(pins.get(name))
@@ -319,8 +316,9 @@ def _lacks_model(config: pytest.Config, reference: str) -> str | None:
 
 
 def _lacks_network(config: pytest.Config) -> str | None:
-    offline = os.environ.get("LLCUDA_FFI_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
-    return "needs the network, and LLCUDA_FFI_OFFLINE is set" if offline else None
+    from .fetch.cache import offline
+
+    return "needs the network, and LLCUDA_FFI_OFFLINE is set" if offline() else None
 
 
 def _memory() -> dict[str, int]:

@@ -33,7 +33,10 @@ def ensure(name: str | None = None, *, progress: bool | None = None) -> Installe
         return built
     if own.is_path(chosen):
         return own.open_build(chosen, progress=progress)
-    pin = pins.get(chosen)
+    try:
+        pin = pins.get(chosen)
+    except BundleNotFound as error:
+        raise BundleNotFound(f"{error}{'' if name else f' ({_chosen_by()})'}") from None
     unsupported = pin.why_unsupported()
     if unsupported is not None:
         raise BundleNotFound(
@@ -51,6 +54,13 @@ def chosen_name() -> str:
 def selected() -> str | None:
     """What the user chose: LLCUDA_FFI_BUNDLE, else the one of `bundle use`; None where the machine decides."""
     return os.environ.get("LLCUDA_FFI_BUNDLE", "").strip() or store.in_use()
+
+
+def _chosen_by() -> str:
+    """Who named the bundle that is used when none is named, and the way back."""
+    if os.environ.get("LLCUDA_FFI_BUNDLE", "").strip():
+        return "LLCUDA_FFI_BUNDLE names it: unset it"
+    return "`llcuda-ffi bundle use` chose it: `llcuda-ffi bundle use --auto` goes back"
 
 
 def use(name: str | None) -> None:

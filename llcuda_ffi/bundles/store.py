@@ -194,7 +194,7 @@ def prune(names: Sequence[str] = (), *, everything: bool = False) -> list[Path]:
     kept = set() if everything else {pin.name for pin in all_pins() if find(pin) is not None}
     if not everything:
         kept |= {bundle.path.name for bundle in all_installed() if bundle.source.startswith("built from ")}
-    there = [path for path in sorted(place.glob("*")) if path.is_dir() and not path.name.startswith(".")]
+    there = _folders()
     doomed = []
     for name in names:
         if not any(path.name == name for path in there):
@@ -219,6 +219,17 @@ def prune(names: Sequence[str] = (), *, everything: bool = False) -> list[Path]:
             raise disk_error(error, path) from error
         removed.append(path)
     return removed
+
+
+def damaged() -> list[Path]:
+    """The folders of the cache that hold no whole bundle; `prune` removes them."""
+    whole = {bundle.path for bundle in all_installed()}
+    return [path for path in _folders() if path not in whole]
+
+
+def _folders() -> list[Path]:
+    """The folders of bundles, whole or not."""
+    return [path for path in sorted(bundles_folder().glob("*")) if path.is_dir() and not path.name.startswith(".")]
 
 
 def all_installed() -> list[InstalledBundle]:

@@ -9,6 +9,7 @@ def main() -> None:
     """Run the command line. Exit codes: see `llcuda-ffi --help`."""
     try:
         _use_utf8()
+        _open_closed_streams()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a model's words that the terminal's encoding lacks
         from .root import run
@@ -16,6 +17,13 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _open_closed_streams() -> None:
+    """Give a stream that the caller closed (`<&-`) an empty file, in place of whatever is opened next."""
+    for name in ("stdin", "stdout", "stderr"):  # in this order each gets the number that it has by custom
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _use_utf8() -> None:

@@ -10,7 +10,7 @@ import click
 from .. import bundles
 from ..bundles import ensure, own, pins, store
 from ..bundles.select import choose_here
-from ..errors import BundleError, BundleNotFound
+from ..errors import BundleError, BundleNotFound, ChecksumError
 from ..fetch.progress import megabytes
 from . import tune
 from .options import examples
@@ -97,7 +97,15 @@ def list_bundles(as_json: bool) -> None:
 def verify(names: tuple[str, ...]) -> None:
     """Hash every library of the bundles NAMES, or of all that are installed."""
     there = {bundle.name: bundle for bundle in store.all_installed()}
-    for name in names or there:
+    damaged = [path.name for path in store.damaged()]
+    if not (names or there or damaged):
+        click.echo("no bundle is installed: `llcuda-ffi bundle install`", err=True)
+    for name in names or (*there, *damaged):
+        if name in damaged:
+            raise ChecksumError(
+                f"bundle {name} is damaged, files are missing or cut: `llcuda-ffi bundle prune {name}`, then install "
+                "or build it again"
+            )
         if name not in there:
             raise BundleNotFound(f"bundle {name!r} is not installed: `llcuda-ffi bundle install {name}`")
         there[name].verify()

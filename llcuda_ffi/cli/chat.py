@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,9 @@ def command(
     SamplingParams(**sampling)
     options: dict[str, Any] = {}
     if template is not None:
-        path = Path(template)
-        options["template"] = path.read_text(encoding="utf-8") if path.is_file() else template
+        # os.path, unlike Path, also answers for a template that is too long for a name
+        is_file = os.path.isfile(template)
+        options["template"] = Path(template).read_text(encoding="utf-8") if is_file else template
     if no_think:
         options["chat_template_kwargs"] = {"enable_thinking": False}
     with Llama(pick_model(model, model_option), n_parallel=1, **settings) as llm:

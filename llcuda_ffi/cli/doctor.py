@@ -16,7 +16,7 @@ import click
 from .. import bundles
 from ..bundles import own, pins, select, store
 from ..child_process import python_command
-from ..errors import LlcudaError
+from ..errors import BundleNotFound, LlcudaError
 from ..fetch.cache import cache_root, offline
 from ..hardware import cuda_libraries
 from ..hardware.cpu import cpu_features, cpu_name, usable_cores
@@ -94,9 +94,9 @@ def _gpu_problem(table: list[select.Verdict], runtimes: tuple[int, ...], problem
 def _bundle(problems: list[dict[str, str]]) -> dict[str, Any]:
     """The bundle in use, and whether it loads."""
     found: dict[str, Any] = {"installed": [b.name for b in bundles.installed()]}
-    named = bundles.selected()
+    name = bundles.selected()
     try:
-        name = named or select.choose_here("auto").bundle
+        name = name or select.choose_here("auto").bundle
         found["name"] = name
         found["own"] = own.is_path(name) or own.named(name) is not None
         if not found["own"]:
@@ -122,7 +122,7 @@ def _bundle(problems: list[dict[str, str]]) -> dict[str, Any]:
             there.verify()
     except LlcudaError as error:
         found["state"] = "broken"
-        problems.append({"what": str(error), "mend": "llcuda-ffi bundle install"})
+        problems.append({"what": str(error), "mend": _mend(name, gone=isinstance(error, BundleNotFound))})
         return found
     done = subprocess.run(  # a library that cannot be loaded must not end the doctor
         python_command("llcuda_ffi.native.try_load"),
@@ -143,15 +143,23 @@ def _bundle(problems: list[dict[str, str]]) -> dict[str, Any]:
         problems.append(
             {
                 "what": f"bundle {name} does not load: {said[-1] if said else f'exit status {done.returncode}'}",
-                "mend": f"llcuda-ffi bundle prune {name} && llcuda-ffi bundle install {name}",
+                "mend": _mend(name, gone=found["own"]),
             }
         )
     return found
 
 
+def _mend(name: str | None, *, gone: bool) -> str:
+    """The command that puts a bundle back; the way to another one where it was chosen and cannot be had again."""
+    if not gone:
+        return f"llcuda-ffi bundle prune {name} && llcuda-ffi bundle install {name}"
+    chosen = os.environ.get("LLCUDA_FFI_BUNDLE", "").strip()
+    return "unset LLCUDA_FFI_BUNDLE" if chosen else "llcuda-ffi bundle use --auto"
+
+
 def _cache(problems: list[dict[str, str]]) -> dict[str, Any]:
     root = cache_root()
-    place = next((p for p in (root, *root.parents) if p.exists()), Path("/"))
+    place = next((p for p in (root, *root.parents) if os.path.exists(p)), Path("/"))
     writable = place.is_dir() and os.access(place, os.W_OK)
     if not writable:
         problems.append(
@@ -159,10 +167,10 @@ def _cache(problems: list[dict[str, str]]) -> dict[str, Any]:
         )
     found: dict[str, Any] = {"path": str(root), "writable": writable}
     for kind in ("bundles", "models"):
-        files = [p for p in (root / kind).rglob("*") if p.is_file()] if (root / kind).is_dir() else []
+        files = [p for p in (root / kind).rglob("*") if p.is_file()] if os.path.isdir(root / kind) else []
         found[kind] = {"files": len(files), "bytes": sum(p.stat().st_size for p in files)}
     jit = Path(os.environ.get("CUDA_CACHE_PATH") or os.path.expanduser("~/.nv/ComputeCache"))
-    if jit.is_dir():
+    if os.path.isdir(jit):
         found["kernels"] = {"path": str(jit), "bytes": sum(p.stat().st_size for p in jit.rglob("*") if p.is_file())}
     return found
 

@@ -48,6 +48,8 @@ def command(model: str, rounds: int, cpu_time: bool, forget: bool, as_json: bool
     if forget:
         tuned.forget()
         return
+    if not _candidates():
+        raise BundleError("no bundle for the CPU is installed that could be measured: `llcuda-ffi bundle install`")
     path = resolve(model)
     folder(cache_root())  # where the verdict goes, before minutes are spent on it
     types = tuned.weight_types(path)

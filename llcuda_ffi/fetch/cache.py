@@ -36,13 +36,14 @@ def cache_root() -> Path:
         usual = platformdirs.user_cache_path("llcuda-ffi")
     except RuntimeError:  # no HOME, and no entry for the user id; older versions leave "~" in the path
         return _temporary_root()
-    if usual.is_absolute() and (usual.exists() or os.access(_existing_parent(usual), os.W_OK)):
+    # os.path answers False for a home folder that is somebody else's, where Path raises
+    if usual.is_absolute() and (os.path.exists(usual) or os.access(_existing_parent(usual), os.W_OK)):
         return usual
     return _temporary_root()
 
 
 def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in path.parents if parent.exists())
+    return next(parent for parent in path.parents if os.path.exists(parent))
 
 
 def _temporary_root() -> Path:

@@ -128,7 +128,7 @@ def _snapshot(repo: str, revision: str | None) -> Path | None:
     except OSError:
         commit = revision or ""
     found = place / "snapshots" / commit
-    return found if commit and found.is_dir() else None
+    return found if commit and os.path.isdir(found) else None  # it may be in a home that is not ours
 
 
 def cached_files(repo: str, revision: str | None) -> list[str]:
@@ -140,7 +140,7 @@ def cached_files(repo: str, revision: str | None) -> list[str]:
 def in_cache(repo: str, file: str, revision: str | None) -> Path | None:
     """A file in the cache of the Hugging Face libraries, which check what they download."""
     place = _snapshot(repo, revision)
-    return place / file if place is not None and (place / file).is_file() else None
+    return place / file if place is not None and os.path.isfile(place / file) else None
 
 
 def fetch(stated: HubFile, target: Path, expected: Expected, *, progress: bool | None = None) -> str:

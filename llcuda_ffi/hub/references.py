@@ -166,7 +166,7 @@ def _named(repo: str, file: str, revision: str | None) -> str:
 def _chosen_locally(repo: str, wanted: str | None, revision: str | None) -> str | None:
     """The file that is meant, among those that were fetched before."""
     place = _place(repo, revision)
-    found = [path.relative_to(place) for path in place.rglob("*.gguf")] if place.is_dir() else []
+    found = [path.relative_to(place) for path in place.rglob("*.gguf")] if os.path.isdir(place) else []
     own = [path.as_posix() for path in found if not path.as_posix().startswith(".")]
     return repositories.choose(repo, sorted({*own, *hf.cached_files(repo, revision)}), wanted)
 

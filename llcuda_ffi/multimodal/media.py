@@ -83,7 +83,7 @@ def _pillow() -> Any:
         import PIL.Image
         import PIL.ImageOps
     except ImportError:
-        raise MissingExtra("image files need Pillow: pip install '.[media]', or give an array of pixels") from None
+        raise MissingExtra("image files need Pillow: pip install pillow, or give an array of pixels") from None
     return PIL
 
 
@@ -183,7 +183,7 @@ def read_sound(value: Any, sample_rate: int) -> Sound:
             import soxr
         except ImportError:
             raise MissingExtra(
-                f"a sound at {rate} Hz must become one at {sample_rate} Hz: pip install '.[media]' (soxr)"
+                f"a sound at {rate} Hz must become one at {sample_rate} Hz: pip install soxr"
             ) from None
         mono = soxr.resample(np.asarray(mono, np.float32), rate, sample_rate)
     return Sound(np.ascontiguousarray(mono, np.float32))
@@ -201,7 +201,7 @@ def _decoded(raw: bytes) -> tuple[npt.NDArray[Any], int]:
     try:
         import soundfile
     except ImportError:
-        raise MissingExtra("sound files need soundfile: pip install '.[media]', or give (samples, rate)") from None
+        raise MissingExtra("sound files need soundfile: pip install soundfile, or give (samples, rate)") from None
     try:
         with soundfile.SoundFile(io.BytesIO(raw)) as file:
             _checked_rate(file.samplerate)

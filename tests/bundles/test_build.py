@@ -53,7 +53,7 @@ GGML = "set(GGML_VERSION_MAJOR 0)\nset(GGML_VERSION_MINOR 25)\nset(GGML_VERSION_
 @pytest.fixture
 def tree(tmp_path: Path, cache: Path) -> Path:
     """A source tree of the versions of b11227 whose libraries have no function of llama.cpp."""
-    place = tmp_path / "llama.cpp"
+    place = tmp_path / "my llama.cpp"
     for name, text in {
         "CMakeLists.txt": TREE,
         "ggml/CMakeLists.txt": GGML,
@@ -129,7 +129,7 @@ def test_wrong_trees(tree: Path, file: str, text: str | None, kind: type[Excepti
 
 def test_names_and_places(tree: Path, tmp_path: Path) -> None:
     """Names of known bundles and names that are paths are refused; so is a folder that cmake cannot be given."""
-    for name in ("v0.5.0-cpu", "../x", "own-1", "", "a b"):
+    for name in ("v0.5.0-cpu", "../x", "own-1", "", "a b", "in-use", "native.lock"):
         with pytest.raises(BundleError, match="cannot be a build's name"):
             build(name, tree, progress=False)
     with pytest.raises(BundleError, match="move the source elsewhere"):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from llcuda_ffi.bundles import InstalledBundle, pins
+from llcuda_ffi import bundles
+from llcuda_ffi.bundles import InstalledBundle, pins, store
 from llcuda_ffi.cli.bundle import command
-from llcuda_ffi.errors import BundleNotFound, DownloadError
+from llcuda_ffi.errors import BundleNotFound, ChecksumError, DownloadError
 from llcuda_ffi.native.profile import PROFILES
 
 
@@ -61,7 +62,7 @@ def test_commands(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = run(command, ["path"])
     assert isinstance(missing.exception, BundleNotFound)
     assert "llcuda-ffi bundle install" in str(missing.exception)
-    assert run(command, ["verify"]).output == ""
+    assert "no bundle is installed" in run(command, ["verify"]).output
     assert isinstance(run(command, ["verify", "v0.5.0-cpu"]).exception, BundleNotFound)
     assert run(command, ["prune"]).exit_code == 0
     assert run(command, ["install", "x", "--variant", "cpu"]).exit_code == 2
@@ -72,3 +73,30 @@ def test_commands(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "node-llama-cpp-linux-x64" in str(done.exception)
     monkeypatch.delenv("LLCUDA_FFI_MIRROR")
     assert isinstance(run(command, ["install", "no-such"]).exception, BundleNotFound)
+
+
+def test_a_bundle_with_a_cut_library(cache: Path, bundle: InstalledBundle) -> None:
+    """`bundle verify` names what is damaged, with a name and without one; `bundle prune` removes it."""
+    place = cache / "bundles" / "v0.6.0-cpu"
+    place.mkdir(parents=True)
+    bundle.write_receipt(place)
+    for name in bundle.libraries:
+        (place / name).write_bytes(b"\x7fELF")
+    run = CliRunner().invoke
+    for arguments in ([], [place.name]):
+        with pytest.raises(ChecksumError, match=r"bundle v0\.6\.0-cpu is damaged.*bundle prune v0\.6\.0-cpu"):
+            run(command, ["verify", *arguments], catch_exceptions=False)
+    assert run(command, ["prune"]).output == f"removed {place}\n"
+    assert run(command, ["verify"]).exit_code == 0
+
+
+def test_a_choice_that_is_gone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that was in use and is removed: who needs it is told who chose it, and the way back."""
+    store.set_in_use("mine")
+    with pytest.raises(BundleNotFound, match=r"no bundle 'mine'.*`llcuda-ffi bundle use --auto` goes back"):
+        bundles.ensure()
+    monkeypatch.setenv("LLCUDA_FFI_BUNDLE", "yours")
+    with pytest.raises(BundleNotFound, match=r"no bundle 'yours'.*LLCUDA_FFI_BUNDLE names it"):
+        bundles.ensure()
+    with pytest.raises(BundleNotFound, match=r"no bundle 'theirs'; the bundles are [^(]*$"):
+        bundles.ensure("theirs")

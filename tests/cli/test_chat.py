@@ -87,3 +87,13 @@ def test_a_full_context_forgets_the_oldest_turns(small: Llama, capsys: pytest.Ca
     conversation.say("word " * 400)  # alone too long: told, and taken back
     assert "error" in capsys.readouterr().err
     assert conversation.messages[-1]["role"] == "assistant"
+
+
+@pytest.mark.parametrize("content", ['{"foo": 1}', "5", "[]", "{", '[{"content": "x"}]', '{"messages": "hello"}'])
+def test_a_file_that_is_no_conversation(content: str, small: Llama, tmp_path: Path) -> None:
+    """/load says what is wrong with it, and the conversation stays as it was."""
+    (tmp_path / "talk.json").write_text(content)
+    conversation = Conversation(small, "Be terse.", {}, {})
+    assert conversation.command(f"/load {tmp_path / 'talk.json'}")
+    assert conversation.failed
+    assert conversation.messages == [{"role": "system", "content": "Be terse."}]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llcuda_ffi import bundles as bundle
+from llcuda_ffi.bundles import store
 from llcuda_ffi.cli import doctor
 from llcuda_ffi.hardware.gpu import Gpu, GpuReport
 
@@ -55,6 +56,17 @@ def test_a_damaged_bundle(cache: Path, bundle: bundle.InstalledBundle) -> None:
     report = doctor.examine()
     assert report["bundle"]["state"] == "broken"
     assert name in report["problems"][0]["what"]
+    assert report["problems"][0]["mend"].startswith(f"llcuda-ffi bundle prune {bundle.name} && ")
+
+
+def test_a_choice_that_is_gone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle that was chosen by name and is not there: what mends it is another choice, no install."""
+    monkeypatch.delenv("LLCUDA_FFI_BUNDLE", raising=False)
+    store.set_in_use("mine")
+    assert doctor.examine()["problems"][0]["mend"] == "llcuda-ffi bundle use --auto"
+    for chosen in ("yours", str(cache / "nothing")):
+        monkeypatch.setenv("LLCUDA_FFI_BUNDLE", chosen)
+        assert doctor.examine()["problems"][0]["mend"] == "unset LLCUDA_FFI_BUNDLE"
 
 
 def test_a_gpu_without_runtime_libraries(monkeypatch: pytest.MonkeyPatch) -> None:

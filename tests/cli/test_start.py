@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -56,3 +57,29 @@ def test_words_that_the_encoding_lacks(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "é?\n".encode("latin-1")
+
+
+def test_closed_streams(tmp_path: Path) -> None:
+    """Where the caller closed all streams a message of standard input is missing, and nothing else is broken by it."""
+    make_tiny_llama(tmp_path / "tiny.gguf")
+    out = tmp_path / "out.jsonl"
+    (tmp_path / "prompts.jsonl").write_text('"Once"\n')
+    for command in (
+        ["generate", "-", "-m", str(tmp_path / "tiny.gguf"), "-n", "1"],
+        ["chat", str(tmp_path / "tiny.gguf")],
+        [
+            "generate",
+            "-m",
+            str(tmp_path / "tiny.gguf"),
+            "-n",
+            "1",
+            "-f",
+            str(tmp_path / "prompts.jsonl"),
+            "-o",
+            str(out),
+        ],
+    ):
+        line = shlex.join([sys.executable, "-m", "llcuda_ffi", *command])
+        done = subprocess.run(["sh", "-c", f"{line} <&- >&- 2>&-"], timeout=60, check=False)
+        assert done.returncode == 0, command
+    assert len(out.read_text().splitlines()) == 1

@@ -12,6 +12,8 @@ import pytest
 from llcuda_ffi.errors import DownloadError
 from llcuda_ffi.fetch.cache import cache_root
 
+from ..support.child_process import run_child
+
 
 @pytest.fixture(autouse=True)
 def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -49,3 +51,32 @@ def test_switch(no_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """LLCUDA_FFI_CACHE is used whatever the home folder is."""
     monkeypatch.setenv("LLCUDA_FFI_CACHE", "here")
     assert cache_root() == no_home / "here"
+
+
+ANOTHERS = """
+import os, sys, tempfile
+import platformdirs
+from llcuda_ffi.fetch.cache import cache_root
+from llcuda_ffi.hub import cached
+place = sys.argv[1]
+os.environ["HOME"] = place + "/home"
+tempfile.tempdir = place
+if os.getuid() == 0:
+    os.setuid(65534)
+print(cache_root())
+print(cached("smollm2-135m"))
+"""
+
+
+def test_home_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HOME that another user closed (a container started as another user): as without one, and no PermissionError."""
+    monkeypatch.undo()
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o777)
+        home = Path(place, "home")
+        home.mkdir()
+        home.chmod(0)
+        said = run_child(ANOTHERS, place, LLCUDA_FFI_CACHE="", XDG_CACHE_HOME="", HF_HUB_CACHE=str(home / "hub"))
+        home.chmod(0o700)
+    user = os.getuid() or 65534
+    assert said.splitlines()[-2:] == [f"{place}/llcuda-ffi-{user}", "None"]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from llcuda_ffi.bundles import InstalledBundle
 from llcuda_ffi.fetch.cache import cache_root
 from llcuda_ffi.hardware.gpu import survey
 from llcuda_ffi.pytest_plugin import parse_size, parse_sm
@@ -19,10 +22,10 @@ NO_GPU = pytest.mark.skipif(bool(survey().gpus), reason="for machines without a 
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     """Runs pytest on a test file, with warnings as errors and strict markers."""
-    monkeypatch.setenv("LLCUDA_FFI_CACHE", CACHE)
     pytester.makeini("[pytest]\nfilterwarnings = error\naddopts = --strict-markers -p llcuda_ffi.pytest_plugin\n")
 
-    def go(source: str, *arguments: str) -> pytest.RunResult:
+    def go(source: str, *arguments: str, cache: str = CACHE) -> pytest.RunResult:
+        monkeypatch.setenv("LLCUDA_FFI_CACHE", cache)
         pytester.makepyfile(source)
         return pytester.runpytest_subprocess("-rs", "-p", "no:cacheprovider", *arguments)
 
@@ -141,6 +144,27 @@ def test_bundle_model_and_network(run, monkeypatch: pytest.MonkeyPatch) -> None:
     result.stdout.fnmatch_lines_random(
         ["*needs bundle b0000, this run uses *", "*needs model no-such-model: *", "*LLCUDA_FFI_OFFLINE is set*"]
     )
+
+
+@pytest.mark.parametrize("way", ["environment", "bundle use"])
+def test_a_build_by_its_name(
+    run, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: InstalledBundle
+) -> None:
+    """What `bundle build` made is the bundle in use where the environment or `bundle use` names it."""
+    place = tmp_path / "cache" / "bundles" / "mine"
+    place.mkdir(parents=True)
+    for name in bundle.libraries:
+        (place / name).symlink_to(bundle.path / name)
+    replace(bundle, name="mine", verified=False, source="built from a tree").write_receipt(place)
+    monkeypatch.delenv("LLCUDA_FFI_BUNDLE", raising=False)
+    if way == "environment":
+        monkeypatch.setenv("LLCUDA_FFI_BUNDLE", "mine")
+    else:
+        (place.parent / "in-use").write_text("mine\n")
+    source = "import pytest\n@pytest.mark.bundle('mine')\ndef test_x(): pass"
+    result = run(source, cache=str(place.parent.parent))
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines([f"llcuda: *; bundle mine (ABI {bundle.profile})"])
 
 
 def test_a_wrong_marker_is_an_error(run) -> None:

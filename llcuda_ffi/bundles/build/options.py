@@ -7,6 +7,7 @@ where a native one dies; and AVX512-FP16 stays off, which slows flash attention 
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from collections.abc import Callable, Collection, Sequence
 
@@ -123,5 +124,6 @@ def common(source: Source, *, tune: bool) -> list[str]:
     Args:
         tune: instructions are ordered for this processor; which ones there may be, the features say.
     """
-    flags = f"-ffile-prefix-map={source.path}=." + (f" {TUNE}" if tune else "")
+    # quoted: what cmake is given as flags goes through a shell
+    flags = shlex.quote(f"-ffile-prefix-map={source.path}=.") + (f" {TUNE}" if tune else "")
     return [*ALWAYS, "LLAMA_BUILD_COMMIT=unknown", f"CMAKE_C_FLAGS={flags}", f"CMAKE_CXX_FLAGS={flags}"]

@@ -57,7 +57,8 @@ def build(
         DownloadError: Source or tools could not be fetched, or the disk is full.
     """
     pins.require_linux()
-    if not _NAME.fullmatch(name) or name.startswith("own-") or any(pin.name == name for pin in pins.all_pins()):
+    reserved = {store.IN_USE, *(pin.name for pin in pins.all_pins())}
+    if not _NAME.fullmatch(name) or name.startswith("own-") or name.endswith(".lock") or name in reserved:
         raise BundleError(
             f"{name!r} cannot be a build's name: take letters, digits, '.', '_', '-', and no known bundle's"
         )
