@@ -175,7 +175,7 @@ class Conversation:
             return True
         try:
             action(rest)
-        except (LlcudaError, OSError, ValueError) as error:
+        except (LlcudaError, OSError, ValueError, RecursionError) as error:
             self._failed(error)
         return True
 

@@ -75,7 +75,7 @@ class Schema(click.ParamType):  # type: ignore[type-arg]  # generic only in newe
                 self.fail(f"{value}: {error.strerror}; give a JSON schema or a file with one", param, ctx)
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             self.fail(f"the schema is no JSON: {error}", param, ctx)
 
 

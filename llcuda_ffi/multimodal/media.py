@@ -182,9 +182,7 @@ def read_sound(value: Any, sample_rate: int) -> Sound:
         try:
             import soxr
         except ImportError:
-            raise MissingExtra(
-                f"a sound at {rate} Hz must become one at {sample_rate} Hz: pip install soxr"
-            ) from None
+            raise MissingExtra(f"a sound at {rate} Hz must become one at {sample_rate} Hz: pip install soxr") from None
         mono = soxr.resample(np.asarray(mono, np.float32), rate, sample_rate)
     return Sound(np.ascontiguousarray(mono, np.float32))
 

@@ -89,7 +89,9 @@ def test_a_full_context_forgets_the_oldest_turns(small: Llama, capsys: pytest.Ca
     assert conversation.messages[-1]["role"] == "assistant"
 
 
-@pytest.mark.parametrize("content", ['{"foo": 1}', "5", "[]", "{", '[{"content": "x"}]', '{"messages": "hello"}'])
+@pytest.mark.parametrize(
+    "content", ['{"foo": 1}', "5", "[]", "{", '[{"content": "x"}]', '{"messages": 1}', "[" * 100_000]
+)
 def test_a_file_that_is_no_conversation(content: str, small: Llama, tmp_path: Path) -> None:
     """/load says what is wrong with it, and the conversation stays as it was."""
     (tmp_path / "talk.json").write_text(content)

@@ -61,25 +61,15 @@ def test_words_that_the_encoding_lacks(tmp_path: Path) -> None:
 
 def test_closed_streams(tmp_path: Path) -> None:
     """Where the caller closed all streams a message of standard input is missing, and nothing else is broken by it."""
-    make_tiny_llama(tmp_path / "tiny.gguf")
-    out = tmp_path / "out.jsonl"
-    (tmp_path / "prompts.jsonl").write_text('"Once"\n')
-    for command in (
-        ["generate", "-", "-m", str(tmp_path / "tiny.gguf"), "-n", "1"],
-        ["chat", str(tmp_path / "tiny.gguf")],
-        [
-            "generate",
-            "-m",
-            str(tmp_path / "tiny.gguf"),
-            "-n",
-            "1",
-            "-f",
-            str(tmp_path / "prompts.jsonl"),
-            "-o",
-            str(out),
-        ],
+    model, prompts, out = (tmp_path / name for name in ("tiny.gguf", "prompts.jsonl", "out.jsonl"))
+    make_tiny_llama(model)
+    prompts.write_text('"Once"\n')
+    for status, command in (
+        (1, ["generate", "-"]),  # an empty prompt
+        (0, ["chat"]),
+        (0, ["generate", "-n", "1", "-f", str(prompts), "-o", str(out)]),
     ):
-        line = shlex.join([sys.executable, "-m", "llcuda_ffi", *command])
+        line = shlex.join([sys.executable, "-m", "llcuda_ffi", *command, "-m", str(model)])
         done = subprocess.run(["sh", "-c", f"{line} <&- >&- 2>&-"], timeout=60, check=False)
-        assert done.returncode == 0, command
+        assert done.returncode == status, command
     assert len(out.read_text().splitlines()) == 1
