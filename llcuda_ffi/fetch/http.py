@@ -42,14 +42,27 @@ def shown(url: str) -> str:
 
 
 def client(headers: Mapping[str, str] | None = None, timeout: float = READ_SECONDS) -> httpx2.Client:
-    """An HTTP client that follows redirects, honours proxies and never asks for compression."""
+    """An HTTP client that follows redirects, honours proxies and never asks for compression.
+
+    Raises:
+        DownloadError: The proxy or the certificates that the environment names cannot be used.
+    """
     import httpx2
 
-    return httpx2.Client(
-        headers={"Accept-Encoding": "identity", "User-Agent": "llcuda-ffi", **(headers or {})},
-        timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
-        follow_redirects=True,
-    )
+    try:
+        return httpx2.Client(
+            headers={"Accept-Encoding": "identity", "User-Agent": "llcuda-ffi", **(headers or {})},
+            timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
+            follow_redirects=True,
+        )
+    except OSError as error:
+        raise DownloadError(
+            f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be used ({error}): mend or unset it"
+        ) from error
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:  # socks without its package, no address
+        raise DownloadError(
+            f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used ({error}): mend or unset it"
+        ) from error
 
 
 def download(

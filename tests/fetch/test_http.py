@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 from collections import deque
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -293,3 +294,31 @@ def test_progress_bar_on_a_terminal(loopback: Loopback, tmp_path: Path) -> None:
     os.close(ours)
     assert process.wait(60) == 0
     assert re.search(rb"a\.bin: 100%.*600k/600k", said)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ALL_PROXY", "foo://127.0.0.1:9", "proxy that .*cannot be used .*foo"),
+        ("ALL_PROXY", "http://[", "proxy that .*cannot be used"),
+        ("SSL_CERT_FILE", "/no/such/file", "SSL_CERT_FILE .*cannot be used"),
+    ],
+)
+def test_settings_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    """A proxy that is no address, or certificates that are not there: one error that names the variable."""
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(DownloadError, match=said):
+        download("https://127.0.0.1:9/a.bin", tmp_path / "a", WHOLE, progress=False)
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.skipif(bool(find_spec("socksio")), reason="for environments without socksio")
+def test_socks_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SOCKS proxy needs a package, which the error names."""
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    with pytest.raises(DownloadError, match=r"ALL_PROXY names cannot be used .*socksio"):
+        download("https://127.0.0.1:9/a.bin", tmp_path / "a", WHOLE, progress=False)
