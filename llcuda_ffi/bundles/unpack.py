@@ -129,7 +129,8 @@ def extract(archive: Path, place: Path, wanted: Mapping[str, str]) -> dict[str, 
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk; what gzip and bz2 find broken has no error number
-        raise BundleError(f"{archive.name} is no archive, or a broken one ({error}): nothing of it was used") from error
+        why = str(error).partition("\n")[0]  # tarfile tells what each of its readers said
+        raise BundleError(f"{archive.name} is no archive, or a broken one ({why}): nothing of it was used") from error
     missing = sorted(set(wanted) - set(taken))
     if missing:
         raise ChecksumError(f"{archive.name} lacks {', '.join(missing)}: it is not the archive that was pinned")

@@ -57,6 +57,8 @@ def command(
 
     if (prompt is None) == (source is None):
         raise click.UsageError("give a PROMPT, or --file with --output")
+    if source is not None and not source.is_file():
+        raise click.UsageError(f"--file is read twice, and {source} is a pipe or a device: write the prompts to a file")
     if source is not None and output is None:
         raise click.UsageError('--file wants --output: a file for the results, or "-" for standard output')
     if source is None and output is not None:

@@ -6,6 +6,7 @@ is whole: what is there is done, what is not there is not. At the end the parts 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -145,12 +146,9 @@ def _compute(
                 # the errors first: the part's appearance says that both are there
                 if errors:
                     _write(work / f"part-{number:07}.jsonl", "".join(json.dumps(e) + "\n" for e in errors).encode())
-                fresh = work / "part.tmp"
-                with fresh.open("wb") as file:
-                    np.save(file, vectors)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(fresh, place)
+                whole = io.BytesIO()
+                np.save(whole, vectors)  # into a file it would hide what the disk says
+                _write(place, whole.getbuffer())
                 shows.advance(len(texts))
     return resumed
 
@@ -188,12 +186,15 @@ def _encode(
     return vectors, sorted(errors, key=lambda e: int(e["row"]))
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes | memoryview) -> None:
     fresh = path.with_suffix(".tmp")
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with fresh.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(fresh)) from error  # a full disk does not say which
     os.replace(fresh, path)
 
 

@@ -39,13 +39,13 @@ def read_texts(path: Path, column: str) -> Iterator[str]:
 
 
 def _lines(path: Path, _column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
         for line in file:
             yield line.rstrip("\r\n")
 
 
 def _jsonl(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
         for line in file:
             if not line.strip():
                 continue

@@ -185,7 +185,7 @@ _lock = threading.Lock()
 
 def _missing(which: str) -> MissingExtra:
     return MissingExtra(
-        f"structured output needs llguidance 1.7{which}: pip install 'llguidance>=1.7' (grammar= in GBNF works without)"
+        f"structured output needs llguidance 1.7{which}: pip install 'llguidance>=1.7' (GBNF works without)"
     )
 
 

@@ -149,6 +149,7 @@ def test_demo(smollm2: Path) -> None:
         ("generate", "a", "--file", __file__),
         ("generate", "--file", __file__),
         ("generate", "--file", "/no/such/file", "-o", "x"),
+        ("generate", "--file", "/dev/null", "-o", "x"),  # a pipe would be read to its end when it is counted
         ("generate", "-", "--grammar", "/no/such/file"),
         ("embed", "/no/such/file", "x.npy"),  # before a model is fetched
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -90,6 +92,28 @@ def test_empty_file(tmp_path: Path, embedder: Embedder) -> None:
     """No rows give an array of no rows."""
     (tmp_path / "in.txt").write_text("")
     assert np.load(embed_file(embedder, tmp_path / "in.txt", tmp_path / "out.npy").path).shape[0] == 0
+
+
+def test_full_disk(tmp_path: Path, model: Path, expected: np.ndarray) -> None:
+    """What the disk refuses is named with the file; with room again the run goes on."""
+    command = [sys.executable, "-m", "llcuda_ffi", "embed", str(_source(tmp_path, ".txt")), str(tmp_path / "out.npy")]
+    command += ["-m", str(model), "-q", "--part-rows", "256"]
+    done = subprocess.run(
+        ["sh", "-c", f"ulimit -f 8; exec {shlex.join(command)}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*out\.npy\.parts/part-0000000\.tmp: File too large\n", done.stderr), done.stderr
+    assert subprocess.run(command, check=False).returncode == 0
+    assert np.allclose(np.load(tmp_path / "out.npy"), expected, atol=5e-3)
+
+
+def test_byte_order_mark(tmp_path: Path, embedder: Embedder, expected: np.ndarray) -> None:
+    """A file that begins with a mark, as editors on Windows write it, has the same first row."""
+    for suffix in (".txt", ".jsonl"):
+        source = _source(tmp_path, suffix)
+        source.write_bytes(b"\xef\xbb\xbf" + source.read_bytes())
+        found = np.load(embed_file(embedder, source, tmp_path / "out.npy").path)
+        assert np.allclose(found, expected, atol=5e-3)
 
 
 def test_killed_and_resumed(tmp_path: Path, model: Path, expected: np.ndarray) -> None:
