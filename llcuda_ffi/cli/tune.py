@@ -22,6 +22,7 @@ from ..devices.speed import ANSWER, PROMPT
 from ..devices.tuned import Row, Verdict
 from ..errors import BundleError
 from ..fetch.cache import cache_root, folder
+from ..gguf import check
 from ..hardware.cpu import usable_cores
 from ..hardware.supply import CpuSupply
 from ..hub.references import resolve
@@ -51,13 +52,14 @@ def command(model: str, rounds: int, cpu_time: bool, forget: bool, as_json: bool
     if not _candidates():
         raise BundleError("no bundle for the CPU is installed that could be measured: `llcuda-ffi bundle install`")
     path = resolve(model)
+    check(path)  # a file that no bundle takes is told once
     folder(cache_root())  # where the verdict goes, before minutes are spent on it
     types = tuned.weight_types(path)
     cpu_time = cpu_time or _busy()
     threads = 1 if cpu_time else usable_cores()
     rows = _measure(path, rounds, threads, cpu_time)
     if not rows:
-        raise BundleError("no installed bundle could run the model: `llcuda-ffi doctor` says why")
+        raise BundleError(f"no installed bundle could run {path.name}: the lines above say why")
     found = Verdict(path.name, datetime.date.today().isoformat(), tuple(rows))
     tuned.keep(types, found)
     if as_json:

@@ -16,7 +16,7 @@ from llcuda_ffi.cli.bundle import command
 from llcuda_ffi.devices import tuned
 from llcuda_ffi.devices.tuned import Row, Verdict
 from llcuda_ffi.enums import GGMLType
-from llcuda_ffi.errors import BundleError
+from llcuda_ffi.errors import BundleError, InvalidModelFile
 from llcuda_ffi.hardware.cpu import cpu_features
 from llcuda_ffi.native.load import load
 
@@ -66,6 +66,8 @@ def test_tune(
     for one in (newer, bundle_b7698, bundle):
         if not (place / one.name).exists():
             (place / one.name).symlink_to(one.path)
+    with pytest.raises(InvalidModelFile, match="not a GGUF file"):
+        run(command, ["tune", __file__], catch_exceptions=False)
     done = run(command, ["tune", str(tiny), "-r", "1", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)

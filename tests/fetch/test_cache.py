@@ -58,6 +58,7 @@ import os, sys, tempfile
 import platformdirs
 from llcuda_ffi.fetch.cache import cache_root
 from llcuda_ffi.hub import cached
+cached("smollm2-135m")  # Python's own files may be where the other user cannot read them
 place = sys.argv[1]
 os.environ["HOME"] = place + "/home"
 tempfile.tempdir = place
