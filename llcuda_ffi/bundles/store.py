@@ -38,7 +38,7 @@ def bundles_folder() -> Path:
 def in_use() -> str | None:
     """The name that `bundle use` has written."""
     try:
-        return (bundles_folder() / IN_USE).read_text(encoding="utf-8").strip() or None
+        return (bundles_folder() / IN_USE).read_text(encoding="utf-8", errors="replace").strip() or None
     except OSError:
         return None  # never chosen
 

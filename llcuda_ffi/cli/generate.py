@@ -15,7 +15,7 @@ from .options import model_options, pick_model, sampling_options, split_options,
     epilog="""\b
 Examples:
   llcuda-ffi generate "Once upon a time" -n 64
-  llcuda-ffi generate "A colour as JSON:" --json-schema '{"type": "string"}'
+  llcuda-ffi generate "A colour:" --json-schema '{"enum": ["red", "green", "blue"]}'
   llcuda-ffi generate --file prompts.jsonl -o results.jsonl -m ./model.gguf
   cat prompt.txt | llcuda-ffi generate - --json
 """

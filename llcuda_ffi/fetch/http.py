@@ -217,10 +217,10 @@ class _Transfer:
                 except _Restart:
                     self._start_clean()
                     trouble = "the server does not go on where the transfer ended"
-                except (httpx2.TransportError, httpx2.TooManyRedirects) as error:
-                    trouble = str(error) or type(error).__name__
                 except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
                     raise DownloadError(f"{shown(self.url)} is no address to fetch from ({error})") from error
+                except (httpx2.TransportError, httpx2.TooManyRedirects) as error:
+                    trouble = str(error) or type(error).__name__
                 barren = 0 if self.digest.size > before else barren + 1
                 if barren >= ATTEMPTS_WITHOUT_PROGRESS:
                     break

@@ -233,7 +233,8 @@ def _failure(
 ) -> DownloadError | ChecksumError:
     """The one error for what pip or uv complained of."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    cause = next((line for line in reversed(lines) if line.lower().startswith(("error", "cause"))), "")
+    told = [line for line in lines if line.lower().startswith(("error", "cause")) and not line.endswith("Exception:")]
+    cause = told[-1] if told else ""
     cause = cause or "".join(lines[-1:]) or f"exit status {status}"
     if re.search(r"DO NOT MATCH THE HASHES|hash mismatch", said, re.IGNORECASE):
         return ChecksumError(

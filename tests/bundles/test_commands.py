@@ -92,6 +92,10 @@ def test_a_bundle_with_a_cut_library(cache: Path, bundle: InstalledBundle) -> No
 
 def test_a_choice_that_is_gone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A build that was in use and is removed: who needs it is told who chose it, and the way back."""
+    store.bundles_folder().mkdir(parents=True)
+    (store.bundles_folder() / store.IN_USE).write_bytes(b"\xff\xfe")
+    with pytest.raises(BundleNotFound, match="bundle use --auto"):
+        bundles.ensure()
     store.set_in_use("mine")
     with pytest.raises(BundleNotFound, match=r"no bundle 'mine'.*`llcuda-ffi bundle use --auto` goes back"):
         bundles.ensure()
