@@ -53,7 +53,7 @@ def test_switch(no_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_root() == no_home / "here"
 
 
-ANOTHERS = """
+FOREIGN_HOME = """
 import os, sys, tempfile
 import platformdirs
 from llcuda_ffi.fetch.cache import cache_root
@@ -77,7 +77,7 @@ def test_home_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
         home = Path(place, "home")
         home.mkdir()
         home.chmod(0)
-        said = run_child(ANOTHERS, place, LLCUDA_FFI_CACHE="", XDG_CACHE_HOME="", HF_HUB_CACHE=str(home / "hub"))
+        said = run_child(FOREIGN_HOME, place, LLCUDA_FFI_CACHE="", XDG_CACHE_HOME="", HF_HUB_CACHE=str(home / "hub"))
         home.chmod(0o700)
     user = os.getuid() or 65534
     assert said.splitlines()[-2:] == [f"{place}/llcuda-ffi-{user}", "None"]
