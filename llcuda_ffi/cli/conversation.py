@@ -249,7 +249,7 @@ class Conversation:
         from ..chat.messages import normalize
 
         read = json.loads(Path(rest).read_text(encoding="utf-8"))
-        self.messages = normalize(read.get("messages") if isinstance(read, dict) else read)
+        self.messages = normalize(read["messages"] if isinstance(read, dict) and "messages" in read else read)
         click.echo(f"{len(self.messages)} messages from {rest}", err=True)
 
 
