@@ -93,7 +93,11 @@ for _ in range(2):
     sampled(
         "skip_special_tokens=False, spaces_between_special_tokens=False, max_tokens=4", "isinstance(out.text, str)"
     ),
-    sampled("bad_words=['the', 'a'], max_tokens=20", "' the' not in out.text"),
+    sampled(
+        "bad_words=['the', 'a'], max_tokens=20",  # their tokens: ' then' is another word
+        "not any(list(out.token_ids)[i : i + len(ids)] == ids for i in range(20) for ids in"
+        " (llm.get_tokenizer().encode(word, False) for word in ('the', ' the', 'a', ' a')))",
+    ),
     sampled("allowed_token_ids=[10, 11], max_tokens=4", "set(out.token_ids) <= {10, 11}"),
     sampled("logit_bias={10: 100.0}, max_tokens=3", "list(out.token_ids) == [10, 10, 10]"),
     sampled(
@@ -162,7 +166,9 @@ outputs = llm.beam_search([{"prompt": "Once upon"}], params)
 sequences = outputs[0].sequences
 greedy = llm.generate("Once upon", SamplingParams(temperature=0, max_tokens=6, logprobs=0, ignore_eos=True))[0].outputs[0]
 """,
-        "len(sequences) == 3 and sequences[0].cumulative_logprob >= greedy.cumulative_logprob - 1e-3",
+        "len(sequences) == 3 and sequences[0].cumulative_logprob >= greedy.cumulative_logprob - 1e-3"
+        " and all(one.text.startswith('Once upon') and one.tokens[:2] == llm.get_tokenizer().encode('Once upon')[:2]"
+        " and len(one.tokens) > len(llm.get_tokenizer().encode('Once upon')) for one in sequences)",
     ),
     Snippet(
         "get_tokenizer",
@@ -295,6 +301,19 @@ async def main():
 parts = asyncio.run(main())
 """,
         "parts[-1].finished and sum(len(p.outputs[0].token_ids) for p in parts) == 6",
+    ),
+    Snippet(
+        "the chosen token is the first of its log probabilities",
+        LOAD
+        + """
+asked = SamplingParams(temperature=2.0, logprobs=2, prompt_logprobs=1, max_tokens=20, seed=3, ignore_eos=True)
+(done,) = llm.generate("Once upon", asked)
+out = done.outputs[0]
+""",
+        "[next(iter(one)) for one in out.logprobs] == list(out.token_ids)"
+        " and abs(sum(next(iter(one.values())).logprob for one in out.logprobs) - out.cumulative_logprob) < 1e-4"
+        " and [next(iter(one)) for one in done.prompt_logprobs[1:]] == done.prompt_token_ids[1:]"
+        " and any(len(one) == 3 for one in out.logprobs)",
     ),
     Snippet(
         "special tokens in the text",

@@ -6,7 +6,7 @@ import itertools
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ... import sampling_params as engine_params
@@ -223,8 +223,22 @@ class LLM(Pooling):
             output.prompt = one.text
         return found
 
-    def beam_search(self, prompts: Sequence[Prompt | Mapping[str, Any]], params: BeamSearchParams) -> list[Any]:
-        """The likeliest answers to each prompt, as `sequences` of each output."""
+    def beam_search(
+        self,
+        prompts: Sequence[Prompt | Mapping[str, Any]],
+        params: BeamSearchParams,
+        lora_request: LoRARequest | Sequence[LoRARequest] | None = None,
+        use_tqdm: bool = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """The likeliest answers to each prompt, as `sequences` of each output: after the prompt, as vLLM gives them.
+
+        Raises:
+            InvalidRequest: params of another kind, or an adapter.
+        """
+        check_params(params, BeamSearchParams)
+        if lora_request is not None:
+            raise InvalidRequest("beam_search takes no adapter: generate() does")
         out = []
         for prompt in prompts:
             found = beam_search(
@@ -235,7 +249,7 @@ class LLM(Pooling):
                 length_penalty=params.length_penalty,
                 ignore_eos=params.ignore_eos,
             )
-            out.append(BeamSearchOutput(found))
+            out.append(BeamSearchOutput(found, prompt_tokens(self._vocab, prompt)[0].tolist(), self._vocab))
         return out
 
     def get_tokenizer(self) -> Tokenizer:
@@ -293,20 +307,27 @@ class BeamSearchOutput:
     """The answers to one prompt, best first: each has text, tokens and cum_logprob."""
 
     beams: Sequence[Any]
+    prompt_token_ids: list[int]
+    vocab: Vocab = field(repr=False)
 
     @property
     def sequences(self) -> list[BeamSequence]:
         """As completions."""
         return [
             BeamSequence(
-                i, beam.text, beam.token_ids, beam.cumulative_logprob, None, "stop" if beam.finished else "length"
+                i,
+                self.vocab.detokenize([*self.prompt_token_ids, *beam.token_ids], special=True),
+                [*self.prompt_token_ids, *beam.token_ids],
+                beam.cumulative_logprob,
+                None,
+                "stop" if beam.finished else "length",
             )
             for i, beam in enumerate(self.beams)
         ]
 
 
 class BeamSequence(CompletionOutput):
-    """An answer of a beam search, under vLLM's names for it too."""
+    """An answer of a beam search after its prompt, under vLLM's names for it too."""
 
     @property
     def tokens(self) -> Sequence[int]:

@@ -153,11 +153,9 @@ def chunk_output(chunk: Chunk) -> CompletionOutput:
 
 
 def position(entry: TokenLogprob) -> Position:
-    """The likeliest tokens of a position and the chosen one, by token id."""
+    """The chosen token of a position, and then the likeliest ones, by token id."""
+    found = {entry.token: Logprob(entry.logprob, None, entry.bytes.decode("utf-8", "replace"))}
     tops = zip(entry.top, entry.top_bytes, strict=True)
-    found = {
-        token: Logprob(value, rank, piece.decode("utf-8", "replace"))
-        for rank, ((token, value), piece) in enumerate(tops, 1)
-    }
-    found.setdefault(entry.token, Logprob(entry.logprob, None, entry.bytes.decode("utf-8", "replace")))
+    for rank, ((token, value), piece) in enumerate(tops, 1):
+        found[token] = Logprob(value, rank, piece.decode("utf-8", "replace"))
     return found
