@@ -227,6 +227,8 @@ def _found(
     if folder is not None:
         there = {model.reference for model in found}
         found += [m for m in found_in(folder, settings=settings, defaults=defaults) if m.reference not in there]
+        if not found:
+            raise InvalidRequest(f"there is no model to be served in {folder}: no GGUF file, or none that can be read")
     return found
 
 

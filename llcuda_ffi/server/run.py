@@ -192,7 +192,11 @@ def _passed() -> list[socket.socket]:
 def _bind(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise InvalidRequest(f"a port is from 0 to 65535, not {port}")
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise OSError(f"--host {host!r:.100} is no address to listen at: {why}") from None
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -324,10 +324,12 @@ def test_queue_key_and_stop(smollm2: Path, tmp_path: Path) -> None:
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_loud_refusals(smollm2: Path, server: Server) -> None:
-    """A port in use, and a model that is not there, end the command with one line that says so."""
+def test_loud_refusals(smollm2: Path, server: Server, tmp_path: Path) -> None:
+    """A port in use, a model that is not there and the like end the command with one line that says so."""
     for arguments, words in (
         ((str(smollm2), "--port", str(server.port)), "cannot be bound"),
+        ((str(smollm2), "--host", ".."), "'..' is no address"),
+        (("--models-dir", str(tmp_path)), f"no model to be served in {tmp_path}"),
         (("no-such-model",), "no-such-model"),
     ):
         done = subprocess.run(
