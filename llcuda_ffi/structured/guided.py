@@ -86,6 +86,8 @@ class _Guide:
             message = matcher.get_error() if matcher.is_error() else ""
             if not message and not np.frombuffer(matcher.compute_bitmask(), np.uint8).any():
                 message = matcher.get_error() or "no token can begin it: it is unsatisfiable"
+            if not message and matcher.is_stopped() and not matcher.is_accepting():
+                message = "nothing fits it: it is unsatisfiable"
             if not message:
                 matcher.reset()
                 return matcher

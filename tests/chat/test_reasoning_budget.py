@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llcuda_ffi import Llama
+from llcuda_ffi import Llama, Model
+from llcuda_ffi.engine.sampling.reasoning_budget import ReasoningBudget
 from llcuda_ffi.errors import InvalidRequest
 
 from ..support.tiny_model import make_tiny_llama
@@ -87,3 +89,23 @@ def test_several_streams(tiny: Llama) -> None:
     for chunk in tiny.chat_stream(MESSAGES, **settings):
         texts[chunk.index] += chunk.content
     assert texts == [choice.message.content for choice in tiny.chat(MESSAGES, **settings).choices]
+
+
+def test_a_character_is_finished_first(tiny_llama: Path) -> None:
+    """Where the limit falls into a character of several tokens its rest comes first: a grammar takes nothing else."""
+    with Model.load(tiny_llama) as model:
+        vocab = model.vocab
+        forced = tuple(vocab.tokenize("</think>", add_special=False, parse_special=False).tolist())
+        letters = vocab.tokenize("\U0001f999", add_special=False, parse_special=False).tolist()
+        assert len(letters) == 4
+        step = ReasoningBudget(2, b"<think>", b"</think>", True, forced).step(vocab)
+        written: list[int] = []
+        for token in [*letters, *forced]:
+            logits = np.zeros(vocab.n_tokens, np.float32)
+            step(written, logits)
+            assert (logits.max(), logits.min() < 0) == (0, len(written) >= 4)
+            assert logits[token] == 0
+            written.append(token)
+        logits = np.zeros(vocab.n_tokens, np.float32)
+        step(written, logits)
+        assert not logits.any()

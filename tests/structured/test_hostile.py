@@ -60,6 +60,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("required is a number", {"json_schema": {"type": "object", "required": 5}}, "required"),
     ("lone surrogate", {"choices": ["\ud800", "b"]}, "cannot be had"),
     ("back reference", {"regex": r"(a)\1"}, "backreferences"),
+    ("a regex that nothing matches", {"regex": r"a[^\s\S]"}, "unsatisfiable"),
     ("brackets", {"regex": "(" * 20_000 + ")" * 20_000}, "cannot be had"),
     ("a terminal that doubles", {"lark": DOUBLES}, "too big"),
     ("a long regex", {"regex": "(a|b)*" * 10_000}, "too big"),

@@ -22,6 +22,7 @@ Logits = npt.NDArray[np.float32]
 LogitStep = Callable[[Sequence[int], Logits], None]
 
 _NEVER = np.float32("-inf")
+_LOWEST = -float(np.finfo(np.float32).max)
 
 
 def logit_steps(params: SamplingParams, vocab: Vocab, prompt: Tokens) -> list[LogitStep]:
@@ -50,7 +51,7 @@ def logit_steps(params: SamplingParams, vocab: Vocab, prompt: Tokens) -> list[Lo
 
 def banned_tokens(params: SamplingParams) -> frozenset[int]:
     """The tokens that logit_bias bans."""
-    return frozenset(token for token, bias in params.logit_bias.items() if bias == _NEVER)
+    return frozenset(token for token, bias in params.logit_bias.items() if bias < _LOWEST)
 
 
 class UserSteps:

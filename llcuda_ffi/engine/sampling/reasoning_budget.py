@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import utf_8_decode
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,14 +51,20 @@ class _Watch:
             if not self._over:
                 self._take(token)
         self._read = len(generated)
-        if self._over or self._left is None or self._left > 0:
+        if self._over or self._left is None or self._left > 0 or self._in_character:
             return
         logits[:] = -np.inf
         logits[self._budget.forced[self._forced]] = 0
 
+    @property
+    def _in_character(self) -> bool:
+        """Whether the end is due and waits for the rest of a character, which a grammar wants whole."""
+        return not self._forced and utf_8_decode(self._tail, "replace", False)[1] < len(self._tail)
+
     def _take(self, token: int) -> None:
         """One more token of the answer."""
         budget = self._budget
+        waited = self._in_character
         self._tail += self._vocab.piece(token, special=True)
         if self._left is None:
             text = self._tail.lstrip()
@@ -68,8 +75,8 @@ class _Watch:
             return
         self._over = budget.end in self._tail
         self._tail = self._tail[-len(budget.end) :]
-        if self._left:
-            self._left -= 1
+        if self._left or waited:
+            self._left = max(0, self._left - 1)
             return
         self._forced += 1
         self._over = self._over or self._forced == len(budget.forced)
