@@ -64,6 +64,27 @@ def test_sent(llm: Llama) -> None:
     assert second == next(llm.generate([5, 6, first, 7, 8], temp=0.0))
 
 
+def test_changed_between(llm: Llama) -> None:
+    """What is evaluated, or taken back, between two tokens counts for the next."""
+    tokens = llm.generate([5, 6], temp=0.0)
+    first = next(tokens)
+    llm.n_tokens = 1
+    second = next(tokens)
+    assert (llm.eval_tokens, second) == ([5, first], next(llm.generate([5, first], temp=0.0)))
+
+
+@pytest.mark.parametrize("mode", [1, 2])
+def test_mirostat(llm: Llama, mode: int) -> None:
+    """Its surprise is kept from token to token: the tokens are those of a completion with the same seed."""
+    asked = {"mirostat_mode": mode, "mirostat_tau": 2.0}
+    llm.set_seed(7)
+    made = list(islice(llm.generate([5, 6], temp=1.5, **asked), 12))
+    llm.set_seed(7)
+    done = llm([5, 6], temperature=1.5, max_tokens=12, **asked)
+    n = done["usage"]["completion_tokens"]
+    assert llm.detokenize(made[:n]).decode("utf-8", "replace") == done["choices"][0]["text"]
+
+
 def test_same_as_eval_and_sample(llm: Llama) -> None:
     """generate, and eval with sample, choose the same tokens; no tokens are nothing to compute."""
     made = list(islice(llm.generate([5, 6], temp=0.0), 4))

@@ -116,12 +116,13 @@ class TokenByToken:
         if settings.pop("reset", True):
             self.reset()
         settings.pop("penalize_nl", None)
-        params = self._params({**settings, "max_tokens": None}, "generate")
+        grammar = settings.get("grammar")
+        remembers = grammar is not None or settings.get("mirostat_mode")
+        params: Any = self._params({**settings, "max_tokens": None}, "generate") if remembers else None
         self.eval_tokens += map(int, tokens)
         unknown = np.zeros(self.llm.vocab.n_tokens, np.float32)
         while len(self.eval_tokens) < self.llm.n_ctx:
-            # one request, so that a grammar and mirostat know the tokens before; another where tokens were sent
-            for token in self._follow(params):
+            for token in self._follow(params) if remembers else self._samples(settings):
                 if stopping_criteria is not None and stopping_criteria(self.input_ids, unknown):
                     return
                 sent = yield token
@@ -130,14 +131,19 @@ class TokenByToken:
                     self.eval_tokens += sent
                     break
             else:
-                if settings.get("grammar") is not None:  # it is complete: only the end may follow
+                if grammar is not None:  # it is complete: only the end may follow
                     end = [self.eval_tokens[-1]]
                     params = params.replace(grammar=None, json_schema=None, allowed_token_ids=end)
 
     def _follow(self, params: Any) -> Iterator[int]:
-        """The tokens that one request brings after those so far."""
+        """The tokens that one request brings after those so far: a grammar and mirostat know what came before."""
         for chunk in self.llm.stream(list(self.eval_tokens), params):
             yield from chunk.token_ids
+
+    def _samples(self, settings: Any) -> Iterator[int]:
+        """The tokens that `sample` chooses, each a request of its own: what is done between two of them is heard."""
+        while len(self.eval_tokens) < self.llm.n_ctx:
+            yield self.sample(**settings)
 
     @staticmethod
     def logits_to_logprobs(logits: npt.ArrayLike, axis: int = -1) -> npt.NDArray[np.float32]:
