@@ -20,7 +20,8 @@ class SamplingParams(_Checked):
     Attributes:
         max_tokens: most tokens to generate; None or -1 means until the model ends or the context is full,
             0 computes the prompt alone.
-        min_tokens: the model's end, `stop` and `stop_token_ids` do not end the answer before so many tokens.
+        min_tokens: the model's end, `stop` and `stop_token_ids` do not end the answer before so many tokens; a
+            structured output ends where nothing more can come.
         temperature: 0 is greedy: always the likeliest token.
         logit_bias: token id → value added to its logit; float("-inf") bans it.
         allowed_token_ids: the only tokens that may be generated.
@@ -41,7 +42,8 @@ class SamplingParams(_Checked):
         dynatemp_range, dynatemp_exponent: temperature that follows the entropy; range 0 is off.
         mirostat: 1 or 2 uses Mirostat with mirostat_tau and mirostat_eta in place of the samplers above.
         adaptive_p_target, adaptive_p_decay: adaptive-p in place of the last draw; a negative target is off.
-        seed: the same seed, prompt and settings give the same text; None draws one (Completion.seed tells it).
+        seed: the same seed, prompt and settings give the same text, beside other requests up to a batch's rounding;
+            None draws one (Completion.seed tells it).
         stop: a text, or texts, that end the completion; they are not part of it.
         stop_token_ids: tokens that end the completion; what they write is not part of it.
         include_stop_str_in_output: keep the stop in the text.

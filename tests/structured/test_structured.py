@@ -106,6 +106,14 @@ def test_other_grammars(llm: Llama) -> None:
         assert llm.generate("x", grammar='root ::= "yes" | "no"', seed=seed).text in ("yes", "no")
 
 
+def test_min_tokens_of_a_complete_structure(llm: Llama) -> None:
+    """What is complete before min_tokens ends; what can go on does."""
+    for structure in ({"choices": ["ab"]}, {"grammar": 'root ::= "ab"'}, {"json_schema": {"type": "boolean"}}):
+        done = llm.generate("x", min_tokens=20, max_tokens=30, temperature=1.0, **structure)
+        assert (done.text in ("ab", "true", "false"), done.finish_reason) == (True, "eog")
+    assert len(llm.generate("x", regex="a*", min_tokens=20, max_tokens=30).token_ids) >= 20
+
+
 def test_runs_without_choice_are_one_step(llm: Llama) -> None:
     """Where the grammar leaves one choice the tokens are not sampled one by one: fewer batches than tokens."""
     text = "The quick brown fox jumps over the lazy dog, again and again and again."

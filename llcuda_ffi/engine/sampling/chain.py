@@ -201,6 +201,8 @@ class RowSampler:
         if self.constraint is not None:
             self.constraint.mask(logits)
         if (self.constraint is not None or self.steps) and not np.isfinite(logits.max()):
+            if self.steps and (end := self._end()) >= 0:
+                return end
             raise self._nothing("the grammar leaves" if not self.steps else "bans, logits processors and grammar leave")
         token = -1
         if self.reach:
@@ -211,6 +213,16 @@ class RowSampler:
         if token in self.banned or logits[token] == -np.inf:  # libllama takes one where none is left
             raise self._nothing("bans, penalties and grammar leave")
         return token
+
+    def _end(self) -> int:
+        """The token that ends the output, where the constraint lets nothing else come (min_tokens or not); else -1."""
+        if self.constraint is None:
+            return -1
+        vocab = self.chain.model.vocab
+        row = np.zeros(vocab.n_tokens, np.float32)
+        self.constraint.mask(row)
+        left = np.flatnonzero(row == 0).tolist()
+        return left[-1] if left and all(map(vocab.is_eog, left)) else -1
 
     def _nothing(self, what: str) -> InvalidRequest:
         return InvalidRequest(f"{what} no token to choose: it cannot go on from here")
