@@ -8,7 +8,6 @@ trained with (intel, open-orca, openchat, saiga, snoozy), the layout is the mode
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...chat.template.builtin import TEMPLATES
@@ -29,15 +28,6 @@ class ChatFormat:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     add_generation_prompt: bool = True
-
-
-def literal_format(prompt: str, *, bos: bool, stop: Sequence[str] = ()) -> ChatFormat:
-    """The format whose prompt is this text, whatever the messages; control tokens in it are read as such.
-
-    Args:
-        bos: put the model's BOS before it.
-    """
-    return ChatFormat(f"{'{{ bos_token }}' * bos}{{{{ {_literal(prompt)} }}}}", tuple(stop))
 
 
 def chat_format(name: str) -> ChatFormat:

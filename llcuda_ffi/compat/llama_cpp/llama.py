@@ -22,8 +22,8 @@ from ...errors import InvalidRequest, MissingExtra, UnsupportedModel
 from ...gguf import GGUFReader
 from ...hub.references import resolve
 from ...keywords import check_keywords, names_methods
-from . import results
-from .chat_formats import ChatFormat, chat_format, literal_format
+from . import results, written
+from .chat_formats import ChatFormat, chat_format
 from .embeddings import Embeddings
 from .llama_chat_format import REGISTERED, FormatterHandler, Jinja2ChatFormatter, Llava15ChatHandler
 from .llama_grammar import LlamaGrammar
@@ -242,13 +242,11 @@ class Llama(Tokens, TokenByToken, Embeddings):
         """
         settings = named(more, CHAT_ORDER, settings, "create_chat_completion")
         asked = {"functions": functions, "function_call": function_call, "tools": tools, "tool_choice": tool_choice}
-        handler, format = self._handler, self._format
+        handler, format, made = self._handler, self._format, None
         if isinstance(handler, FormatterHandler):
             made = handler.formatter(messages=messages, **asked)
-            stop = [made.stop] if isinstance(made.stop, str) else made.stop or []
-            format = literal_format(made.prompt, bos=not made.added_special and self.model.vocab.add_bos, stop=stop)
+            format = ChatFormat("", tuple([made.stop] if isinstance(made.stop, str) else made.stop or ()))
             settings.setdefault("stopping_criteria", made.stopping_criteria)
-            messages = [{"role": "user", "content": "the format has written it"}]
         elif handler is not None and not isinstance(handler, (Jinja2ChatFormatter, Llava15ChatHandler)):
             return handler(llama=self, messages=messages, **asked, **settings)
         settings = {"temperature": 0.2, "max_tokens": None, **settings}
@@ -274,7 +272,14 @@ class Llama(Tokens, TokenByToken, Embeddings):
             "chat_template_kwargs": chat_template_kwargs,
             "add_generation_prompt": add_generation_prompt,
         }
-        model, messages = settings.get("model") or self.model_path, with_tool_calls(messages)
+        model = settings.get("model") or self.model_path
+        if made is not None:
+            tokens = self.tokenize(made.prompt.encode(), not made.added_special, True)
+            request = written.prepared(self.llm, made.prompt, tokens, params, options)
+            if stream:
+                return results.chat_dicts(written.stream(self.llm, request), model, bool(functions))
+            return results.chat_dict(written.answer(self.llm, request), model, bool(functions))
+        messages = with_tool_calls(messages)
         if stream:
             chunks = self.llm.chat_stream(messages, params, **options)
             return results.chat_dicts(chunks, model, bool(functions))
