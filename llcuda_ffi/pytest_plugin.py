@@ -154,7 +154,7 @@ def parse_size(size: str | int) -> int:
     """Bytes of "8GiB", "512 MiB", "16GB" or a number."""
     if isinstance(size, int):
         return size
-    match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]i?B)?\s*", size)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B)?\s*", size)
     if match is None:
         raise pytest.UsageError(f"a size is written like '8GiB', not {size!r}")
     return int(float(match[1]) * _UNITS[match[2] or ""])
@@ -162,11 +162,12 @@ def parse_size(size: str | int) -> int:
 
 def parse_sm(sm: str | float | int) -> int:
     """75 of "7.5", 7.5, "sm_75" or 75."""
-    text = str(sm).removeprefix("sm_")
-    if "." in text:
-        major, _, minor = text.partition(".")
-        return int(major) * 10 + int(minor)
-    return int(text) * (10 if int(text) < 20 else 1)
+    match = re.fullmatch(r"(?:sm_)?(\d+)(?:\.(\d))?", str(sm))
+    if match is None:
+        raise pytest.UsageError(f"a compute capability is written like '7.5' or 'sm_75', not {sm!r}")
+    if match[2]:
+        return int(match[1]) * 10 + int(match[2])
+    return int(match[1]) * (10 if int(match[1]) < 20 else 1)
 
 
 def _device(config: pytest.Config) -> str:
@@ -242,6 +243,7 @@ def _lacks_gpu(
     count: int = 1,
     native: bool = False,
 ) -> str | None:
+    lowest, least = parse_sm(min_sm or 0), parse_size(min_vram or 0)  # what is misspelt is an error without a GPU too
     if _device(config) == "cpu":
         return "needs a GPU, and --llcuda-device=cpu"
     report = _report(config)
@@ -249,8 +251,8 @@ def _lacks_gpu(
         return f"needs a GPU: {report.reason}"
     gpus = list(report.gpus)
     for wanted, label, fitting in (
-        (min_sm, "compute capability", [gpu for gpu in gpus if gpu.arch >= parse_sm(min_sm or 0)]),
-        (min_vram, "memory", [gpu for gpu in gpus if gpu.memory_total >= parse_size(min_vram or 0)]),
+        (min_sm, "compute capability", [gpu for gpu in gpus if gpu.arch >= lowest]),
+        (min_vram, "memory", [gpu for gpu in gpus if gpu.memory_total >= least]),
     ):
         if wanted is not None:
             still = [gpu for gpu in gpus if gpu in fitting]

@@ -169,9 +169,21 @@ def test_a_build_by_its_name(
 
 def test_a_wrong_marker_is_an_error(run) -> None:
     """An argument that the marker does not take is no silent skip."""
-    result = run("import pytest\n@pytest.mark.gpu(sm=75)\ndef test_x(): pass")
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*gpu(min_sm=None*"])
+    result = run(
+        """
+        import pytest
+        @pytest.mark.gpu(sm=75)
+        def test_name(): pass
+        @pytest.mark.gpu(min_vram="8 XB")
+        def test_size(): pass
+        @pytest.mark.gpu(min_sm="T4")
+        def test_capability(): pass
+        """
+    )
+    result.assert_outcomes(errors=3)
+    result.stdout.fnmatch_lines_random(
+        ["*gpu(min_sm=None*", "*like '8GiB', not '8 XB'*", "*like '7.5' or 'sm_75', not 'T4'*"]
+    )
 
 
 @pytest.mark.usefixtures("smollm2")
