@@ -123,6 +123,8 @@ def json_calls(r: Reader, o: Output) -> Reading[bool]:
         yield from r.space()
         first = yield from r.char()
         if first == "[":
+            if some and (yield from r.comes(("[TOOL_CALLS]",))):  # Mistral's mark of more calls
+                return some
             yield from r.literal("[")
             yield from r.space()
             if (yield from r.literal("]")):
@@ -188,8 +190,10 @@ class Bare(Marks):
             yield from r.space()
             if fenced:
                 yield from r.literal("```")
-        while (yield from r.until(self.markers, o.content)):
+        if self.marker:
             yield from Marked(self.marker)(r, o)
+        else:
+            yield from r.until((), o.content)
 
 
 @dataclass(frozen=True)
