@@ -55,10 +55,10 @@ def test_switch(no_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 FOREIGN_HOME = """
 import os, sys, tempfile
-import platformdirs
+import huggingface_hub.constants, platformdirs
 from llcuda_ffi.fetch.cache import cache_root
 from llcuda_ffi.hub import cached
-cached("smollm2-135m")  # Python's own files may be where the other user cannot read them
+cached("smollm2-135m")  # the environment's files may be where the other user cannot read them: imported before
 place = sys.argv[1]
 os.environ["HOME"] = place + "/home"
 tempfile.tempdir = place

@@ -222,9 +222,12 @@ def test_another_one_goes_on(cluster: Cluster, case: str) -> None:
 
 
 def test_an_engine_that_dies_is_no_answer(cluster: Cluster, tmp_path: Path) -> None:
-    """A replica whose engine's process dies sends no error to the client: the next one goes on where it was."""
+    """A replica whose engine's process dies sends no error to the client: the next one goes on where it was.
+
+    Greedy: of hundreds of draws one falls where the last digits of what another batch computes decide.
+    """
     path, fields = CASES["messages"]
-    asked = asking(path, {**fields, "max_tokens": 400, "ignore_eos": True})
+    asked = asking(path, {**fields, "max_tokens": 400, "ignore_eos": True, "temperature": 0})
     (_, *pieces), _ = cluster.answer(asked, 0)
     begun, notes = cluster.killed(asked)
     assert 0 < len(notes) < len(pieces)

@@ -48,6 +48,8 @@ def expected(prompt: Sequence[int], limit: int) -> list[int]:
 class FakeVocab:
     """300 tokens; each writes a letter, token 0 ends."""
 
+    n_tokens, eog_tokens = N_VOCAB, (EOG,)
+
     def __init__(self) -> None:
         self._pieces: dict[int, bytes] = {}
         self._eog = {token: token == EOG for token in range(N_VOCAB)}
