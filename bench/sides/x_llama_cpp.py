@@ -26,13 +26,15 @@ class XLlamaCpp(Side):
     def version(self) -> str:
         return f"xllamacpp {getattr(self._package, '__version__', '')}".strip()
 
+    @staticmethod
+    def _body(text: str, n: int, **more: Any) -> dict[str, Any]:
+        return {
+            "prompt": text, "max_tokens": n, "temperature": TEMPERATURE, "top_k": TOP_K, "top_p": TOP_P, "min_p": 0.0,
+            "ignore_eos": True, "cache_prompt": False, **more,
+        }  # fmt: skip
+
     def _ask(self, text: str, n: int, **more: Any) -> dict[str, Any]:
-        found: dict[str, Any] = self._server.handle_completions(
-            {
-                "prompt": text, "max_tokens": n, "temperature": TEMPERATURE, "top_k": TOP_K, "top_p": TOP_P,
-                "min_p": 0.0, "ignore_eos": True, "cache_prompt": False, **more,
-            }
-        )  # fmt: skip
+        found: dict[str, Any] = self._server.handle_completions(self._body(text, n, **more))
         if "error" in found:
             raise RuntimeError(str(found["error"]))
         return found
@@ -54,11 +56,7 @@ class XLlamaCpp(Side):
         return int(self._ask(text, n, json_schema=schema, ignore_eos=False)["usage"]["completion_tokens"])
 
     def stream(self, text: str, n: int, came: Callable[[], object]) -> None:
-        body = {
-            "prompt": text, "max_tokens": n, "temperature": TEMPERATURE, "top_k": TOP_K, "top_p": TOP_P,
-            "min_p": 0.0, "ignore_eos": True, "cache_prompt": False, "stream": True,
-        }  # fmt: skip
-        self._server.handle_completions(body, lambda _: came() and False)
+        self._server.handle_completions(self._body(text, n, stream=True), lambda _: came() and False)
 
 
 if __name__ == "__main__":

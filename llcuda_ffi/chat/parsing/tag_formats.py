@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+from ...structured.schemas import type_names
 from .deltas import Output
 from .reader import Marks, Reader, Reading
 
@@ -297,14 +298,7 @@ def _kinds(schema: Any) -> set[str]:
     """The types that a schema takes, integers as numbers; none where it does not say."""
     if not isinstance(schema, Mapping):
         return set()
-    kind, values = schema.get("type"), schema.get("enum")
-    kinds = (
-        {kind}
-        if isinstance(kind, str)
-        else {k for k in kind if isinstance(k, str)}
-        if isinstance(kind, list)
-        else set()
-    )
+    kinds, values = type_names(schema.get("type")), schema.get("enum")
     if not kinds and isinstance(values, list):
         kinds = {_KINDS.get(type(value), "") for value in values}
     for key in ("anyOf", "oneOf"):
